@@ -1,0 +1,80 @@
+"""Configuration of EmoDeBERTa. Shipped inside every saved model, so it depends on `transformers` only."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import DebertaV2Config
+from transformers.activations import ACT2FN
+
+# Written into every config.json, so that each auto class finds the code that lies beside the weights.
+# (`register_for_auto_class` remembers one auto class per class, and only that of the model being saved.)
+AUTO_MAP = {
+    "AutoConfig": "configuration_emodeberta.EmoDebertaConfig",
+    "AutoModel": "modeling_emodeberta.EmoDebertaModel",
+    "AutoModelForSequenceClassification": "modeling_emodeberta.EmoDebertaForSequenceClassification",
+}
+
+
+@strict
+class EmoDebertaConfig(DebertaV2Config):
+    """A DeBERTa-v2/v3 configuration with the pooling and the classification head of LingJing (WASSA 2022).
+
+    Every `DebertaV2Config` field is kept, the ones that published checkpoints carry as plain attributes
+    included (`position_buckets`, `share_att_key`, `norm_rel_ebd`, `conv_kernel_size`, ...).
+
+    Args:
+        pooling: `mean` averages the last hidden states over the unmasked tokens (paper, section 2.2);
+            `cls` takes the first token.
+        classifier_hidden_size: Width of the layer between pooled state and labels; `None` leaves it out.
+            The paper sets 1024 for "all uninitialized layers" (section 3.2).
+        classifier_dropout: Dropout probability before each linear layer of the head.
+        classifier_activation: Activation between the two layers; the paper does not name one.
+        class_weights: One non-negative weight per label, applied in the loss. `None` weighs all alike.
+        label_smoothing: Share of each target that is spread evenly over the labels, in [0, 1).
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: for a value of another type or outside these ranges, or
+            `problem_type="regression"`; its `__cause__` says what is wrong in one line.
+    """
+
+    model_type = "emodeberta"
+
+    pooling: Literal["mean", "cls"] = "mean"
+    classifier_hidden_size: int | None = 1024
+    classifier_dropout: float | int = 0.1
+    classifier_activation: str = "gelu"
+    class_weights: list[float] | None = None
+    label_smoothing: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(AUTO_MAP)
+
+    def validate_head(self):
+        """Checked by `@strict` after every construction."""
+        if self.problem_type == "regression":
+            raise ValueError(
+                "EmoDeBERTa classifies: problem_type is single_label_classification or multi_label_classification"
+            )
+        if self.classifier_hidden_size is not None and self.classifier_hidden_size < 1:
+            raise ValueError(
+                f"classifier_hidden_size is {self.classifier_hidden_size}; give a positive width, or None for a "
+                "single linear layer"
+            )
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout is {self.classifier_dropout}; it must lie in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
+        if self.classifier_activation not in ACT2FN:
+            raise ValueError(
+                f"classifier_activation {self.classifier_activation!r} is unknown; transformers has "
+                f"{', '.join(sorted(ACT2FN))}"
+            )
+        if self.class_weights is not None:
+            if len(self.class_weights) != self.num_labels:
+                raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} labels")
+            if min(self.class_weights) < 0 or max(self.class_weights) == 0:
+                raise ValueError("class_weights must be non-negative, and not all zero")
+
+
+EmoDebertaConfig.register_for_auto_class()

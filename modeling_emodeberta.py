@@ -1,0 +1,236 @@
+"""EmoDeBERTa: a DeBERTa-v2/v3 encoder, masked mean pooling and a classification head.
+
+The system of LingJing, winner of WASSA 2022's emotion-classification track (paper, sections 2.2 and 3.2). The
+encoder is `transformers`' own, subclassed, so every published DeBERTa-v2/v3 checkpoint keeps its parameter names.
+Shipped inside every saved model; loads with `trust_remote_code=True` where the project is not installed.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model, DebertaV2PreTrainedModel
+
+try:
+    from .configuration_emodeberta import EmoDebertaConfig
+except ImportError:
+    from configuration_emodeberta import EmoDebertaConfig
+
+
+def masked_mean(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Mean of the token states that the mask keeps (paper, section 2.2), summed in float32.
+
+    Args:
+        hidden_states: `(batch, length, hidden)`.
+        attention_mask: `(batch, length)`, 1 for a token and 0 for padding. A row without any token gives zeros.
+
+    Returns:
+        `(batch, hidden)`, in the dtype of `hidden_states`.
+    """
+    mask = attention_mask.to(torch.float32)
+    total = (hidden_states.float() * mask.unsqueeze(-1)).sum(dim=1)
+    return (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: EmoDebertaConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy in float32 for a class, several classes or a distribution per row.
+
+    Args:
+        logits: `(batch, labels)`.
+        labels: integers `(batch,)`, one class a row, -100 for a row to leave out; or floats `(batch, labels)`:
+            with `config.problem_type == "multi_label_classification"` 0/1 for each label (binary cross-entropy),
+            else a probability distribution (soft labels).
+        config: Gives `problem_type`, `class_weights` and `label_smoothing`.
+        num_items_in_batch: What `Trainer` counted over all accumulation steps and devices: the label entries
+            other than -100. The sum of the losses is divided by it, so that 4 batches of 4 give the gradient of
+            one batch of 16. `None` divides by this batch's own count. Class weights do not enter the divisor,
+            for the same reason.
+
+    Returns:
+        The scalar loss.
+
+    Raises:
+        ValueError: if the labels' shape or dtype does not fit `problem_type`.
+    """
+    logits = logits.float()
+    batch, num_labels = logits.shape
+    weight = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+    multi_label = config.problem_type == "multi_label_classification"
+
+    if not labels.is_floating_point():
+        if multi_label or labels.dim() != 1:
+            raise ValueError(
+                f"integer labels of shape {tuple(labels.shape)} name one class a row, shape ({batch},); for several "
+                f"classes or a distribution pass floats of shape ({batch}, {num_labels})"
+            )
+        total = F.cross_entropy(
+            logits, labels, weight, ignore_index=-100, reduction="sum", label_smoothing=config.label_smoothing
+        )
+        items = (labels != -100).sum()
+    else:
+        if labels.shape != logits.shape:
+            raise ValueError(f"float labels have shape {tuple(labels.shape)}; the logits have {tuple(logits.shape)}")
+        if config.problem_type is None:
+            raise ValueError(
+                "float labels need config.problem_type: multi_label_classification for several classes a row, "
+                "single_label_classification for a distribution"
+            )
+        labels = labels.float()
+        if multi_label:
+            targets = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
+            total = F.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
+        else:
+            # `Trainer` counts every entry of the (batch, labels) matrix, `num_labels` a row.
+            rows = F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=config.label_smoothing)
+            total = rows * num_labels
+        items = labels.numel()
+
+    if num_items_in_batch is not None:
+        items = num_items_in_batch
+    return total / torch.as_tensor(items, device=total.device).clamp(min=1)
+
+
+class EmoDebertaModel(DebertaV2Model):
+    """The encoder, with `pooler_output` `(batch, hidden)`: masked mean or first token, by `config.pooling`."""
+
+    config_class = EmoDebertaConfig
+    config: EmoDebertaConfig
+    _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode a batch.
+
+        Args:
+            input_ids: `(batch, length)` token ids, or `inputs_embeds` `(batch, length, embedding)` in their place.
+            attention_mask: `(batch, length)`, 1 for a token and 0 for padding; all ones when not given.
+
+        Returns:
+            `last_hidden_state` `(batch, length, hidden)`, `pooler_output` `(batch, hidden)` and, on request,
+            `hidden_states` and `attentions`, one tensor a layer; as a tuple with `return_dict=False`.
+        """
+        return_dict = return_dict if return_dict is not None else self.config.return_dict
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if self.config.pooling == "cls":
+            pooled = hidden[:, 0]
+        elif attention_mask is None:
+            pooled = masked_mean(hidden, hidden.new_ones(hidden.shape[:2]))
+        else:
+            pooled = masked_mean(hidden, attention_mask)
+        outputs = BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=pooled,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return outputs if return_dict else outputs.to_tuple()
+
+
+class EmoDebertaClassificationHead(nn.Module):
+    """Dropout, a layer of `config.classifier_hidden_size` with its activation, dropout, one logit per label."""
+
+    def __init__(self, config: EmoDebertaConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        width = config.hidden_size
+        self.dense = None
+        if config.classifier_hidden_size is not None:
+            self.dense = nn.Linear(width, config.classifier_hidden_size)
+            self.activation = ACT2FN[config.classifier_activation]
+            width = config.classifier_hidden_size
+        self.out_proj = nn.Linear(width, config.num_labels)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(batch, hidden)` to `(batch, labels)`."""
+        pooled = self.dropout(pooled)
+        if self.dense is not None:
+            pooled = self.dropout(self.activation(self.dense(pooled)))
+        return self.out_proj(pooled)
+
+
+class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
+    """`EmoDebertaModel` and the classification head; logits and loss in float32."""
+
+    config_class = EmoDebertaConfig
+    config: EmoDebertaConfig
+
+    def __init__(self, config: EmoDebertaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.deberta = EmoDebertaModel(config)
+        self.classifier = EmoDebertaClassificationHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> tuple | SequenceClassifierOutput:
+        """Classify a batch; the arguments of [`EmoDebertaModel`], and those of [`classification_loss`].
+
+        Returns:
+            `loss` (if there are labels), `logits` `(batch, labels)` in float32 and, on request, `hidden_states` and
+            `attentions`; as a tuple with `return_dict=False`.
+        """
+        return_dict = return_dict if return_dict is not None else self.config.return_dict
+        encoded = self.deberta(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(encoded.pooler_output).float()
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config, num_items_in_batch)
+        outputs = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+        return outputs if return_dict else outputs.to_tuple()
+
+
+EmoDebertaModel.register_for_auto_class("AutoModel")
+EmoDebertaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = ["EmoDebertaForSequenceClassification", "EmoDebertaModel"]

@@ -1,0 +1,158 @@
+"""Small checkpoints and a tokenizer, made here; real corpora where EMODEBERTA_DATA names a folder."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parents[1]
+ESSAYS = ROOT / "examples" / "essays.tsv"
+
+# The options of DeBERTa-v3, and of v2-xxlarge with its convolution, at a width that a test can train.
+TINY = {
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 512,
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "position_buckets": 256,
+    "type_vocab_size": 0,
+}
+XXLARGE_STYLE = TINY | {"conv_kernel_size": 3, "conv_act": "gelu"}
+
+
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("EMODEBERTA_DATA"):
+        skip = pytest.mark.skip(reason="EMODEBERTA_DATA names no folder with the real corpora")
+        for item in items:
+            if "realdata" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> str:
+    return os.environ["EMODEBERTA_DATA"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-piece tokenizer of 600 entries, trained on the project's own essays."""
+    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
+    inner.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=600, special_tokens=special))
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+    )
+
+
+@pytest.fixture(scope="session")
+def v3_folder(tmp_path_factory, tokenizer) -> Path:
+    """A checkpoint made by the library's own `DebertaV2Model`, DeBERTa-v3 style, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("deberta-v3-tiny")
+    torch.manual_seed(0)
+    DebertaV2Model(DebertaV2Config(**TINY)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory, tokenizer) -> Path:
+    """A checkpoint made by the library's own `BertModel`."""
+    folder = tmp_path_factory.mktemp("bert-tiny")
+    torch.manual_seed(0)
+    shape = {key: TINY[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    BertModel(BertConfig(**shape, intermediate_size=64)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def batch(tokenizer) -> dict[str, torch.Tensor]:
+    """Three texts of different lengths, padded."""
+    texts = ["The river took the road.", "Nobody told us", "They knew, and they signed it all the same, twice over."]
+    return dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False))
+
+
+@pytest.fixture
+def run_classify(tmp_path):
+    """Start run_classify.py as its own process, as a user would."""
+
+    def run(*arguments, launcher=(sys.executable,), check=True, env=None, popen=False):
+        command = [*launcher, str(ROOT / "run_classify.py"), *map(str, arguments)]
+        options = {
+            "cwd": tmp_path,
+            "env": os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "stdin": subprocess.DEVNULL,
+            "text": True,
+        }
+        if popen:
+            return subprocess.Popen(command, **options)
+        done = subprocess.run(command, timeout=600, **options)
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    return run
+
+
+BLOCK_PROJECT = """
+import sys
+
+class Blocker:
+    names = {"baselines", "configuration_emodeberta", "modeling_emodeberta", "run_classify", "trainer_ext"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ImportError(f"{name} is blocked in this process")
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture
+def python_without_project(tmp_path):
+    """Run code in a new process, elsewhere, that cannot import the project."""
+
+    def run(code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", BLOCK_PROJECT + code],
+            cwd=tmp_path,
+            env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
