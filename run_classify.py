@@ -1,0 +1,445 @@
+"""Fine-tune an EmoDeBERTa on texts with emotions, evaluate it, predict, and leave a Hub-ready folder.
+
+One stage, one Trainer. Examples:
+
+    python run_classify.py recipes/quickstart.yaml
+    python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data --seed 2
+    python run_classify.py --model_name_or_path microsoft/deberta-v3-base --train_file train.csv \\
+        --validation_file dev.csv --text_column_name text --label_column_name emotion --output_dir outputs/mine
+    accelerate launch run_classify.py recipes/wassa2022.yaml --child_tuning F --child_tuning_p 0.3
+
+The output folder holds the model, its code, tokenizer and card, all_results.json, predictions.tsv (probabilities)
+and two plots. A run that was killed goes on from its last checkpoint when it is started again in the same way.
+"""
+
+import csv
+import logging
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from baselines.tfidf import fit_tfidf
+from trainer_ext import hub, run_folder
+from trainer_ext.arguments import DataArguments, ModelArguments, RecipeParser, RunArguments
+from trainer_ext.child_tuning import ChildTuningArguments, ChildTuningTrainer
+from trainer_ext.corpora import SPLITS, Corpus, check_trainable, load_corpus, split_off_validation
+from trainer_ext.errors import InputError
+from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, bootstrap_macro_f1, confusion_counts
+from trainer_ext.model_card import write_model_card
+from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
+from trainer_ext.warm_start import resolve_checkpoint, warm_start
+
+logger = logging.getLogger("run_classify")
+
+PREFIX = {"validation": "eval", "test": "test"}
+# Settings that do not change what is learnt; a run may go on with others.
+NOT_SETTINGS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
+    "log_level", "log_level_replica", "report_to", "run_name", "project", "local_rank", "tfidf_baseline",
+}  # fmt: skip
+
+
+def main() -> None:
+    # ---- Flags and recipe -----------------------------------------------------------------------------------------
+    parser = RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments), description=__doc__)
+    model_args, data_args, run_args, args = parser.parse()
+    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    output_dir = complete_arguments(model_args, run_args, args)
+    if args.push_to_hub:
+        hub.check_login(args.hub_token)
+
+    # ---- Data -----------------------------------------------------------------------------------------------------
+    corpus = read_corpus(data_args, args.seed)
+    has_validation = "validation" in corpus.splits and "labels" in corpus.splits["validation"].column_names
+    if run_args.select == "best_on_dev" and not has_validation:
+        raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
+    if run_args.tfidf_baseline and corpus.problem_type == "multi_label_classification":
+        raise InputError("--tfidf_baseline compares single-label classifiers; leave it out for several classes a row")
+    if not has_validation:
+        args.eval_strategy = IntervalStrategy.NO
+    for name, rows in corpus.splits.items():
+        logger.info(f"{name}: {len(rows)} rows{'' if 'labels' in rows.column_names else ', unlabelled'}")
+
+    # ---- Output folder --------------------------------------------------------------------------------------------
+    settings = {k: v for part in (model_args, data_args, run_args) for k, v in asdict(part).items()} | args.to_dict()
+    settings = {key: value for key, value in settings.items() if key not in NOT_SETTINGS} | {
+        "training data": run_folder.digest(corpus.splits["train"].remove_columns("id").to_list()),
+        "number of processes": args.world_size,
+    }
+    run_folder.check_usable(output_dir, settings, run_args.overwrite_output_dir)
+
+    # ---- Model and tokenizer --------------------------------------------------------------------------------------
+    set_seed(args.seed)
+    hub_access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
+    model = warm_start(
+        model_args.model_name_or_path,
+        from_scratch=model_args.from_scratch,
+        **hub_access,
+        **config_overrides(model_args, args, corpus),
+    )
+    tokenizer = load_tokenizer(model_args, data_args.max_seq_length, model.config, hub_access)
+    encoded, truncated = {}, {}
+    for name, rows in corpus.splits.items():
+        encoded[name], truncated[name] = encode(rows, tokenizer, data_args.max_seq_length)
+        if truncated[name]:
+            limit = data_args.max_seq_length
+            logger.info(f"{name}: {truncated[name]} of {len(rows)} texts are longer than {limit} tokens and are cut")
+
+    # ---- Train ----------------------------------------------------------------------------------------------------
+    metric = EmotionMetric(corpus.label_names, multi_label=corpus.problem_type == "multi_label_classification")
+    with args.main_process_first(desc="output folder"):  # every process has looked at it before one changes it
+        if args.process_index == 0:
+            run_folder.start(output_dir, settings, run_args.overwrite_output_dir)
+            for name in run_folder.remove_incomplete_checkpoints(output_dir):
+                logger.info(f"{name} was cut short and is removed")
+    resume = args.resume_from_checkpoint or next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+    if resume:
+        logger.info(f"going on from {Path(resume).name}")
+    trainer = ChildTuningTrainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"] if has_validation else None,
+        processing_class=tokenizer,
+        compute_metrics=lambda prediction: metric.compute(
+            predictions=decide(prediction.predictions, corpus), references=as_classes(prediction.label_ids, corpus)
+        ),
+    )
+    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}")
+    trained = trainer.train(resume_from_checkpoint=resume)
+    if run_args.select == "average":
+        paths = run_folder.checkpoints(output_dir)[-run_args.average_epochs :]
+        logger.info(f"weights: mean of {', '.join(path.name for path in paths)}")
+        trainer.model.load_state_dict(run_folder.average_weights(paths))
+
+    # ---- Evaluate and predict -------------------------------------------------------------------------------------
+    results: dict[str, float] = {}
+    probabilities: dict[str, np.ndarray] = {}
+    for split in [name for name in PREFIX if name in encoded]:
+        prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
+        probabilities[split] = to_probabilities(prediction.predictions, corpus)
+        if "labels" in corpus.splits[split].column_names:
+            results |= prediction.metrics
+            gold, predicted = corpus.classes(split), decide(prediction.predictions, corpus)
+            groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else None
+            low, high = bootstrap_macro_f1(gold, predicted, groups)
+            results |= {f"{PREFIX[split]}_macro_f1_low": low, f"{PREFIX[split]}_macro_f1_high": high}
+    if args.process_index == 0:
+        if run_args.tfidf_baseline:
+            results |= tfidf_results(corpus, metric, args.seed)
+        results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
+        results |= {f"{split}_truncated_texts": count for split, count in truncated.items()}
+        results |= trained.metrics | {"seed": args.seed}
+        with run_folder.staged(output_dir) as folder:
+            save_model(folder, trainer, tokenizer)
+            write_predictions(folder, corpus, probabilities)
+            write_plots(folder, corpus, probabilities, trainer.state.log_history)
+            write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args)
+            run_folder.write_json(folder / run_folder.RESULTS, results)
+        print_results(results)
+        print(f"\nsaved to {output_dir}/")
+        if args.hub_model_id:
+            address = hub.push_folder(
+                output_dir,
+                args.hub_model_id,
+                private=args.hub_private_repo is not False,
+                token=args.hub_token,
+                revision=args.hub_revision,
+            )
+            print(f"pushed to {address}")
+
+
+def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: ChildTuningArguments) -> Path:
+    """Check what the dataclasses cannot and give `Trainer` a subfolder for checkpoints; returns the output folder."""
+    if not model_args.model_name_or_path:
+        raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
+    if not args.output_dir:
+        raise InputError("give --output_dir")
+    if run_args.average_epochs < 1:
+        raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
+    output_dir = Path(args.output_dir)
+    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
+    args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+    if run_args.select != "last":
+        args.save_strategy = SaveStrategy.EPOCH
+    if run_args.select == "average":
+        args.save_total_limit = max(run_args.average_epochs, args.save_total_limit or 0)
+    if run_args.select == "best_on_dev":
+        args.eval_strategy = IntervalStrategy.EPOCH
+        args.load_best_model_at_end = True
+        args.metric_for_best_model, args.greater_is_better = "eval_macro_f1", True
+        logger.info("the epoch is chosen on validation: its eval_ figures are selection scores")
+    return output_dir
+
+
+def read_corpus(data_args: DataArguments, seed: int) -> Corpus:
+    """The corpus of the flags, with a validation split carved out and rows capped where asked for."""
+    files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
+    split_names = {split: getattr(data_args, f"{split}_split_name") for split in SPLITS}
+    corpus = load_corpus(
+        dataset_name=data_args.dataset_name,
+        dataset_config_name=data_args.dataset_config_name,
+        data_dir=data_args.data_dir,
+        files={split: path for split, path in files.items() if path},
+        split_names={split: name for split, name in split_names.items() if name},
+        text_column=data_args.text_column_name,
+        label_column=data_args.label_column_name,
+        group_column=data_args.group_column_name,
+        id_column=data_args.id_column_name,
+        split_column=data_args.split_column_name,
+        label_names=data_args.label_set,
+    )
+    check_trainable(corpus)
+    if data_args.validation_split_percentage and "validation" not in corpus.splits:
+        split_off_validation(corpus, data_args.validation_split_percentage, seed)
+    for split, limit in (
+        ("train", data_args.max_train_samples),
+        ("validation", data_args.max_eval_samples),
+        ("test", data_args.max_predict_samples),
+    ):
+        if limit is not None and split in corpus.splits:
+            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+    check_trainable(corpus)
+    return corpus
+
+
+def config_overrides(model_args: ModelArguments, args: ChildTuningArguments, corpus: Corpus) -> dict:
+    """Fields of `EmoDebertaConfig` that the flags and the corpus decide."""
+    overrides = {
+        "id2label": dict(enumerate(corpus.label_names)),
+        "label2id": {name: index for index, name in enumerate(corpus.label_names)},
+        "problem_type": corpus.problem_type,
+        "pooling": model_args.pooling,
+        "classifier_hidden_size": model_args.classifier_hidden_size or None,
+        "classifier_dropout": model_args.classifier_dropout,
+        "label_smoothing": args.label_smoothing_factor,
+    }
+    args.label_smoothing_factor = 0.0  # `Trainer`'s own would leave out class weights and soft labels
+    if model_args.relative_attention:
+        overrides["relative_attention"] = True
+    if model_args.class_weights == "balanced":
+        classes = corpus.classes("train")
+        counts = classes.sum(axis=0) if classes.ndim == 2 else np.bincount(classes, minlength=len(corpus.label_names))
+        present = counts > 0
+        overrides["class_weights"] = np.where(
+            present, counts.sum() / (present.sum() * counts.clip(min=1)), 0.0
+        ).tolist()
+    return overrides
+
+
+def load_tokenizer(
+    model_args: ModelArguments, max_seq_length: int, config, hub_access: dict
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, which from now on cuts at `max_seq_length` where it is asked to cut."""
+    name = model_args.tokenizer_name or model_args.model_name_or_path
+    path = resolve_checkpoint(name, **hub_access)
+    access = {"cache_dir": hub_access["cache_dir"], "token": hub_access["token"]}
+    if path == name and not model_args.tokenizer_name:
+        access["revision"] = hub_access["revision"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name}: no tokenizer there ({str(error).strip().splitlines()[0]}); give --tokenizer_name"
+        ) from error
+    if config.position_biased_input and max_seq_length > config.max_position_embeddings:
+        raise InputError(
+            f"--max_seq_length is {max_seq_length}; {name} has positions for {config.max_position_embeddings}"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}"
+        )
+    tokenizer.model_max_length = max_seq_length
+    if tokenizer.is_fast:  # sentence-transformers checkpoints carry a fixed length of 128 in tokenizer.json
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(rows, tokenizer: PreTrainedTokenizerBase, max_seq_length: int):
+    """Token ids (and labels) of a split, and how many texts were cut."""
+    whole = tokenizer(rows["text"][:], truncation=False, verbose=False)["input_ids"]
+    truncated = sum(len(ids) > max_seq_length for ids in whole)
+    encoded = rows.map(
+        lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_seq_length),
+        batched=True,
+        remove_columns=[name for name in rows.column_names if name != "labels"],
+        desc="tokenising",
+    )
+    return encoded, truncated
+
+
+def as_classes(labels: np.ndarray, corpus: Corpus) -> np.ndarray:
+    """Gold as class ids, or 0/1 per label."""
+    if labels.ndim == 2 and corpus.problem_type == "single_label_classification":
+        return labels.argmax(axis=1)
+    return labels.astype(int)
+
+
+def to_probabilities(logits: np.ndarray, corpus: Corpus) -> np.ndarray:
+    """`(rows, labels)`: softmax, or for several classes a row the sigmoid of each logit."""
+    logits = logits.astype(np.float64)
+    return expit(logits) if corpus.problem_type == "multi_label_classification" else softmax(logits, axis=1)
+
+
+def decide(logits: np.ndarray, corpus: Corpus) -> np.ndarray:
+    """The class with the largest logit, or for several classes a row those with probability over a half."""
+    if corpus.problem_type == "multi_label_classification":
+        return (logits > 0).astype(int)
+    return logits.argmax(axis=1)
+
+
+def precision(args: ChildTuningArguments) -> str:
+    return "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
+
+
+def tfidf_results(corpus: Corpus, metric: EmotionMetric, seed: int) -> dict[str, float]:
+    """`eval_tfidf_macro_f1` and so on, for each labelled split."""
+    train = corpus.splits["train"]
+    groups = train["group"] if "group" in train.column_names else None
+    model = fit_tfidf(train["text"], corpus.classes("train"), groups, seed)
+    results = {}
+    for split, prefix in PREFIX.items():
+        if split in corpus.splits and "labels" in corpus.splits[split].column_names:
+            predicted = model.predict(corpus.splits[split]["text"])
+            scores = metric.compute(predictions=predicted, references=corpus.classes(split))
+            results |= {f"{prefix}_tfidf_{name}": value for name, value in scores.items()}
+    return results
+
+
+def save_model(folder: Path, trainer: ChildTuningTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Weights, configuration, code and tokenizer, as `from_pretrained` wants them."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
+    """predictions.tsv: split, id, gold, predicted and a probability per label; predictions_EMO.tsv for the test rows
+    in the shared task's form, one label a line."""
+    multi_label = corpus.problem_type == "multi_label_classification"
+
+    def name(classes: np.ndarray) -> str:
+        if multi_label:
+            return ",".join(corpus.label_names[i] for i in np.flatnonzero(classes))
+        return corpus.label_names[int(classes)]
+
+    with open(folder / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["split", "id", "gold", "predicted", *corpus.label_names])
+        for split, rows in probabilities.items():
+            labelled = "labels" in corpus.splits[split].column_names
+            gold = corpus.classes(split) if labelled else [None] * len(rows)
+            predicted = rows > 0.5 if multi_label else rows.argmax(axis=1)
+            for row_id, truth, guess, row in zip(corpus.splits[split]["id"], gold, predicted, rows, strict=True):
+                truth = "" if truth is None else name(truth)
+                writer.writerow([split, row_id, truth, name(guess), *(f"{value:.6f}" for value in row)])
+    if "test" in probabilities and not multi_label:
+        lines = [corpus.label_names[label] for label in probabilities["test"].argmax(axis=1)]
+        (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
+    """Learning curve and, for one class a row, the confusion matrix of validation (test if there is none)."""
+    run_folder.write_json(folder / "learning_curve.json", history)
+    plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
+    labelled = [split for split in probabilities if "labels" in corpus.splits[split].column_names]
+    if labelled and corpus.problem_type == "single_label_classification":
+        split = labelled[0]
+        counts = confusion_counts(corpus.classes(split), probabilities[split].argmax(axis=1), len(corpus.label_names))
+        content = {"split": split, "labels": corpus.label_names, "counts": counts}
+        run_folder.write_json(folder / "confusion_matrix.json", content)
+        plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
+
+
+def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args) -> None:
+    """The model card, from what the run knows."""
+    write_model_card(
+        folder / "README.md",
+        model_name=output_dir.name,
+        repo_id=args.hub_model_id or output_dir.name,
+        base_model=model_args.model_name_or_path,
+        labels=corpus.label_names,
+        results=results,
+        rows={split: len(rows) for split, rows in corpus.splits.items()},
+        grouped="group" in corpus.splits["train"].column_names,
+        source=corpus.source,
+        licence=corpus.licence,
+        selected=run_args.select,
+        max_seq_length=data_args.max_seq_length,
+        child_tuning=args.child_tuning,
+        child_tuning_p=args.child_tuning_p,
+        command=f"python run_classify.py {shlex.join(without_secrets(sys.argv[1:]))}",
+        precision=precision(args),
+        seed=args.seed,
+        epochs=f"{results['epoch']:.3g}",
+        minutes=f"{results['train_runtime'] / 60:.1f}",
+        hardware=hardware(args),
+        multi_label=corpus.problem_type == "multi_label_classification",
+    )
+
+
+def without_secrets(argv: list[str]) -> list[str]:
+    """The command line with tokens blotted out."""
+    shown = list(argv)
+    for index, argument in enumerate(shown):
+        flag = argument.partition("=")[0].replace("-", "_")
+        if flag in ("__token", "__hub_token"):
+            if "=" in argument:
+                shown[index] = argument.partition("=")[0] + "=***"
+            elif index + 1 < len(shown):
+                shown[index + 1] = "***"
+    return shown
+
+
+def hardware(args: ChildTuningArguments) -> str:
+    if args.device.type == "cuda":
+        return f"{args.world_size} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {args.world_size} process(es)"
+
+
+def print_results(results: dict[str, float]) -> None:
+    """The seven figures, beside the baseline's."""
+    width = max(len("TF-IDF + logistic regression"), len("EmoDeBERTa"))
+    for split, prefix in PREFIX.items():
+        if f"{prefix}_macro_f1" not in results:
+            continue
+        print(f"\n{split}, {results[f'{split}_rows']} rows")
+        print(f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in SEVEN_FIGURES))
+        for system, infix in (("EmoDeBERTa", ""), ("TF-IDF + logistic regression", "tfidf_")):
+            if f"{prefix}_{infix}macro_f1" in results:
+                figures = "  ".join(f"{results[f'{prefix}_{infix}{name}']:>15.4f}" for name in SEVEN_FIGURES)
+                print(f"{system:{width}}  {figures}")
+        low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
+        print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
+
+
+def command() -> None:
+    """Console entry point: what a user can put right is one line on standard error, not a traceback."""
+    try:
+        main()
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

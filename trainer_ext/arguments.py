@@ -1,0 +1,228 @@
+"""Flags and YAML recipes: the dataclasses of `run_classify.py`, parsed by `HfArgumentParser`.
+
+A recipe is a YAML file of flag names and values. It is read as if its entries stood on the command line before the
+real ones, so every flag overrides it, and both are checked alike.
+"""
+
+import difflib
+import json
+import os
+import sys
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .errors import InputError
+
+
+def _flag(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """What to start from, and the head."""
+
+    _argument_group_name = "Model"
+
+    model_name_or_path: str | None = _flag(
+        None,
+        "Checkpoint to start from, a folder or a Hub id: DeBERTa-v2/v3, BERT-shaped (BERT, MiniLM; the same function "
+        "at step 0) or an EmoDeBERTa of an earlier stage.",
+    )
+    model_revision: str | None = _flag(None, "Branch, tag or commit of the checkpoint on the Hub.")
+    tokenizer_name: str | None = _flag(None, "Tokenizer, if it is not the checkpoint's own.")
+    from_scratch: bool = _flag(
+        False, "Take only the checkpoint's configuration and tokenizer; weights are random (the paper's w/o PLM row)."
+    )
+    relative_attention: bool = _flag(
+        False, "Give a BERT-shaped checkpoint DeBERTa's relative positions; it still computes the same at step 0."
+    )
+    pooling: Literal["mean", "cls"] = _flag("mean", "Text vector: mean of the token states (the paper), or [CLS].")
+    classifier_hidden_size: int = _flag(1024, "Width of the head's hidden layer (the paper: 1024); 0 leaves it out.")
+    classifier_dropout: float = _flag(0.1, "Dropout in the head.")
+    class_weights: Literal["none", "balanced"] = _flag(
+        "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
+    )
+    cache_dir: str | None = _flag(None, "Where downloads from the Hub are kept.")
+    token: str | None = _flag(None, "Hub token, if not the one of `hf auth login`.")
+
+
+@dataclass
+class DataArguments:
+    """What to read."""
+
+    _argument_group_name = "Data"
+
+    dataset_name: str | None = _flag(None, "wassa2022 (built in; needs --data_dir), or a dataset on the Hub.")
+    dataset_config_name: str | None = _flag(None, "Configuration of the Hub dataset.")
+    data_dir: str | None = field(
+        default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
+        metadata={"help": "Folder that holds wassa2022/; the environment's EMODEBERTA_DATA if not given."},
+    )
+    train_file: str | None = _flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet.")
+    validation_file: str | None = _flag(None, "Validation file.")
+    test_file: str | None = _flag(None, "Test file; its labels may be missing.")
+    train_split_name: str | None = _flag(None, "The Hub dataset's name for train.")
+    validation_split_name: str | None = _flag(None, "The Hub dataset's name for validation.")
+    test_split_name: str | None = _flag(None, "The Hub dataset's name for test.")
+    split_column_name: str | None = _flag(
+        None, "Column of the training file that says train, validation (or dev) or test for each row."
+    )
+    validation_split_percentage: float = _flag(
+        0.0, "Without a validation split, take about this share of the training rows, whole groups only."
+    )
+    text_column_name: str | None = _flag(
+        None, "Column with the text; text if not given.", aliases=["--text_column_names"]
+    )
+    label_column_name: str | None = _flag(
+        None,
+        "Column with the label: a name, an integer, a list of names (several classes) or of numbers (one-hot, or a "
+        "distribution); or several columns separated by commas, one per label. label if not given.",
+    )
+    group_column_name: str | None = _flag(
+        None, "Column that names the writer of a row: writers are split, and resampled for intervals, as a whole."
+    )
+    id_column_name: str | None = _flag(None, "Column that identifies a row in predictions.tsv; else the row number.")
+    label_set: list[str] = field(
+        default_factory=list,
+        metadata={"help": "The label set, in order; else all labels of all splits, sorted."},
+    )
+    max_seq_length: int = _flag(256, "Longest text in tokens; longer ones are cut, counted and reported.")
+    max_train_samples: int | None = _flag(None, "Use only the first rows of train, for a quick try.")
+    max_eval_samples: int | None = _flag(None, "Use only the first rows of validation.")
+    max_predict_samples: int | None = _flag(None, "Use only the first rows of test.")
+
+
+@dataclass
+class RunArguments:
+    """What to do around training."""
+
+    _argument_group_name = "Run"
+
+    select: Literal["last", "best_on_dev", "average"] = _flag(
+        "last",
+        "Weights to keep: of the last epoch; of the epoch with the best validation macro F1 (the paper's; its score "
+        "is then a selection score); or the mean of the last --average_epochs epochs.",
+    )
+    average_epochs: int = _flag(3, "How many epochs --select average takes the mean of.")
+    overwrite_output_dir: bool = _flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    tfidf_baseline: bool = _flag(
+        False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
+    )
+
+
+class RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line."""
+
+    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
+        super().__init__(
+            dataclass_types,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            usage="%(prog)s [RECIPE.yaml] [--flag value ...]",
+            **kwargs,
+        )
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        """A subclass of `TrainingArguments` in two sections: its own fields, then the library's hundred and more."""
+        if not issubclass(dtype, TrainingArguments) or dtype is TrainingArguments:
+            super()._add_dataclass_arguments(dtype)
+            return
+        library, hints = {f.name for f in fields(TrainingArguments)}, get_type_hints(dtype)
+        for title, own in (("Child-Tuning", True), ("Training", False)):
+            section = self.add_argument_group(title)
+            for f in fields(dtype):
+                if f.init and own == (f.name not in library):
+                    f.type = hints[f.name]
+                    self._parse_dataclass_field(section, f)
+
+    def _parse_dataclass_field(self, parser, field):
+        """The library's twin spelling of every flag (`--max-steps`) works but is not printed a second time."""
+        before = set(map(id, parser._actions))
+        HfArgumentParser._parse_dataclass_field(parser, field)
+        for action in parser._actions:
+            if id(action) not in before and action.nargs == 0:  # --no_x, which --x false says too
+                action.help = SUPPRESS
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """The dataclasses, from a recipe (if the first argument is no flag) and the flags after it.
+
+        Raises:
+            InputError: for an unreadable recipe, an unknown key or flag, or a value that does not fit.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        recipe = []
+        if argv and not argv[0].startswith("-"):
+            recipe = self._recipe_arguments(Path(argv.pop(0)))
+        try:
+            namespace, unknown = self.parse_known_args([*recipe, *argv])
+        except SystemExit as stop:
+            if stop.code == 0:  # --help
+                raise
+            raise InputError("the flags cannot be read") from stop
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if "_" in flag or "-" not in flag[2:]]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            raise InputError(
+                f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+            )
+        values = vars(namespace)
+        try:
+            return tuple(
+                kind(
+                    **{name: values[name] for name, f in kind.__dataclass_fields__.items() if f.init and name in values}
+                )
+                for kind in self.dataclass_types
+            )
+        except (ValueError, ImportError) as error:
+            raise InputError(str(error).strip().splitlines()[0]) from error
+
+    def error(self, message: str) -> None:
+        """argparse calls this for a value that does not fit."""
+        raise InputError(message)
+
+    def _recipe_arguments(self, path: Path) -> list[str]:
+        if not path.is_file():
+            raise InputError(f"{path}: no such recipe")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
+        arguments: list[str] = []
+        for key, value in content.items():
+            if f"--{key}" not in self._option_string_actions:
+                known = [flag[2:] for flag in self._option_string_actions]
+                close = difflib.get_close_matches(str(key), known, n=1)
+                raise InputError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            if value is None:
+                continue  # the flag's own default
+            if isinstance(value, list):
+                arguments += [f"--{key}", *map(str, value)]
+            elif isinstance(value, dict):
+                arguments.append(f"--{key}={json.dumps(value)}")
+            else:
+                arguments.append(f"--{key}={value}")
+            try:
+                self.parse_known_args(arguments)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+        return arguments
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults after each flag; the description's lines as written; `--max_steps`, not also `--max-steps`."""
+
+    def _format_action_invocation(self, action):
+        shown = [flag for flag in action.option_strings if "-" not in flag[2:]] or action.option_strings
+        metavar = (
+            "" if action.nargs == 0 else f" {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        )
+        return ", ".join(shown) + metavar

@@ -1,0 +1,38 @@
+"""Put a finished output folder on the Hub."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from .errors import InputError
+from .run_folder import CHECKPOINTS
+
+
+def check_login(token: str | None) -> None:
+    """Raises InputError before hours of training if the Hub would refuse the upload."""
+    try:
+        HfApi(token=token).whoami()
+    except Exception as error:  # no token, no network, offline mode: many kinds, one meaning
+        raise InputError(
+            f"--push_to_hub: the Hub does not let us in ({str(error).strip().splitlines()[0]}); see `hf auth login`"
+        ) from error
+
+
+def push_folder(folder: Path, repo_id: str, *, private: bool, token: str | None, revision: str | None) -> str:
+    """Upload a finished folder, its checkpoints left out, in one commit; returns the commit's address."""
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            folder_path=folder,
+            repo_id=repo_id,
+            revision=revision,
+            ignore_patterns=[f"{CHECKPOINTS}/*", ".*"],
+            commit_message="Upload EmoDeBERTa",
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise InputError(f"{repo_id}: {str(error).strip().splitlines()[0]}; the model is safe in {folder}") from error
+    return commit.commit_url

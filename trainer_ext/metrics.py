@@ -1,0 +1,114 @@
+"""The shared task's seven figures, per-class scores and a bootstrap interval; scikit-learn inside `evaluate.Metric`."""
+
+from collections.abc import Sequence
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+# Order of the paper's Table 1.
+SEVEN_FIGURES = (
+    "macro_f1",
+    "micro_f1",
+    "accuracy",
+    "macro_precision",
+    "macro_recall",
+    "micro_precision",
+    "micro_recall",
+)
+
+
+class EmotionMetric(evaluate.Metric):
+    """Instantiated, not downloaded: `EmotionMetric(label_names).compute(predictions=…, references=…)`.
+
+    Gives, as fractions: the seven figures of the paper's Table 1 as scikit-learn computes them over the labels that
+    occur in gold or predictions; `official_macro_precision`, in which a class that is never predicted counts 1.0
+    where scikit-learn counts 0 (the only figure that differs in the shared task's scorer); and
+    `precision_<label>`, `recall_<label>`, `f1_<label>` for every label that occurs.
+
+    Args:
+        label_names: In the order of the label ids.
+        multi_label: Predictions and references are 0/1 `(rows, labels)`; `accuracy` is then the share of rows that
+            are right in every label. Otherwise they are class ids `(rows,)`.
+    """
+
+    def __init__(self, label_names: Sequence[str], *, multi_label: bool = False, **kwargs):
+        self.label_names = list(label_names)
+        self.multi_label = multi_label
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        value = datasets.Value("int32")
+        feature = datasets.List(value) if self.multi_label else value
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions and references: class ids, or 0/1 per label",
+            features=datasets.Features({"predictions": feature, "references": feature}),
+        )
+
+    def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
+        gold, predicted = np.asarray(references), np.asarray(predictions)
+        if self.multi_label:
+            labels = [i for i in range(len(self.label_names)) if gold[:, i].any() or predicted[:, i].any()]
+        else:
+            labels = sorted(set(gold.tolist()) | set(predicted.tolist()))
+        scores = {}
+        if labels:
+            precision, recall, f1, _ = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
+            never_predicted = [not (predicted[:, i] if self.multi_label else predicted == i).any() for i in labels]
+            macro = {"macro_f1": f1.mean(), "macro_precision": precision.mean(), "macro_recall": recall.mean()}
+            official = {"official_macro_precision": np.where(never_predicted, 1.0, precision).mean()}
+            micro_precision, micro_recall, micro_f1, _ = precision_recall_fscore_support(
+                gold, predicted, labels=labels, average="micro", zero_division=0
+            )
+            micro = {"micro_f1": micro_f1, "micro_precision": micro_precision, "micro_recall": micro_recall}
+            scores = macro | micro | {"accuracy": accuracy_score(gold, predicted)}
+            scores = {name: scores[name] for name in SEVEN_FIGURES} | official
+            for position, label in enumerate(labels):
+                name = self.label_names[label]
+                scores[f"precision_{name}"] = precision[position]
+                scores[f"recall_{name}"] = recall[position]
+                scores[f"f1_{name}"] = f1[position]
+        return {name: float(value) for name, value in scores.items()}
+
+
+def bootstrap_macro_f1(
+    references: np.ndarray,
+    predictions: np.ndarray,
+    groups: Sequence[str] | None = None,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95% percentile interval of macro F1 under resampling of whole groups, rows if there are none.
+
+    Each sample's score is over the labels that occur in it, as in [`EmotionMetric`]. Group counts of true
+    positives, gold and predicted rows are summed per sample, so the cost does not grow with the rows.
+
+    Args:
+        references, predictions: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
+        groups: One value a row, for example its writer.
+
+    Returns:
+        Lower and upper end.
+    """
+    if references.ndim == 1:
+        width = int(max(references.max(), predictions.max())) + 1
+        references, predictions = np.eye(width)[references], np.eye(width)[predictions]
+    _, group = np.unique(np.arange(len(references)) if groups is None else np.asarray(groups), return_inverse=True)
+    number = group.max() + 1
+    counts = np.zeros((number, 2, references.shape[1]))
+    np.add.at(counts, group, np.stack([references * predictions, references + predictions], axis=1))
+    weights = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=samples)
+    hits, occurrences = np.moveaxis(np.tensordot(weights, counts, axes=1), 1, 0)
+    f1 = np.divide(2 * hits, occurrences, out=np.zeros_like(hits), where=occurrences > 0)
+    scores = f1.sum(axis=1) / (occurrences > 0).sum(axis=1)
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def confusion_counts(references: np.ndarray, predictions: np.ndarray, number_of_labels: int) -> list[list[int]]:
+    """Rows by gold class, columns by predicted class."""
+    return confusion_matrix(references, predictions, labels=range(number_of_labels)).tolist()

@@ -1,0 +1,93 @@
+"""The README.md of an output folder, filled from the run."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .metrics import SEVEN_FIGURES
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+
+
+def write_model_card(
+    target: Path,
+    *,
+    model_name: str,
+    repo_id: str,
+    base_model: str,
+    labels: list[str],
+    results: dict[str, float],
+    rows: dict[str, int],
+    grouped: bool,
+    **facts: object,
+) -> None:
+    """Write a model card with Hub metadata (`model-index` included).
+
+    Args:
+        target: Path of the README.md.
+        model_name, repo_id, base_model: For the title, the usage snippet and the metadata.
+        labels: The label set.
+        results: Flat figures as in `all_results.json`: `eval_macro_f1`, `test_f1_<label>`, ...
+        rows: Number of rows by split.
+        grouped: Whether intervals were drawn over writers.
+        facts: What else the template prints.
+    """
+    tables, evaluations = [], []
+    for split, prefix in (("validation", "eval"), ("test", "test")):
+        if f"{prefix}_macro_f1" not in results:
+            continue
+        figures = [["EmoDeBERTa", *(f"{results[f'{prefix}_{name}']:.3f}" for name in SEVEN_FIGURES)]]
+        if f"{prefix}_tfidf_macro_f1" in results:
+            figures.append(
+                ["TF-IDF + logistic regression", *(f"{results[f'{prefix}_tfidf_{n}']:.3f}" for n in SEVEN_FIGURES)]
+            )
+        low, high = results.get(f"{prefix}_macro_f1_low"), results.get(f"{prefix}_macro_f1_high")
+        tables.append(
+            {
+                "split": split,
+                "rows": rows[split],
+                "columns": [name.replace("_", " ").replace("f1", "F1") for name in SEVEN_FIGURES],
+                "figures": figures,
+                "interval": f"{low:.3f} to {high:.3f}",
+                "unit": "writers" if grouped else "rows",
+                "classes": [
+                    [name, *(f"{results[f'{prefix}_{figure}_{name}']:.3f}" for figure in ("precision", "recall", "f1"))]
+                    for name in labels
+                    if f"{prefix}_f1_{name}" in results
+                ],
+            }
+        )
+        evaluations += [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=str(facts["source"]),
+                dataset_name=str(facts["source"]),
+                dataset_split=split,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(results[f"{prefix}_{figure}"], 4),
+            )
+            for figure, metric, name in (("macro_f1", "f1", "macro F1"), ("accuracy", "accuracy", "accuracy"))
+        ]
+    data = ModelCardData(
+        language="en",
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["emotion", "emodeberta", "deberta-v2", "child-tuning"],
+        base_model=base_model if "/" in base_model and not Path(base_model).exists() else None,
+        model_name=model_name,
+        eval_results=evaluations or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        model_name=model_name,
+        repo_id=repo_id,
+        base_model=base_model,
+        labels=labels,
+        tables=tables,
+        rows=", ".join(f"{split} {number}" for split, number in rows.items()),
+        **facts,
+    )
+    target.write_text(str(card), encoding="utf-8")

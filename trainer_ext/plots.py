@@ -1,0 +1,45 @@
+"""Pictures of a run, each drawn from a JSON file that lies beside it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def plot_confusion_matrix(source: Path, target: Path) -> None:
+    """Draw `{"split": …, "labels": […], "counts": [[…]]}`: rows gold, columns predicted, shaded by the row's share."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    labels, counts = content["labels"], np.array(content["counts"])
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    size = 2 + 0.62 * len(labels)
+    figure = Figure(figsize=(size, size * 0.9), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black")
+    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlabel="predicted", ylabel="gold", title=f"{content['split']}: {counts.sum()} rows")
+    figure.savefig(target, dpi=150)
+
+
+def plot_learning_curve(source: Path, target: Path) -> None:
+    """Draw `Trainer`'s log history: the loss of training and validation, and validation macro F1, by epoch."""
+    history = json.loads(source.read_text(encoding="utf-8"))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    loss_axes = figure.subplots()
+    f1_axes = loss_axes.twinx()
+    for axes, key, label, style in (
+        (loss_axes, "loss", "training loss", {"color": "tab:blue"}),
+        (loss_axes, "eval_loss", "validation loss", {"color": "tab:blue", "linestyle": "--", "marker": "o"}),
+        (f1_axes, "eval_macro_f1", "validation macro F1", {"color": "tab:orange", "marker": "o"}),
+    ):
+        points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    loss_axes.set(xlabel="epoch", ylabel="loss")
+    loss_axes.set_ylim(bottom=0)
+    f1_axes.set(ylabel="macro F1", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(target, dpi=150)

@@ -1,0 +1,124 @@
+"""The folder of a run: whether it may be used, where to resume, and files that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from .errors import InputError
+
+CHECKPOINTS = "checkpoints"
+RESULTS = "all_results.json"  # written last: a folder that has it is finished
+_SETTINGS = "run.json"
+_STAGING = ".incomplete"
+_RESUMABLE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write beside the target, then rename."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
+    """Look at the output folder; changes nothing.
+
+    Args:
+        folder: May be absent.
+        settings: What decides the run's result, as JSON values; an unfinished run goes on only with the same.
+        overwrite: The user's word that what is there may go.
+
+    Raises:
+        InputError: if it holds a finished run, an unfinished one with other settings, or something else.
+    """
+    if overwrite or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; want a folder for --output_dir")
+    if (folder / RESULTS).exists():
+        raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
+    started = folder / CHECKPOINTS / _SETTINGS
+    if started.exists():
+        before = json.loads(started.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(settings))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            raise InputError(
+                f"{folder}: holds an unfinished run with another {', '.join(sorted(changed))}; give the same to go on, "
+                "another --output_dir, or --overwrite_output_dir"
+            )
+    elif any(folder.iterdir()):
+        raise InputError(f"{folder}: is in use (not empty, and no run of this script); give another --output_dir")
+
+
+def start(folder: Path, settings: dict, overwrite: bool) -> None:
+    """Make the folder and note the settings; with `overwrite`, remove an earlier run's checkpoints and results."""
+    if overwrite:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        (folder / RESULTS).unlink(missing_ok=True)
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    write_json(folder / CHECKPOINTS / _SETTINGS, settings)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first. One that a kill cut short is passed over."""
+    found = (path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return [path for path in sorted(found, key=lambda path: int(path.name.split("-")[1])) if _is_complete(path)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """`Trainer` writes the state last; a cut-off state is no JSON, cut-off weights have no whole header."""
+    try:
+        if not all((checkpoint / name).stat().st_size for name in _RESUMABLE):
+            return False
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        with safe_open(checkpoint / "model.safetensors", framework="pt"):
+            return True
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def remove_incomplete_checkpoints(folder: Path) -> list[str]:
+    """Remove what a kill left half-written, so that no later step takes it for a checkpoint; returns the names."""
+    complete = set(checkpoints(folder))
+    broken = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if path not in complete]
+    for path in broken:
+        shutil.rmtree(path)
+    return sorted(path.name for path in broken)
+
+
+def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """Mean of several checkpoints' parameters, summed in float64."""
+    total: dict[str, torch.Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    for path in paths:
+        for name, tensor in load_file(path / "model.safetensors").items():
+            dtypes[name] = tensor.dtype
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+    return {name: (tensor / len(paths)).to(dtypes[name]) for name, tensor in total.items()}
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write results into; on success its files move into `folder`, `all_results.json` last."""
+    staging = folder / _STAGING
+    staging.mkdir(parents=True)
+    yield staging
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
+        path.replace(folder / path.name)
+    staging.rmdir()
+
+
+def digest(values: object) -> str:
+    """Short hash of JSON values, to tell whether data changed."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
