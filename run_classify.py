@@ -19,6 +19,7 @@ import platform
 import shlex
 import sys
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def main() -> None:
     model_args, data_args, run_args, args = parser.parse()
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     output_dir = complete_arguments(model_args, run_args, args)
-    if args.push_to_hub:
+    if args.hub_model_id:
         hub.check_login(args.hub_token)
 
     # ---- Data -----------------------------------------------------------------------------------------------------
@@ -124,6 +125,7 @@ def main() -> None:
         trainer.model.load_state_dict(run_folder.average_weights(paths))
 
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
+    args.train_sampling_strategy = "random"  # grouping by length would hand back predictions in another order
     results: dict[str, float] = {}
     probabilities: dict[str, np.ndarray] = {}
     for split in [name for name in PREFIX if name in encoded]:
@@ -146,6 +148,7 @@ def main() -> None:
             write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
             write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args)
+            run_folder.write_json(folder / "run.json", provenance(args))
             run_folder.write_json(folder / run_folder.RESULTS, results)
         print_results(results)
         print(f"\nsaved to {output_dir}/")
@@ -201,7 +204,7 @@ def read_corpus(data_args: DataArguments, seed: int) -> Corpus:
         group_column=data_args.group_column_name,
         id_column=data_args.id_column_name,
         split_column=data_args.split_column_name,
-        label_names=data_args.label_set,
+        label_names=data_args.label_set or None,
     )
     check_trainable(corpus)
     if data_args.validation_split_percentage and "validation" not in corpus.splits:
@@ -386,14 +389,21 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         max_seq_length=data_args.max_seq_length,
         child_tuning=args.child_tuning,
         child_tuning_p=args.child_tuning_p,
-        command=f"python run_classify.py {shlex.join(without_secrets(sys.argv[1:]))}",
-        precision=precision(args),
-        seed=args.seed,
         epochs=f"{results['epoch']:.3g}",
         minutes=f"{results['train_runtime'] / 60:.1f}",
-        hardware=hardware(args),
-        multi_label=corpus.problem_type == "multi_label_classification",
+        **provenance(args),
     )
+
+
+def provenance(args: ChildTuningArguments) -> dict:
+    """What it takes to do the run again; no secrets."""
+    return {
+        "command": f"python run_classify.py {shlex.join(without_secrets(sys.argv[1:]))}",
+        "seed": args.seed,
+        "precision": precision(args),
+        "hardware": hardware(args),
+        "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
+    }
 
 
 def without_secrets(argv: list[str]) -> list[str]:

@@ -41,5 +41,6 @@ def plot_learning_curve(source: Path, target: Path) -> None:
     loss_axes.set(xlabel="epoch", ylabel="loss")
     loss_axes.set_ylim(bottom=0)
     f1_axes.set(ylabel="macro F1", ylim=(0, 1))
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    if loss_axes.lines or f1_axes.lines:
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(target, dpi=150)

@@ -1,0 +1,52 @@
+"""Put several finished runs of one recipe, one a seed, into one JSON of figures with mean and spread.
+
+python results/collect.py outputs/wassa2022/seed-* --output results/wassa2022-minilm.json --note "what it shows"
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+FIGURES = ("macro_f1", "micro_f1", "accuracy", "macro_precision", "macro_recall", "micro_precision", "micro_recall")
+
+
+def collect(folders: list[Path], prefix: str) -> dict:
+    """Figures of each run, and over the runs their mean, standard deviation, minimum and maximum."""
+    runs = []
+    for folder in folders:
+        results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        wanted = (*FIGURES, "macro_f1_low", "macro_f1_high", "official_macro_precision")
+        figures = {name: round(results[f"{prefix}_{name}"], 4) for name in wanted}
+        figures |= {
+            k.removeprefix(f"{prefix}_"): round(v, 4) for k, v in results.items() if k.startswith(f"{prefix}_f1_")
+        }
+        runs.append(run | {"figures": figures, "train_minutes": round(results["train_runtime"] / 60, 1)})
+    over_runs = {}
+    for name in FIGURES:
+        values = [run["figures"][name] for run in runs]
+        over_runs[name] = {
+            "mean": round(statistics.mean(values), 4),
+            "standard_deviation": round(statistics.stdev(values), 4) if len(values) > 1 else None,
+            "minimum": min(values),
+            "maximum": max(values),
+        }
+    return {"over_runs": over_runs, "runs": runs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="output folders of run_classify.py")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation")
+    parser.add_argument("--note", default="", help="one line that says what the figures are")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    content = {"note": args.note, "split": args.split}
+    content |= collect(args.folders, "eval" if args.split == "validation" else "test")
+    args.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(content["over_runs"]["macro_f1"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""run_classify.py from the outside: real processes, real files."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ESSAYS, ROOT
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import run_classify as script
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from trainer_ext import run_folder
+from trainer_ext.corpora import WASSA_LABELS
+from trainer_ext.errors import InputError
+from trainer_ext.metrics import SEVEN_FIGURES
+
+ESSAY_FLAGS = [
+    *("--train_file", ESSAYS, "--split_column_name", "split", "--group_column_name", "writer"),
+    *("--id_column_name", "id", "--max_seq_length", 48, "--classifier_hidden_size", 32, "--use_cpu"),
+    *("--learning_rate", "1e-3", "--per_device_train_batch_size", 8, "--save_strategy", "steps", "--logging_steps", 4),
+]
+
+
+@pytest.fixture(scope="session")
+def finished(v3_folder, tmp_path_factory):
+    """One finished run on the project's essays, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished") / "model"
+    command = [
+        *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", v3_folder, *ESSAY_FLAGS),
+        *("--max_steps", 24, "--eval_strategy", "steps", "--eval_steps", 12, "--save_steps", 12, "--tfidf_baseline"),
+        *("--output_dir", folder, "--child_tuning", "F", "--train_sampling_strategy", "group_by_length"),
+    ]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done
+
+
+def read_predictions(folder) -> list[dict]:
+    with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+# ---- What a finished run leaves -----------------------------------------------------------------------------------
+
+
+def test_the_output_folder_is_whole(finished):
+    folder, _ = finished
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        *("README.md", "all_results.json", "checkpoints", "config.json", "configuration_emodeberta.py"),
+        *("confusion_matrix.json", "confusion_matrix.png", "learning_curve.json", "learning_curve.png"),
+        *("model.safetensors", "modeling_emodeberta.py", "predictions.tsv", "predictions_EMO.tsv"),
+        *("run.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+    for name in ("confusion_matrix.png", "learning_curve.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_are_flat_and_complete(finished):
+    folder, done = finished
+    results = json.loads((folder / "all_results.json").read_text())
+    assert {
+        f"{p}_{name}" for p in ("eval", "test", "eval_tfidf", "test_tfidf") for name in SEVEN_FIGURES
+    } <= results.keys()
+    assert any(f"eval_f1_{label}" in results for label in WASSA_LABELS)
+    assert results["eval_macro_f1_low"] <= results["eval_macro_f1"] <= results["eval_macro_f1_high"]
+    assert all(isinstance(value, int | float) for value in results.values())
+    assert f"{results['test_macro_f1']:.4f}" in done.stdout
+    assert f"{results['test_tfidf_macro_f1']:.4f}" in done.stdout
+    assert results["train_truncated_texts"] > 0
+    assert f"{results['train_truncated_texts']} of {results['train_rows']} texts are longer than 48" in done.stderr
+
+
+def test_predictions_hold_probabilities_by_id_and_no_text(finished):
+    folder, _ = finished
+    rows = read_predictions(folder)
+    results = json.loads((folder / "all_results.json").read_text())
+    assert list(rows[0]) == ["split", "id", "gold", "predicted", *WASSA_LABELS]
+    test = [row for row in rows if row["split"] == "test"]
+    assert len(test) == results["test_rows"]
+    assert np.mean([row["gold"] == row["predicted"] for row in test]) == pytest.approx(results["test_accuracy"])
+    for row in rows:
+        assert sum(float(row[label]) for label in WASSA_LABELS) == pytest.approx(1, abs=1e-5)
+    official = (folder / "predictions_EMO.tsv").read_text().splitlines()
+    assert official == [row["predicted"] for row in test]
+
+
+def test_the_card_reads_back(finished):
+    folder, _ = finished
+    results = json.loads((folder / "all_results.json").read_text())
+    card = ModelCard.load(folder / "README.md")
+    figures = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
+    assert figures["test", "macro F1"] == pytest.approx(results["test_macro_f1"], abs=1e-4)
+    assert "Child-Tuning F" in card.text
+    assert "--child_tuning F" in card.text
+
+
+def test_it_loads_without_the_project_and_gives_the_same_logits(finished, python_without_project):
+    """AutoModel…, AutoTokenizer and pipeline in a new process elsewhere, against the training process's figures."""
+    folder, _ = finished
+    printed = python_without_project(
+        f"""
+import csv, json, torch
+from transformers import (
+    AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+)
+folder = {str(folder)!r}
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(base).__name__ == "EmoDebertaModel"
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "emodeberta"
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+assert tokenizer.model_max_length == 48
+texts = {{row["id"]: row["text"] for row in csv.DictReader(open({str(ESSAYS)!r}, newline=""), delimiter="\\t")}}
+rows = [row for row in csv.DictReader(open(folder + "/predictions.tsv", newline=""), delimiter="\\t")][::20]
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+worst = 0.0
+for row in rows:
+    batch = tokenizer(texts[row["id"]], truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**batch).logits[0]
+        pooled = base(**batch).pooler_output
+        torch.testing.assert_close(model.classifier(pooled)[0], logits, atol=1e-5, rtol=0)
+    piped = {{entry["label"]: entry["score"] for entry in classify(texts[row["id"]], top_k=None, truncation=True)}}
+    for label, probability in zip(piped, [piped[label] for label in piped]):
+        worst = max(worst, abs(probability - float(row[label])))
+        worst = max(worst, abs(float(logits.softmax(-1)[model.config.label2id[label]]) - float(row[label])))
+print(json.dumps({{"worst": worst, "rows": len(rows)}}))
+"""
+    )
+    answer = json.loads(printed.splitlines()[-1])
+    assert answer["rows"] > 10
+    assert answer["worst"] < 1e-5
+
+
+def test_a_finished_folder_is_refused_and_stays(finished, run_classify, v3_folder):
+    folder, _ = finished
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    done = run_classify("--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--output_dir", folder, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {folder}: holds a finished run; give another --output_dir")
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_is_the_next_stages_start(finished, run_classify, tmp_path):
+    folder, _ = finished
+    arguments = ["--model_name_or_path", folder, *ESSAY_FLAGS, "--max_steps", 1, "--output_dir", tmp_path / "next"]
+    run_classify(*arguments, "--learning_rate", "0")
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "next" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)  # the head too: the labels are the same
+
+
+# ---- Kinds of targets and selections ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_process(monkeypatch, tmp_path, v3_folder):
+    """Call main() here: cheaper than a process, for runs whose isolation does not matter."""
+
+    def run(*arguments):
+        argv = [
+            "--model_name_or_path",
+            v3_folder,
+            "--output_dir",
+            tmp_path / "out",
+            "--use_cpu",
+            "--max_seq_length",
+            32,
+        ]
+        argv += ["--per_device_train_batch_size", 8, "--report_to", "none", *arguments]
+        monkeypatch.setattr(sys, "argv", ["run_classify.py", *map(str, argv)])
+        monkeypatch.chdir(tmp_path)
+        script.main()
+        return json.loads((tmp_path / "out" / "all_results.json").read_text())
+
+    return run
+
+
+def test_several_classes_a_row(in_process, tmp_path):
+    rows = [{"text": f"gate {i}", "label": [["joy"], ["joy", "fear"], []][i % 3]} for i in range(24)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    results = in_process("--train_file", path, "--validation_file", path, "--max_steps", 2)
+    assert 0 <= results["eval_macro_f1"] <= 1
+    predictions = read_predictions(tmp_path / "out")
+    assert {row["gold"] for row in predictions} == {"joy", "fear,joy", ""}
+    assert not (tmp_path / "out" / "predictions_EMO.tsv").exists()
+
+
+def test_distributions_and_options_of_the_loss(in_process, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "text,joy,fear\n" + "".join(f"gate {i},{0.9 if i % 2 else 0.2},{0.1 if i % 2 else 0.8}\n" for i in range(16))
+    )
+    in_process(
+        *("--train_file", path, "--validation_file", path, "--label_column_name", "joy,fear", "--max_steps", 2),
+        *("--class_weights", "balanced", "--label_smoothing_factor", "0.1", "--pooling", "cls"),
+        *("--classifier_hidden_size", 0),
+    )
+    config = EmoDebertaForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert (config.pooling, config.classifier_hidden_size, config.label_smoothing) == ("cls", None, 0.1)
+    assert config.class_weights == [1.0, 1.0]
+    assert config.id2label == {0: "joy", 1: "fear"}
+
+
+def test_average_is_the_mean_of_the_last_epochs(in_process, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"gate {i},{'joy' if i % 2 else 'fear'}\n" for i in range(16)))
+    in_process(
+        *("--train_file", path, "--select", "average", "--average_epochs", 2, "--num_train_epochs", 3),
+        *("--learning_rate", "1e-2"),
+    )
+    checkpoints = [load_file(p / "model.safetensors") for p in run_folder.checkpoints(tmp_path / "out")]
+    assert len(checkpoints) == 2
+    for name, weight in load_file(tmp_path / "out" / "model.safetensors").items():
+        torch.testing.assert_close(weight, (checkpoints[0][name] + checkpoints[1][name]) / 2)
+    assert not torch.equal(checkpoints[0]["classifier.out_proj.weight"], checkpoints[1]["classifier.out_proj.weight"])
+
+
+def test_best_on_dev_keeps_the_best_epoch(in_process, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"{'gate' if i % 2 else 'river'} {i},{i % 2}\n" for i in range(16)))
+    results = in_process(
+        *("--train_file", path, "--validation_file", path, "--select", "best_on_dev", "--num_train_epochs", 4),
+        *("--learning_rate", "3e-2", "--save_total_limit", 1),
+    )
+    curve = json.loads((tmp_path / "out" / "learning_curve.json").read_text())
+    scores = [entry["eval_macro_f1"] for entry in curve if "eval_macro_f1" in entry]
+    assert len(scores) == 4
+    assert results["eval_macro_f1"] == pytest.approx(max(scores))
+    assert "so this is a selection score" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_validation_split_can_be_carved_out(in_process):
+    results = in_process(
+        *("--train_file", ESSAYS, "--group_column_name", "writer", "--validation_split_percentage", 10),
+        *("--max_steps", 1, "--max_train_samples", 64),
+    )
+    assert results["train_rows"] == 64
+    assert 60 < results["validation_rows"] < 150
+
+
+# ---- Kill and resume, two processes -------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
+    """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on."""
+    flags = [
+        "--model_name_or_path",
+        v3_folder,
+        *ESSAY_FLAGS,
+        "--max_steps",
+        40,
+        "--save_steps",
+        10,
+        "--child_tuning",
+        "F",
+    ]
+    flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1]
+    run_classify(*flags, "--output_dir", tmp_path / "straight")
+    process = run_classify(*flags, "--output_dir", tmp_path / "killed", popen=True)
+    seen = ""
+    for line in process.stdout:  # one log line a step
+        seen += line
+        if seen.count("'loss'") >= 24:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "killed")] == ["checkpoint-10", "checkpoint-20"]
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+
+    # what a kill in the middle of a save leaves: no complete checkpoint, and passed over
+    broken = tmp_path / "killed" / "checkpoints" / "checkpoint-30"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"\x10")
+    done = run_classify(*flags, "--output_dir", tmp_path / "killed")
+    assert "checkpoint-30 was cut short and is removed" in done.stderr
+    assert "going on from checkpoint-20" in done.stderr
+    straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(16)))
+    flags = ["--train_file", tmp_path / "rows.csv", "--max_steps", 2, "--save_steps", 1]
+    in_process(*flags)
+    (tmp_path / "out" / "all_results.json").unlink()  # as if it had been killed before the end
+    with pytest.raises(InputError, match="unfinished run with another learning_rate; give the same"):
+        in_process(*flags, "--learning_rate", "1e-5")
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"door {i},{i % 2}\n" for i in range(16)))
+    with pytest.raises(InputError, match="another training data"):
+        in_process(*flags)
+    in_process(*flags, "--overwrite_output_dir")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_folder, tmp_path):
+    port = str(20000 + time.time_ns() % 20000)
+    if launcher == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    else:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        command += ["--main_process_port", port]
+    hook = tmp_path / "sitecustomize.py"  # every process writes down its weights' hash when it ends
+    hook.write_text(
+        "import atexit, os, hashlib\n"
+        "def note():\n"
+        "    import gc, torch\n"
+        "    from modeling_emodeberta import EmoDebertaForSequenceClassification as M\n"
+        "    models = [o for o in gc.get_objects() if isinstance(o, M)]\n"
+        "    if models and 'RANK' in os.environ:\n"
+        "        digest = hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in models[0].parameters()))\n"
+        "        open(f\"replica-{os.environ['RANK']}\", 'w').write(digest.hexdigest())\n"
+        "atexit.register(note)\n"
+    )
+    env = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(tmp_path)}
+    done = run_classify(
+        *("--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"),
+        *("--output_dir", tmp_path / "out"),
+        launcher=command,
+        env=env,
+    )
+    assert "training with world size 2" in done.stderr
+    replicas = [(tmp_path / f"replica-{rank}").read_text() for rank in (0, 1)]
+    assert replicas[0] == replicas[1]
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_rows"] > 100
+
+
+# ---- Errors leave nothing behind ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "says"),
+    [
+        ([], None, "rows.csv: no such file"),
+        ([], "text,emotion\nx,joy\n", "no column 'label'"),
+        ([], "text,label\nx,joy\n,fear\n", "row 3: text is empty"),
+        ([], "text,label\nx,joy\ny,joy\n", "one class only"),
+        ([], "text,label\n", "no rows"),
+        (["--label_set", "joy", "fear"], "text,label\nx,joy\ny,feer\n", "did you mean 'fear'?"),
+        (["--child_tuning_p", "0"], "text,label\nx,joy\ny,fear\n", "must lie in (0, 1]"),
+        (["--select", "best_on_dev"], "text,label\nx,joy\ny,fear\n", "needs labelled validation rows"),
+        (["--model_name_or_path", "/nowhere"], "text,label\nx,joy\ny,fear\n", "no config.json there"),
+        (["--push_to_hub"], "text,label\nx,joy\ny,fear\n", "the Hub does not let us in"),
+        (["--data_die", "x"], "text,label\nx,joy\ny,fear\n", "did you mean --data_dir?"),
+    ],
+)
+def test_an_error_leaves_no_output(in_process, tmp_path, arguments, content, says):
+    path = tmp_path / "rows.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError) as error:
+        in_process("--train_file", path, *arguments)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_is_one_line_on_standard_error(run_classify, tmp_path):
+    done = run_classify("no_such_recipe.yaml", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no_such_recipe.yaml: no such recipe\n"
+
+
+def test_a_folder_in_use_is_refused(in_process, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\nx,joy\ny,fear\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is in use"):
+        in_process("--train_file", tmp_path / "rows.csv")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_positions_limit_the_length(bert_folder, in_process, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\nx,joy\ny,fear\n")
+    with pytest.raises(InputError, match=r"--max_seq_length is 1000; .* has positions for 512"):
+        in_process("--train_file", tmp_path / "rows.csv", "--model_name_or_path", bert_folder, "--max_seq_length", 1000)
+
+
+def test_secrets_do_not_reach_the_card():
+    argv = ["r.yaml", "--token", "hf_a", "--hub_token=hf_b", "--hub-token", "hf_c", "--seed", "1"]
+    assert script.without_secrets(argv) == [
+        "r.yaml",
+        "--token",
+        "***",
+        "--hub_token=***",
+        "--hub-token",
+        "***",
+        "--seed",
+        "1",
+    ]
+
+
+# ---- Real data ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.realdata
+def test_the_wassa_recipe_runs_from_a_data_folder(run_classify, data_dir, v3_folder, tmp_path):
+    arguments = ["--data_dir", data_dir, "--max_steps", 2, "--model_name_or_path", v3_folder, "--use_cpu"]
+    run_classify(ROOT / "recipes" / "wassa2022.yaml", *arguments, "--output_dir", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert (results["train_rows"], results["validation_rows"], results["test_rows"]) == (1860, 270, 525)
+    assert "eval_macro_f1" in results
+    assert "test_macro_f1" not in results
+    lines = (tmp_path / "out" / "predictions_EMO.tsv").read_text().splitlines()
+    assert len(lines) == 525
+    assert set(lines) <= set(WASSA_LABELS)
+
+
+def test_minilm_is_the_tokenizers_full_length(tmp_path, in_process):
+    """The checkpoint's tokenizer.json pads and cuts at 128; the saved one must not."""
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(8)))
+    in_process(
+        *("--train_file", tmp_path / "rows.csv", "--model_name_or_path", "sentence-transformers/all-MiniLM-L6-v2"),
+        *("--max_steps", 1, "--max_seq_length", 300),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer("gate " * 200)["input_ids"]) == 202
+    assert len(tokenizer("gate")["input_ids"]) == 3
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text())["padding"] is None
