@@ -36,6 +36,13 @@ TINY = {
 XXLARGE_STYLE = TINY | {"conv_kernel_size": 3, "conv_act": "gelu"}
 
 
+ESSAY_FLAGS = [
+    *("--train_file", ESSAYS, "--split_column_name", "split", "--group_column_name", "writer"),
+    *("--id_column_name", "id", "--max_seq_length", 48, "--classifier_hidden_size", 32, "--use_cpu"),
+    *("--learning_rate", "1e-3", "--per_device_train_batch_size", 8, "--save_strategy", "steps", "--logging_steps", 4),
+]
+
+
 def pytest_collection_modifyitems(items):
     if not os.environ.get("EMODEBERTA_DATA"):
         skip = pytest.mark.skip(reason="EMODEBERTA_DATA names no folder with the real corpora")
@@ -98,6 +105,20 @@ def batch(tokenizer) -> dict[str, torch.Tensor]:
     """Three texts of different lengths, padded."""
     texts = ["The river took the road.", "Nobody told us", "They knew, and they signed it all the same, twice over."]
     return dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False))
+
+
+@pytest.fixture(scope="session")
+def finished(v3_folder, tmp_path_factory):
+    """One finished run on the project's essays, shared by the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished") / "model"
+    command = [
+        *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", v3_folder, *ESSAY_FLAGS),
+        *("--max_steps", 24, "--eval_strategy", "steps", "--eval_steps", 12, "--save_steps", 12, "--tfidf_baseline"),
+        *("--output_dir", folder, "--child_tuning", "F", "--train_sampling_strategy", "group_by_length"),
+    ]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done
 
 
 @pytest.fixture

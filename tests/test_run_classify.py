@@ -3,14 +3,13 @@
 import csv
 import json
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ESSAYS, ROOT
+from conftest import ESSAY_FLAGS, ESSAYS, ROOT
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -21,26 +20,6 @@ from trainer_ext import run_folder
 from trainer_ext.corpora import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.metrics import SEVEN_FIGURES
-
-ESSAY_FLAGS = [
-    *("--train_file", ESSAYS, "--split_column_name", "split", "--group_column_name", "writer"),
-    *("--id_column_name", "id", "--max_seq_length", 48, "--classifier_hidden_size", 32, "--use_cpu"),
-    *("--learning_rate", "1e-3", "--per_device_train_batch_size", 8, "--save_strategy", "steps", "--logging_steps", 4),
-]
-
-
-@pytest.fixture(scope="session")
-def finished(v3_folder, tmp_path_factory):
-    """One finished run on the project's essays, shared by the tests that only look at it."""
-    folder = tmp_path_factory.mktemp("finished") / "model"
-    command = [
-        *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", v3_folder, *ESSAY_FLAGS),
-        *("--max_steps", 24, "--eval_strategy", "steps", "--eval_steps", 12, "--save_steps", 12, "--tfidf_baseline"),
-        *("--output_dir", folder, "--child_tuning", "F", "--train_sampling_strategy", "group_by_length"),
-    ]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done
 
 
 def read_predictions(folder) -> list[dict]:

@@ -1,0 +1,106 @@
+"""The project as a whole: its import rules, its wheel, its pages."""
+
+import ast
+import configparser
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+OURS = {"baselines", "configuration_emodeberta", "modeling_emodeberta", "run_classify", "trainer_ext"}
+
+
+def imports_of(path) -> set[str]:
+    """Top-level names of the project that a file imports, `.x` for a relative import."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(f".{node.module}" if node.level else node.module.partition(".")[0])
+    return {name for name in names if name in OURS or name.startswith(".")}
+
+
+def test_arrows_point_one_way():
+    for path in ROOT.glob("*_emodeberta.py"):
+        assert not imports_of(path) & {"baselines", "run_classify", "trainer_ext"}, path
+    for path in (ROOT / "trainer_ext").glob("*.py"):
+        assert not imports_of(path) & {"baselines", "run_classify", "trainer_ext"}, path
+    assert not imports_of(ROOT / "trainer_ext" / "child_tuning.py")
+
+
+def test_everything_installed_is_pinned():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    wanted = config["options"]["install_requires"] + config["options.extras_require"]["dev"]
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for line in filter(None, wanted.splitlines()):
+        assert re.split(r"[ <>=]", line)[0].lower() in pinned
+
+
+def test_the_wheel_imports_away_from_the_clone(tmp_path):
+    """The imports of the README's usage sections, from the wheel alone. (Its dependencies are this environment's.)"""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, clone], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    code = f"""
+from trainer_ext import ChildTuningArguments, ChildTuningTrainer
+import modeling_emodeberta, run_classify, trainer_ext.model_card
+for module in (modeling_emodeberta, run_classify, trainer_ext.model_card):
+    assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
+assert trainer_ext.model_card.TEMPLATE.is_file()
+"""
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
+
+
+def test_the_readmes_code_runs(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "quickstart").symlink_to(folder)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        done = subprocess.run(
+            [sys.executable, "-c", block],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_cards_code_runs(finished, tmp_path):
+    folder, _ = finished
+    (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=folder.parent,  # the card names the folder as its repository
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "score" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["demo", "bench", "reproduce"])
+def test_targets_that_come_later_say_so(target):
+    done = subprocess.run(["make", "-s", "-C", ROOT, target], capture_output=True, text=True)
+    assert done.returncode
+    assert "not there yet" in done.stderr
+
+
+def test_make_help_lists_the_targets():
+    done = subprocess.run(["make", "-s", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
+    for target in ("run", "test", "check", "help"):
+        assert re.search(rf"^{target} ", done.stdout, re.MULTILINE)
