@@ -214,6 +214,8 @@ def read_corpus(data_args: DataArguments, seed: int) -> Corpus:
         ("validation", data_args.max_eval_samples),
         ("test", data_args.max_predict_samples),
     ):
+        if limit is not None and limit < 1:
+            raise InputError(f"the sample limit of {split} is {limit}; want at least 1")
         if limit is not None and split in corpus.splits:
             corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
     check_trainable(corpus)

@@ -278,6 +278,11 @@ def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_p
     with pytest.raises(InputError, match="another training data"):
         in_process(*flags)
     in_process(*flags, "--overwrite_output_dir")
+    (tmp_path / "out" / "all_results.json").unlink()  # killed after the last step: only the end is done again
+    before = load_file(tmp_path / "out" / "model.safetensors")
+    in_process(*flags)
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
@@ -329,6 +334,7 @@ def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_fo
         (["--select", "best_on_dev"], "text,label\nx,joy\ny,fear\n", "needs labelled validation rows"),
         (["--model_name_or_path", "/nowhere"], "text,label\nx,joy\ny,fear\n", "no config.json there"),
         (["--push_to_hub"], "text,label\nx,joy\ny,fear\n", "the Hub does not let us in"),
+        (["--max_train_samples", "0"], "text,label\nx,joy\ny,fear\n", "want at least 1"),
         (["--data_die", "x"], "text,label\nx,joy\ny,fear\n", "did you mean --data_dir?"),
     ],
 )

@@ -160,12 +160,7 @@ class RecipeParser(HfArgumentParser):
         recipe = []
         if argv and not argv[0].startswith("-"):
             recipe = self._recipe_arguments(Path(argv.pop(0)))
-        try:
-            namespace, unknown = self.parse_known_args([*recipe, *argv])
-        except SystemExit as stop:
-            if stop.code == 0:  # --help
-                raise
-            raise InputError("the flags cannot be read") from stop
+        namespace, unknown = self.parse_known_args([*recipe, *argv])
         if unknown:
             flags = [flag for flag in self._option_string_actions if "_" in flag or "-" not in flag[2:]]
             close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)

@@ -61,12 +61,12 @@ class Corpus:
 
 @dataclass
 class Table:
-    """Rows of one split as they were read, with where each stood."""
+    """Rows of one split as they were read, with where each stood; a Hub dataset's column types."""
 
     name: str
     rows: list[dict]
     first_row: int = 1
-    label_feature: object = field(default=None, repr=False)
+    features: dict | None = field(default=None, repr=False)
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index + self.first_row}"
@@ -177,7 +177,7 @@ def check_trainable(corpus: Corpus) -> None:
     present = [name for name in corpus.label_names if counts.get(name)]
     if len(present) < 2:
         raise InputError(
-            f"{corpus.source}: the train split has one class only ({', '.join(present)}); want at least two"
+            f"{corpus.source}: the train split has one class only ({', '.join(present) or 'none'}); want at least two"
         )
     for name in corpus.label_names:
         if not counts.get(name):
@@ -320,7 +320,7 @@ def _read_hub_dataset(
         wanted = split_names.get(split, split)
         if wanted in loaded:
             dataset = loaded[wanted]
-            tables[split] = Table(f"{name} ({wanted})", dataset.to_list(), label_feature=dataset.features)
+            tables[split] = Table(f"{name} ({wanted})", dataset.to_list(), features=dataset.features)
         elif split in split_names:
             raise InputError(f"dataset {name}: no split {wanted!r}; it has {', '.join(loaded)}")
     if not tables:
@@ -388,7 +388,9 @@ def _read_common_columns(
         columns["id"].append(row_id)
         columns["text"].append(text)
         if group_column:
-            columns["group"].append(str(row.get(group_column)))
+            if row.get(group_column) in (None, ""):
+                raise InputError(f"{table.where(index)}: no {group_column}; want the writer (or group) of the row")
+            columns["group"].append(str(row[group_column]))
     return columns
 
 
@@ -500,7 +502,7 @@ def _from_vectors(
 def _class_label_names(tables: dict[str, Table], column: str) -> tuple[list[str] | None, bool]:
     """Names of a Hub dataset's ClassLabel column, and whether a row holds a list of them."""
     for table in tables.values():
-        feature = (table.label_feature or {}).get(column)
+        feature = (table.features or {}).get(column)
         inner = getattr(feature, "feature", None)
         if isinstance(feature, ClassLabel):
             return list(feature.names), False

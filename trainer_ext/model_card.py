@@ -71,7 +71,7 @@ def write_model_card(
         ]
     data = ModelCardData(
         language="en",
-        license="apache-2.0",
+        license="other" if facts["licence"] else None,
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["emotion", "emodeberta", "deberta-v2", "child-tuning"],
