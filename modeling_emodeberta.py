@@ -10,11 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Model, DebertaV2PreTrainedModel
+from transformers.models.deberta_v2.modeling_deberta_v2 import (
+    DebertaV2Embeddings,
+    DebertaV2Model,
+    DebertaV2PreTrainedModel,
+)
 
 try:
+    from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
 except ImportError:
+    from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
 
 
@@ -102,6 +108,13 @@ class EmoDebertaModel(DebertaV2Model):
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
     _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
+    _supports_sdpa = True
+
+    def __init__(self, config: EmoDebertaConfig):
+        super(DebertaV2Model, self).__init__(config)  # DebertaV2Model's own would build an encoder to throw away
+        self.embeddings = DebertaV2Embeddings(config)
+        self.encoder = EmoDebertaEncoder(config)
+        self.post_init()
 
     def forward(
         self,
@@ -125,25 +138,21 @@ class EmoDebertaModel(DebertaV2Model):
             `last_hidden_state` `(batch, length, hidden)`, `pooler_output` `(batch, hidden)` and, on request,
             `hidden_states` and `attentions`, one tensor a layer; as a tuple with `return_dict=False`.
         """
-        return_dict = return_dict if return_dict is not None else self.config.return_dict
-        outputs = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        given = inputs_embeds if input_ids is None else input_ids
+        if attention_mask is None:
+            if input_ids is not None:
+                self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            attention_mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+        embedded = self.embeddings(input_ids, token_type_ids, position_ids, attention_mask, inputs_embeds)
+        outputs = self.encoder(embedded, attention_mask, output_hidden_states, output_attentions)
         hidden = outputs.last_hidden_state
-        if self.config.pooling == "cls":
-            pooled = hidden[:, 0]
-        elif attention_mask is None:
-            pooled = masked_mean(hidden, hidden.new_ones(hidden.shape[:2]))
-        else:
-            pooled = masked_mean(hidden, attention_mask)
+        pooled = hidden[:, 0] if config.pooling == "cls" else masked_mean(hidden, attention_mask)
         outputs = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooled,
@@ -180,6 +189,7 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
+    _supports_sdpa = True
 
     def __init__(self, config: EmoDebertaConfig):
         super().__init__(config)
