@@ -6,8 +6,7 @@ which is kept as `attn_implementation="eager"`. What differs, under `"sdpa"`:
 - only the relative positions that a batch can reach are projected, once per layer instead of once per row;
 - position scores are a shifted view of one matrix product, not gathered by an index as large as the scores;
 - inference goes through `scaled_dot_product_attention`, with the position scores as its bias;
-- padding is masked by key. A padded query sees the text's tokens here, and all positions evenly in the library: the
-  states of padding differ, those of tokens do not.
+- padding is masked by key, not by a matrix of queries and keys for each text.
 """
 
 import math
@@ -104,6 +103,8 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             context = torch.bmm(self.dropout(scores.softmax(-1)).to(values.dtype), values).view_as(value)
         else:
             context = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
+        # The library's padded queries attend to all positions alike; nothing reads them, but all states shall agree.
+        context = torch.where(mask.transpose(-1, -2) < 0, value.mean(2, keepdim=True), context)
         return context.permute(1, 2, 0, 3).reshape(batch, length, self.all_head_size), None
 
     def _heads_first(self, states: torch.Tensor) -> torch.Tensor:

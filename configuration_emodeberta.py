@@ -13,6 +13,14 @@ AUTO_MAP = {
     "AutoModel": "modeling_emodeberta.EmoDebertaModel",
     "AutoModelForSequenceClassification": "modeling_emodeberta.EmoDebertaForSequenceClassification",
 }
+# Likewise for `pipeline("text-classification", …)`.
+CUSTOM_PIPELINES = {
+    "text-classification": {
+        "impl": "pipeline_emodeberta.EmotionPipeline",
+        "pt": ["AutoModelForSequenceClassification"],
+        "type": "text",
+    }
+}
 
 
 @strict
@@ -49,6 +57,7 @@ class EmoDebertaConfig(DebertaV2Config):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
+        self.custom_pipelines = dict(CUSTOM_PIPELINES)
 
     def validate_head(self):
         """Checked by `@strict` after every construction."""

@@ -19,9 +19,11 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 try:
     from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
+    from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
 except ImportError:
     from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
+    from pipeline_emodeberta import EmotionPipeline
 
 
 def masked_mean(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -243,4 +245,4 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
 EmoDebertaModel.register_for_auto_class("AutoModel")
 EmoDebertaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__all__ = ["EmoDebertaForSequenceClassification", "EmoDebertaModel"]
+__all__ = ["EmoDebertaForSequenceClassification", "EmoDebertaModel", "EmotionPipeline"]

@@ -149,10 +149,10 @@ BLOCK_PROJECT = """
 import sys
 
 class Blocker:
-    names = {"baselines", "configuration_emodeberta", "modeling_emodeberta", "run_classify", "trainer_ext"}
+    names = {"baselines", "run_classify", "trainer_ext"}
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
+        if name.partition(".")[0] in self.names or name.endswith("_emodeberta") and "." not in name:
             raise ImportError(f"{name} is blocked in this process")
 
 sys.meta_path.insert(0, Blocker())

@@ -10,7 +10,15 @@ import sys
 import pytest
 from conftest import ROOT
 
-OURS = {"baselines", "configuration_emodeberta", "modeling_emodeberta", "run_classify", "trainer_ext"}
+OURS = {
+    "attention_emodeberta",
+    "baselines",
+    "configuration_emodeberta",
+    "modeling_emodeberta",
+    "pipeline_emodeberta",
+    "run_classify",
+    "trainer_ext",
+}
 
 
 def imports_of(path) -> set[str]:

@@ -34,7 +34,8 @@ def test_the_output_folder_is_whole(finished):
     folder, _ = finished
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        *("README.md", "all_results.json", "checkpoints", "config.json", "configuration_emodeberta.py"),
+        *("README.md", "all_results.json", "attention_emodeberta.py", "checkpoints", "config.json"),
+        *("configuration_emodeberta.py", "pipeline_emodeberta.py"),
         *("confusion_matrix.json", "confusion_matrix.png", "learning_curve.json", "learning_curve.png"),
         *("model.safetensors", "modeling_emodeberta.py", "predictions.tsv", "predictions_EMO.tsv"),
         *("run.json", "tokenizer.json", "tokenizer_config.json"),
@@ -101,6 +102,7 @@ assert tokenizer.model_max_length == 48
 texts = {{row["id"]: row["text"] for row in csv.DictReader(open({str(ESSAYS)!r}, newline=""), delimiter="\\t")}}
 rows = [row for row in csv.DictReader(open(folder + "/predictions.tsv", newline=""), delimiter="\\t")][::20]
 classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+assert type(classify).__name__ == "EmotionPipeline"
 worst = 0.0
 for row in rows:
     batch = tokenizer(texts[row["id"]], truncation=True, return_tensors="pt")

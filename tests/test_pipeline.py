@@ -1,0 +1,95 @@
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TextClassificationPipeline
+
+import pipeline_emodeberta as module
+from pipeline_emodeberta import EmotionPipeline, token_budget_batches
+from trainer_ext.warm_start import warm_start
+
+TEXTS = [f"{'the river took the road and ' * (i * 7 % 23)}nobody {i}" for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def parts(v3_folder, tokenizer):
+    torch.manual_seed(0)
+    labels = {0: "anger", 1: "fear", 2: "joy"}
+    return {"model": warm_start(str(v3_folder), id2label=labels).eval(), "tokenizer": tokenizer, "device": "cpu"}
+
+
+@pytest.fixture
+def classify(parts) -> EmotionPipeline:
+    return EmotionPipeline(**parts)
+
+
+@given(st.lists(st.integers(1, 600), max_size=80), st.integers(1, 3000))
+def test_batches_hold_every_text_once_within_the_budget(lengths, budget):
+    batches = list(token_budget_batches(lengths, budget))
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[position] for position in batch) * len(batch) <= budget
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": None}, {"top_k": 2}, {"function_to_apply": "none"}])
+def test_results_are_the_librarys_in_the_order_of_the_texts(classify, parts, options, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 25)  # several windows
+    ours = classify(TEXTS, tokens_per_batch=300, **options)
+    library = TextClassificationPipeline(**parts)(TEXTS, truncation=True, **options)
+    assert len(ours) == len(TEXTS)
+    for got, want in zip(ours, library, strict=True):
+        for a, b in zip(*([x] if isinstance(x, dict) else x for x in (got, want)), strict=True):
+            assert a["label"] == b["label"]
+            assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+
+def test_one_text_and_pairs_go_the_librarys_way(classify, parts):
+    library = TextClassificationPipeline(**parts)
+    assert classify(TEXTS[0]) == library(TEXTS[0])
+    assert classify({"text": "a", "text_pair": "b"}) == library({"text": "a", "text_pair": "b"})
+    assert classify([]) == []
+
+
+def test_a_stream_stays_one(classify, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 8)
+    read = []
+
+    def stream():
+        for text in TEXTS:
+            read.append(text)
+            yield text
+
+    results = classify(stream())
+    assert not read
+    first = next(results)
+    assert len(read) == 8
+    assert [first, *results] == classify(TEXTS)
+
+
+@pytest.mark.parametrize("bad", [None, 7, b"text", ["a", "b"], float("nan")])
+def test_what_is_not_a_text_is_named(classify, bad):
+    with pytest.raises(ValueError, match=r"input 2: .*; want a text"):
+        classify(["a", "b", bad])
+
+
+def test_a_budget_below_one_is_refused(classify):
+    with pytest.raises(ValueError, match="want at least 1"):
+        classify(TEXTS, tokens_per_batch=0)
+
+
+def test_texts_that_are_cut_are_counted(classify, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(tokenizer, "model_max_length", 16)
+    monkeypatch.setattr(module.logger, "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        classify(["nobody " * 40, "nobody", "road " * 30])
+    assert "2 of 3 texts are longer than 16 tokens and were cut" in caplog.text
+
+
+def test_lower_precision_and_several_classes(v3_folder, tokenizer):
+    model = warm_start(str(v3_folder), num_labels=3, problem_type="multi_label_classification").eval()
+    results = EmotionPipeline(model=model.to(torch.bfloat16), tokenizer=tokenizer)(TEXTS[:5], top_k=None)
+    for row in results:
+        assert all(0 <= entry["score"] <= 1 for entry in row)
+        assert sum(entry["score"] for entry in row) != pytest.approx(1, abs=1e-3)  # sigmoid, each label by itself
