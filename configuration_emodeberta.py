@@ -1,5 +1,6 @@
 """Configuration of EmoDeBERTa. Shipped inside every saved model, so it depends on `transformers` only."""
 
+from copy import deepcopy
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -57,7 +58,11 @@ class EmoDebertaConfig(DebertaV2Config):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
-        self.custom_pipelines = dict(CUSTOM_PIPELINES)
+        self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
+
+    def to_dict(self) -> dict:
+        """As the library's. (`pipeline()` puts classes into `custom_pipelines`, which are no JSON.)"""
+        return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_head(self):
         """Checked by `@strict` after every construction."""

@@ -117,7 +117,8 @@ def main() -> None:
             predictions=decide(prediction.predictions, corpus), references=as_classes(prediction.label_ids, corpus)
         ),
     )
-    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}")
+    hint = " (--bf16 false for float32)" if args.bf16 else ""
+    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}{hint}")
     trained = trainer.train(resume_from_checkpoint=resume)
     if run_args.select == "average":
         paths = run_folder.checkpoints(output_dir)[-run_args.average_epochs :]
@@ -125,6 +126,8 @@ def main() -> None:
         trainer.model.load_state_dict(run_folder.average_weights(paths))
 
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
+    # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     args.train_sampling_strategy = "random"  # grouping by length would hand back predictions in another order
     results: dict[str, float] = {}
     probabilities: dict[str, np.ndarray] = {}
@@ -312,7 +315,8 @@ def decide(logits: np.ndarray, corpus: Corpus) -> np.ndarray:
 
 
 def precision(args: ChildTuningArguments) -> str:
-    return "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
+    """Of training: float32, bf16 or fp16."""
+    return "float32" if args.mixed_precision == "no" else args.mixed_precision
 
 
 def tfidf_results(corpus: Corpus, metric: EmotionMetric, seed: int) -> dict[str, float]:
@@ -331,8 +335,7 @@ def tfidf_results(corpus: Corpus, metric: EmotionMetric, seed: int) -> dict[str,
 
 def save_model(folder: Path, trainer: ChildTuningTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
     """Weights, configuration, code and tokenizer, as `from_pretrained` wants them."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    model.save_pretrained(folder)
+    trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

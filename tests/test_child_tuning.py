@@ -4,6 +4,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertForTokenClassification, Trainer, TrainingArguments
 
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
+from trainer_ext import child_tuning as module
 from trainer_ext.child_tuning import draw_dropped, mask_seed
 from trainer_ext.warm_start import warm_start
 
@@ -56,7 +57,7 @@ def test_masks_change_the_run_but_not_the_global_generator(train):
     assert not torch.equal(weights(plain)["classifier.out_proj.weight"], weights(masked)["classifier.out_proj.weight"])
 
 
-def test_it_is_the_published_algorithm_given_the_same_masks(train, monkeypatch):
+def test_it_is_the_published_algorithm_given_the_same_masks(train):
     """Gradients masked and divided by p before a hand-written AdamW step, ten times."""
     trainer = train(train=False, child_tuning="F", child_tuning_p=0.25, max_grad_norm=0.0, max_steps=10)
     optimizer = trainer.create_optimizer()
@@ -96,14 +97,13 @@ def test_masks_are_keyed_by_seed_step_and_parameter():
         assert abs(agree - (0.3**2 + 0.7**2)) < 0.01  # independent
 
 
-def test_a_second_train_masks_once(train):
-    trainer = train(child_tuning="F", child_tuning_p=0.5, logging_steps=1, max_steps=3)
+def test_a_second_train_masks_once(train, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "draw_dropped", lambda *args: calls.append(1) or draw_dropped(*args))
+    trainer = train(child_tuning="F", child_tuning_p=0.5, max_steps=3)
+    once = len(calls)
     trainer.train()
-    kept = [entry["child_tuning_kept_fraction"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(kept) == 3
-    assert all(abs(value - 0.5) < 0.05 for value in kept)
-    before, after = (trainer.state.log_history[-2][f"child_tuning_{key}"] for key in ("grad_norm", "masked_grad_norm"))
-    assert 1.1 < after / before < 1.8  # sqrt(1 / p) once; 2 if the hook ran twice
+    assert len(calls) == 2 * once > 0
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
@@ -126,9 +126,9 @@ def test_accumulation_gives_the_gradient_of_the_large_batch(train):
         trainer = train(train=False, gradient_accumulation_steps=steps, max_grad_norm=0.0, max_steps=1)
         trainer.args.per_device_train_batch_size = trainer._train_batch_size = size
         trainer.args.train_sampling_strategy = "sequential"
-        for module in trainer.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        for layer in trainer.model.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
         seen = {}
         optimizer = trainer.create_optimizer()
         optimizer.register_step_pre_hook(
@@ -181,8 +181,6 @@ def test_a_foreign_model_trains(train, tokenizer, tmp_path):
 def test_it_needs_no_other_module_of_the_project():
     import ast
     from pathlib import Path
-
-    import trainer_ext.child_tuning as module
 
     tree = ast.parse(Path(module.__file__).read_text())
     imported = {

@@ -402,7 +402,7 @@ def test_the_wassa_recipe_runs_from_a_data_folder(run_classify, data_dir, v3_fol
     assert set(lines) <= set(WASSA_LABELS)
 
 
-def test_minilm_is_the_tokenizers_full_length(tmp_path, in_process):
+def test_minilm_is_saved_whole_with_a_tokenizer_of_full_length(tmp_path, in_process):
     """The checkpoint's tokenizer.json pads and cuts at 128; the saved one must not."""
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(8)))
     in_process(
@@ -410,6 +410,8 @@ def test_minilm_is_the_tokenizers_full_length(tmp_path, in_process):
         *("--max_steps", 1, "--max_seq_length", 300),
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "model.safetensors").keys()
+    assert saved == EmoDebertaForSequenceClassification.from_pretrained(tmp_path / "out").state_dict().keys()
     assert len(tokenizer("gate " * 200)["input_ids"]) == 202
     assert len(tokenizer("gate")["input_ids"]) == 3
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text())["padding"] is None

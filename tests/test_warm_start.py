@@ -59,6 +59,17 @@ def test_minilm_computes_the_same_at_step_0(relative_attention, tokenizer):
     assert difference[mask.bool()].abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("start", ["v3_folder", "bert_folder"])
+def test_it_is_saved_under_its_own_names_and_reloads(start, request, batch, tmp_path):
+    """`save_pretrained` undoes the renaming of `from_pretrained` unless told otherwise."""
+    model = warm_start(str(request.getfixturevalue(start)), id2label=LABELS).eval()
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+    with torch.no_grad():
+        for again in (EmoDebertaForSequenceClassification.from_pretrained(tmp_path), warm_start(str(tmp_path))):
+            assert torch.equal(again.eval()(**batch).logits, model(**batch).logits)
+
+
 def test_relative_positions_learn_although_they_start_without_effect(bert_folder, batch):
     model = warm_start(str(bert_folder), relative_attention=True, num_labels=3)
     model(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()

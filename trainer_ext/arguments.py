@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -168,6 +169,9 @@ class RecipeParser(HfArgumentParser):
                 f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
             )
         values = vars(namespace)
+        if "bf16" in values:
+            tokens = (token.partition("=")[0] for token in [*recipe, *argv])
+            choose_precision(values, given={token[2:].replace("-", "_") for token in tokens if token[:2] == "--"})
         try:
             return tuple(
                 kind(
@@ -210,6 +214,29 @@ class RecipeParser(HfArgumentParser):
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
         return arguments
+
+
+def choose_precision(values: dict[str, Any], given: set[str]) -> None:
+    """Mixed precision with bf16 where the machine computes it in hardware and nobody said otherwise, in place.
+
+    Args:
+        values: Values of `TrainingArguments`' fields; `bf16` and `use_cpu` may change.
+        given: Names that the recipe or the command line set. `--bf16 false` keeps float32.
+    """
+    on_cpu = values["use_cpu"] or not torch.accelerator.is_available()
+    undecided = not given & {"bf16", "fp16"} and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no"
+    if undecided and has_bf16_unit(on_cpu):
+        values["bf16"] = True
+    if values["bf16"] and on_cpu:
+        values["use_cpu"] = True  # `TrainingArguments` wants the word
+
+
+def has_bf16_unit(on_cpu: bool) -> bool:
+    """Whether matrix products in bf16 run on instructions of their own, several times as fast as float32."""
+    if on_cpu:
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):

@@ -167,6 +167,7 @@ def warm_start(
             f"{name_or_path}: no weights in safetensors format found (pickled ones are not read); "
             f"want a model.safetensors beside its config.json. {_first_line(error)}"
         ) from error
+    model._weight_conversions = None  # else `save_pretrained` would give the checkpoint's names back to the parameters
     _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
     if source.model_type == "emodeberta" and source.id2label != config.id2label and hasattr(model, "classifier"):
         logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
