@@ -108,12 +108,24 @@ def batch(tokenizer) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def finished(v3_folder, tmp_path_factory):
-    """One finished run on the project's essays, shared by the tests that only look at it."""
+def finished(bert_folder, tmp_path_factory):
+    """One finished run on the project's essays, shared by the tests that only look at it: BERT-shaped at the start,
+    with DeBERTa's positions, so that names and shapes differ from the checkpoint's."""
     folder = tmp_path_factory.mktemp("finished") / "model"
     command = [
-        *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", v3_folder, *ESSAY_FLAGS),
-        *("--max_steps", 24, "--eval_strategy", "steps", "--eval_steps", 12, "--save_steps", 12, "--tfidf_baseline"),
+        *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", bert_folder, *ESSAY_FLAGS),
+        *(
+            "--relative_attention",
+            "--max_steps",
+            24,
+            "--eval_strategy",
+            "steps",
+            "--eval_steps",
+            12,
+            "--save_steps",
+            12,
+            "--tfidf_baseline",
+        ),
         *("--output_dir", folder, "--child_tuning", "F", "--train_sampling_strategy", "group_by_length"),
     ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
