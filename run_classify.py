@@ -98,7 +98,7 @@ def main() -> None:
 
     # ---- Train ----------------------------------------------------------------------------------------------------
     metric = EmotionMetric(corpus.label_names, multi_label=corpus.problem_type == "multi_label_classification")
-    with args.main_process_first(desc="output folder"):  # every process has looked at it before one changes it
+    with args.main_process_first(desc="output folder"):
         if args.process_index == 0:
             run_folder.start(output_dir, settings, run_args.overwrite_output_dir)
             for name in run_folder.remove_incomplete_checkpoints(output_dir):

@@ -83,10 +83,9 @@ class ChildTuningTrainer(Trainer):
     def _mask_gradients(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         p, step = self.args.child_tuning_p, self.state.global_step
         seed = self.args.seed if self.args.child_tuning_seed is None else self.args.child_tuning_seed
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [
-            (index, parameter.grad)
-            for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
-            if parameter.grad is not None
+            (index, parameter.grad) for index, parameter in enumerate(parameters) if parameter.grad is not None
         ]
         measured = self._logs_after_this_step()
         norm_before = _norm(gradients) if measured else None
