@@ -60,7 +60,7 @@ def main() -> None:
         hub.check_login(args.hub_token)
 
     # ---- Data -----------------------------------------------------------------------------------------------------
-    corpus = read_corpus(data_args, args.seed)
+    corpus = read_corpus(data_args, model_args, args.seed)
     has_validation = "validation" in corpus.splits and "labels" in corpus.splits["validation"].column_names
     if run_args.select == "best_on_dev" and not has_validation:
         raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
@@ -117,10 +117,12 @@ def main() -> None:
             predictions=decide(prediction.predictions, corpus), references=as_classes(prediction.label_ids, corpus)
         ),
     )
+    tfidf = tfidf_results(corpus, metric, args.seed) if run_args.tfidf_baseline and args.process_index == 0 else {}
     hint = " (--bf16 false for float32)" if args.bf16 else ""
     logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}{hint}")
     trained = trainer.train(resume_from_checkpoint=resume)
     if run_args.select == "average":
+        trainer.accelerator.wait_for_everyone()  # the last checkpoint may still be written
         paths = run_folder.checkpoints(output_dir)[-run_args.average_epochs :]
         logger.info(f"weights: mean of {', '.join(path.name for path in paths)}")
         trainer.model.load_state_dict(run_folder.average_weights(paths))
@@ -128,7 +130,7 @@ def main() -> None:
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
     # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    args.train_sampling_strategy = "random"  # grouping by length would hand back predictions in another order
+    args.dataloader_drop_last = False  # means the training rows; every row is predicted
     results: dict[str, float] = {}
     probabilities: dict[str, np.ndarray] = {}
     for split in [name for name in PREFIX if name in encoded]:
@@ -141,9 +143,7 @@ def main() -> None:
             low, high = bootstrap_macro_f1(gold, predicted, groups)
             results |= {f"{PREFIX[split]}_macro_f1_low": low, f"{PREFIX[split]}_macro_f1_high": high}
     if args.process_index == 0:
-        if run_args.tfidf_baseline:
-            results |= tfidf_results(corpus, metric, args.seed)
-        results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
+        results |= tfidf | {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
         results |= {f"{split}_truncated_texts": count for split, count in truncated.items()}
         results |= trained.metrics | {"seed": args.seed}
         with run_folder.staged(output_dir) as folder:
@@ -178,6 +178,28 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
+    if args.train_sampling_strategy == "group_by_length":
+        raise InputError(
+            "--train_sampling_strategy group_by_length draws from the global random state: processes would not share the "
+            "rows out, and a resumed run would see other batches; use random"
+        )
+    if args.load_best_model_at_end:
+        raise InputError("--load_best_model_at_end chooses the epoch on validation; say so with --select best_on_dev")
+    if not args.do_train and (args.do_predict or (args.do_eval and args.eval_strategy == IntervalStrategy.NO)):
+        raise InputError(
+            "this script always trains, then evaluates and predicts; to predict alone, load the folder with "
+            'pipeline("text-classification", …)'
+        )
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise InputError("FSDP is not supported yet; use DDP (accelerate launch --multi_gpu)")
+    if run_args.select == "average" and args.save_only_model:
+        raise InputError("--select average needs whole checkpoints; leave out --save_only_model")
+    if args.resume_from_checkpoint:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if not run_folder.is_complete(checkpoint):
+            raise InputError(f"--resume_from_checkpoint {checkpoint}: no complete checkpoint there")
+        if run_args.overwrite_output_dir and output_dir.resolve() in checkpoint.resolve().parents:
+            raise InputError(f"--overwrite_output_dir would remove {checkpoint}; leave one of the two out")
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False
     if run_args.select != "last":
@@ -192,7 +214,7 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     return output_dir
 
 
-def read_corpus(data_args: DataArguments, seed: int) -> Corpus:
+def read_corpus(data_args: DataArguments, model_args: ModelArguments, seed: int) -> Corpus:
     """The corpus of the flags, with a validation split carved out and rows capped where asked for."""
     files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
     split_names = {split: getattr(data_args, f"{split}_split_name") for split in SPLITS}
@@ -208,8 +230,12 @@ def read_corpus(data_args: DataArguments, seed: int) -> Corpus:
         id_column=data_args.id_column_name,
         split_column=data_args.split_column_name,
         label_names=data_args.label_set or None,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
     )
     check_trainable(corpus)
+    if not 0 <= data_args.validation_split_percentage <= 50:
+        raise InputError(f"--validation_split_percentage is {data_args.validation_split_percentage}; want 0 to 50")
     if data_args.validation_split_percentage and "validation" not in corpus.splits:
         split_off_validation(corpus, data_args.validation_split_percentage, seed)
     for split, limit in (
@@ -231,11 +257,14 @@ def config_overrides(model_args: ModelArguments, args: ChildTuningArguments, cor
         "id2label": dict(enumerate(corpus.label_names)),
         "label2id": {name: index for index, name in enumerate(corpus.label_names)},
         "problem_type": corpus.problem_type,
-        "pooling": model_args.pooling,
-        "classifier_hidden_size": model_args.classifier_hidden_size or None,
-        "classifier_dropout": model_args.classifier_dropout,
         "label_smoothing": args.label_smoothing_factor,
     }
+    if model_args.pooling is not None:
+        overrides["pooling"] = model_args.pooling
+    if model_args.classifier_hidden_size is not None:
+        overrides["classifier_hidden_size"] = model_args.classifier_hidden_size or None
+    if model_args.classifier_dropout is not None:
+        overrides["classifier_dropout"] = model_args.classifier_dropout
     args.label_smoothing_factor = 0.0  # `Trainer`'s own would leave out class weights and soft labels
     if model_args.relative_attention:
         overrides["relative_attention"] = True
@@ -391,6 +420,7 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         source=corpus.source,
         licence=corpus.licence,
         selected=run_args.select,
+        confusion_matrix=(folder / "confusion_matrix.png").exists(),
         max_seq_length=data_args.max_seq_length,
         child_tuning=args.child_tuning,
         child_tuning_p=args.child_tuning_p,

@@ -12,7 +12,9 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -149,7 +151,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     result = {
-        "command": "python benchmarks/bench_encoder.py",
+        "command": shlex.join(["python", *sys.argv]),
         "machine": {
             "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
             "cores": os.cpu_count(),

@@ -126,7 +126,7 @@ def finished(bert_folder, tmp_path_factory):
             12,
             "--tfidf_baseline",
         ),
-        *("--output_dir", folder, "--child_tuning", "F", "--train_sampling_strategy", "group_by_length"),
+        *("--output_dir", folder, "--child_tuning", "F"),
     ]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-4000:]

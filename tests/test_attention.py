@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import TINY, XXLARGE_STYLE
 
+import attention_emodeberta
 from attention_emodeberta import relative_rows, shifted
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
@@ -108,14 +109,17 @@ def test_hidden_states_and_gradients_are_the_librarys(name, length):
             assert not gradient.any(), key
 
 
-def test_attention_probabilities_come_from_eager_and_it_says_so_once(caplog):
+def test_attention_probabilities_come_from_eager_and_it_says_so_once(caplog, monkeypatch):
     eager, ours = both(TINY)
     batch = padded_batch(9)
+    monkeypatch.setattr(attention_emodeberta.logger, "propagate", True)
+    attention_emodeberta.logger.warning_once.cache_clear()
     with torch.no_grad():
         want, got = (model.eval()(**batch, output_attentions=True) for model in (eager, ours))
         ours(**batch, output_attentions=True)
     for a, b in zip(want.attentions, got.attentions, strict=True):
         assert torch.equal(a, b)
+    assert caplog.text.count("attention probabilities come from") == 1
 
 
 def test_a_text_without_tokens_gives_no_nan():

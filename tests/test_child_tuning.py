@@ -88,6 +88,17 @@ def test_kept_fraction_is_p(p):
     assert abs(kept / n - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
+@pytest.mark.parametrize("p", [1e-7, 1 - 1e-7])
+def test_p_at_the_ends_neither_wraps_nor_drops_all(p, train):
+    """16-bit thresholds: what rounds to 1 is no mask, what rounds to 0 is the smallest share."""
+    if p > 0.5:
+        plain, ours = weights(train(Trainer, TrainingArguments)), weights(train(child_tuning="F", child_tuning_p=p))
+        assert all(torch.equal(plain[name], ours[name]) for name in plain)
+    else:
+        kept = (~draw_dropped(torch.empty(10_000_000), p, 1)).sum().item()
+        assert 70 < kept < 260  # 10,000,000 / 65,536 = 153
+
+
 def test_masks_are_keyed_by_seed_step_and_parameter():
     gradient = torch.empty(100_000)
     reference = draw_dropped(gradient, 0.3, mask_seed(1, 2, 3))

@@ -139,9 +139,9 @@ def test_lists_of_names_are_several_classes_and_lists_of_numbers_a_distribution(
 
 
 def test_an_unlabelled_test_split_stays_unlabelled(write):
-    train = write("a.csv", "text,label\nx,joy\ny,fear\n")
-    for content in ("text\nz\n", "text,label\nz,\n"):
-        corpus = load_corpus(files={"train": train, "test": write("t.csv", content)})
+    train = write("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": "y", "label": "fear"}\n')
+    for content in ('{"text": "z"}', '{"text": "z", "label": ""}', '{"text": "z", "label": -1}'):
+        corpus = load_corpus(files={"train": train, "test": write("t.jsonl", content)})
         assert corpus.splits["test"].column_names == ["id", "text"]
 
 
@@ -185,6 +185,22 @@ def test_an_unlabelled_test_split_stays_unlabelled(write):
         ("a.jsonl", '{"text": "x", "label": "joy"}\n[1]\n', {}, "a.jsonl, row 2: a list"),
         ("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": null, "label": "joy"}\n', {}, "row 2: text is None"),
         ("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": "y", "label": ["joy"]}\n', {}, "row 2: label is ['joy']"),
+        ("a.jsonl", '{"text": "x", "label": true}\n', {}, "row 1: label is True; want a name or an integer"),
+        ("a.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "row 1: label is {'a': 1}; want a name"),
+        ("a.csv", 'text,label\nx,"  "\n', {}, "row 2: no label"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "a", "id": 1}\n{"text": "y", "label": "a"}\n',
+            {"id_column": "id"},
+            "row 2: no id",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "a", "s": "dev"}\n{"text": "y", "label": "a"}\n',
+            {"split_column": "s"},
+            "row 2: s is None",
+        ),
+        ("a.csv", "text,joy,fear\nx,1,0\n", {"label_column": "joy,fear", "label_names": ["a", "b"]}, "names others"),
         ("a.json", '{"text": "x"}', {}, "a.json: holds a dict; want a list"),
         ("a.parquet", "not parquet", {}, "a.parquet: not a parquet file"),
         ("a.xlsx", "", {}, "a.xlsx: unknown file type '.xlsx'; want .csv"),
@@ -202,6 +218,8 @@ def test_files_that_are_not_there():
         load_corpus()
     with pytest.raises(InputError, match="needs --data_dir"):
         load_corpus(dataset_name="wassa2022")
+    with pytest.raises(InputError, match="wassa2022 has its own files, text_column"):
+        load_corpus(dataset_name="wassa2022", data_dir="x", files={"test": "mine.tsv"}, text_column="text")
 
 
 def test_one_class_or_no_labels_cannot_be_trained_on(write):

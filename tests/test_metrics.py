@@ -95,3 +95,6 @@ def test_bootstrap_is_reproducible_and_takes_several_classes():
     assert bootstrap_macro_f1(gold, predicted) == bootstrap_macro_f1(gold, predicted)
     low, high = bootstrap_macro_f1(gold, predicted)
     assert low < f1_score(gold, predicted, average="macro") < high
+    rare = np.zeros((20, 2), dtype=int)
+    rare[0, 0] = 1  # many samples have no positive label at all
+    assert bootstrap_macro_f1(rare, rare) == (0.0, 1.0)

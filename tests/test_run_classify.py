@@ -133,7 +133,8 @@ def test_a_finished_folder_is_refused_and_stays(finished, run_classify, v3_folde
 
 def test_a_folder_is_the_next_stages_start(finished, run_classify, tmp_path):
     folder, _ = finished
-    arguments = ["--model_name_or_path", folder, *ESSAY_FLAGS, "--max_steps", 1, "--output_dir", tmp_path / "next"]
+    flags = [flag for flag in ESSAY_FLAGS if flag not in ("--classifier_hidden_size", 32)]  # the head is as it was
+    arguments = ["--model_name_or_path", folder, *flags, "--max_steps", 1, "--output_dir", tmp_path / "next"]
     run_classify(*arguments, "--learning_rate", "0")
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "next" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)  # the head too: the labels are the same
@@ -279,7 +280,12 @@ def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_p
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"door {i},{i % 2}\n" for i in range(16)))
     with pytest.raises(InputError, match="another training data"):
         in_process(*flags)
+    (tmp_path / "out" / "predictions_EMO.tsv").write_text("of the earlier run")
+    checkpoint = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    with pytest.raises(InputError, match="would remove"):
+        in_process(*flags, "--overwrite_output_dir", "--resume_from_checkpoint", checkpoint)
     in_process(*flags, "--overwrite_output_dir")
+    assert not (tmp_path / "out" / "predictions_EMO.tsv").exists()
     (tmp_path / "out" / "all_results.json").unlink()  # killed after the last step: only the end is done again
     before = load_file(tmp_path / "out" / "model.safetensors")
     in_process(*flags)
@@ -336,6 +342,12 @@ def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_fo
         (["--select", "best_on_dev"], "text,label\nx,joy\ny,fear\n", "needs labelled validation rows"),
         (["--model_name_or_path", "/nowhere"], "text,label\nx,joy\ny,fear\n", "no config.json there"),
         (["--push_to_hub"], "text,label\nx,joy\ny,fear\n", "the Hub does not let us in"),
+        (["--train_sampling_strategy", "group_by_length"], "text,label\nx,joy\ny,fear\n", "use random"),
+        (["--load_best_model_at_end"], "text,label\nx,joy\ny,fear\n", "--select best_on_dev"),
+        (["--do_predict"], "text,label\nx,joy\ny,fear\n", "this script always trains"),
+        (["--select", "average", "--save_only_model"], "text,label\nx,joy\ny,fear\n", "needs whole checkpoints"),
+        (["--resume_from_checkpoint", "True"], "text,label\nx,joy\ny,fear\n", "no complete checkpoint there"),
+        (["--validation_split_percentage", "-5"], "text,label\nx,joy\ny,fear\n", "want 0 to 50"),
         (["--max_train_samples", "0"], "text,label\nx,joy\ny,fear\n", "want at least 1"),
         (["--data_die", "x"], "text,label\nx,joy\ny,fear\n", "did you mean --data_dir?"),
     ],
@@ -361,8 +373,11 @@ def test_a_folder_in_use_is_refused(in_process, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\nx,joy\ny,fear\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="is in use"):
-        in_process("--train_file", tmp_path / "rows.csv")
+    for more in ([], ["--overwrite_output_dir"]):
+        with pytest.raises(InputError, match="is in use"):
+            in_process("--train_file", tmp_path / "rows.csv", *more)
+    with pytest.raises(InputError, match=r"thesis\.txt: is a file; want a folder"):
+        in_process("--train_file", tmp_path / "rows.csv", "--output_dir", tmp_path / "out" / "thesis.txt" / "deep")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 

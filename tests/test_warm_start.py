@@ -124,6 +124,14 @@ def test_a_checkpoint_that_does_not_fit_names_the_keys(v3_folder, tmp_path):
     assert "encoder.layer.9.output.dense.bias" in message
 
 
+def test_the_twin_of_the_embeddings_in_some_published_checkpoints_is_passed_over(v3_folder, tmp_path):
+    DebertaV2Model.from_pretrained(v3_folder).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["embeddings.word_embeddings._weight"] = torch.zeros(600, 32)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert warm_start(str(tmp_path)).num_labels == 2
+
+
 def test_pickled_weights_are_not_read(v3_folder, tmp_path):
     model = DebertaV2Model.from_pretrained(v3_folder)
     model.config.save_pretrained(tmp_path)

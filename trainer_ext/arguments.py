@@ -44,9 +44,16 @@ class ModelArguments:
     relative_attention: bool = _flag(
         False, "Give a BERT-shaped checkpoint DeBERTa's relative positions; it still computes the same at step 0."
     )
-    pooling: Literal["mean", "cls"] = _flag("mean", "Text vector: mean of the token states (the paper), or [CLS].")
-    classifier_hidden_size: int = _flag(1024, "Width of the head's hidden layer (the paper: 1024); 0 leaves it out.")
-    classifier_dropout: float = _flag(0.1, "Dropout in the head.")
+    pooling: Literal["mean", "cls"] | None = _flag(
+        None, "Text vector: mean of the token states (the paper), or [CLS]; as in an EmoDeBERTa checkpoint, else mean."
+    )
+    classifier_hidden_size: int | None = _flag(
+        None,
+        "Width of the head's hidden layer, 0 to leave it out; as in an EmoDeBERTa checkpoint, else 1024 (the paper's).",
+    )
+    classifier_dropout: float | None = _flag(
+        None, "Dropout in the head; as in an EmoDeBERTa checkpoint, else 0.1 (the paper's)."
+    )
     class_weights: Literal["none", "balanced"] = _flag(
         "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
     )
@@ -180,7 +187,7 @@ class RecipeParser(HfArgumentParser):
                 for kind in self.dataclass_types
             )
         except (ValueError, ImportError) as error:
-            raise InputError(str(error).strip().splitlines()[0]) from error
+            raise InputError(" ".join(str(error).split())) from error
 
     def error(self, message: str) -> None:
         """argparse calls this for a value that does not fit."""

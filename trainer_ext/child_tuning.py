@@ -63,9 +63,7 @@ class ChildTuningTrainer(Trainer):
                 f"ChildTuningTrainer needs args of type ChildTuningArguments, not {type(self.args).__name__}"
             )
         if self.args.child_tuning != "none" and self.is_deepspeed_enabled:
-            raise ValueError(
-                "Child-Tuning does not work under DeepSpeed, whose optimizer cannot be hooked; use DDP or FSDP"
-            )
+            raise ValueError("Child-Tuning does not work under DeepSpeed, whose optimizer cannot be hooked; use DDP")
         self._hooked_optimizer: torch.optim.Optimizer | None = None
         self._child_tuning_log: dict[str, float] = {}
 
@@ -74,7 +72,8 @@ class ChildTuningTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         # On a second `train()` the library hands back the optimizer wrapped by Accelerate.
         inner = getattr(optimizer, "optimizer", optimizer)
-        if self.args.child_tuning == "F" and self.args.child_tuning_p < 1 and inner is not self._hooked_optimizer:
+        masks = self.args.child_tuning == "F" and _levels(self.args.child_tuning_p) < 2**16
+        if masks and inner is not self._hooked_optimizer:
             inner.register_step_pre_hook(self._mask_gradients)
             self._hooked_optimizer = inner
         return optimizer
@@ -119,8 +118,8 @@ class ChildTuningTrainer(Trainer):
 def draw_dropped(gradient: torch.Tensor, p: float, seed: int) -> torch.Tensor:
     """Where the child network ends: a boolean tensor of the gradient's shape, true with probability 1 - p.
 
-    Four 16-bit numbers come from each 64-bit draw, so p is met to 1 part in 65,536; drawing one float an entry
-    takes several times as long.
+    Four 16-bit numbers come from each 64-bit draw, so p is rounded to the next of 1/65,536 to 65,535/65,536; drawing
+    one float an entry takes several times as long.
     """
     generator = torch.Generator(device=gradient.device).manual_seed(seed)
     draws = torch.empty((gradient.numel() + 3) // 4, dtype=torch.int64, device=gradient.device)

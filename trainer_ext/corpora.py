@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 _PROBABILITY_TOLERANCE = 1e-3
+_INTEGER = re.compile(r"-?[0-9]+")
 
 csv.field_size_limit(2**31 - 1)
 
@@ -100,7 +102,7 @@ def load_corpus(
         label_column: Column with the label: a name, an integer, a list of names (several classes), or a list of
             numbers, one per label; several columns separated by commas give such a list. Numbers that are all 0 or 1
             with a single 1 a row are one-hot, those of which each row adds up to 1 are distributions, other 0/1 rows
-            are several classes. `label` if not given. A split without the column is unlabelled.
+            are several classes. `label` if not given. A test split may be without labels.
         group_column: Column that names the writer (or any group) of a row.
         id_column: Column that identifies a row; the row number if not given.
         split_column: Column of the train file that names each row's split.
@@ -111,6 +113,13 @@ def load_corpus(
         InputError: for anything that cannot be read as described.
     """
     if dataset_name == "wassa2022":
+        described = {
+            "files": files, "text_column": text_column, "label_column": label_column, "group_column": group_column,
+            "id_column": id_column, "split_column": split_column, "split_names": split_names,
+            "label_names": label_names,
+        }  # fmt: skip
+        if given := [name for name, value in described.items() if value]:
+            raise InputError(f"wassa2022 has its own {', '.join(given)}; leave out the flags that say otherwise")
         return _load_wassa2022(data_dir)
     if dataset_name and files:
         raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
@@ -336,10 +345,10 @@ def _divide(tables: dict[str, Table], column: str) -> dict[str, Table]:
     _check_column(table, column)
     divided: dict[str, list[tuple[int, dict]]] = {}
     for index, row in enumerate(table.rows):
-        split = _SPLIT_ALIASES.get(str(row[column]), str(row[column]))
+        split = _SPLIT_ALIASES.get(str(row.get(column)), str(row.get(column)))
         if split not in SPLITS:
             raise InputError(
-                f"{table.where(index)}: {column} is {row[column]!r}; want train, validation (or dev) or test"
+                f"{table.where(index)}: {column} is {row.get(column)!r}; want train, validation (or dev) or test"
             )
         divided.setdefault(split, []).append((index, row))
     return {
@@ -381,6 +390,8 @@ def _read_common_columns(
             raise InputError(f"{table.where(index)}: {text_column} is {text!r}; want a text")
         if not text.strip():
             raise InputError(f"{table.where(index)}: {text_column} is empty; want a text")
+        if id_column and row.get(id_column) in (None, ""):
+            raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
         row_id = str(row[id_column]) if id_column else str(index + table.first_row)
         if row_id in seen:
             raise InputError(f"{table.where(index)}: {id_column} {row_id!r} stands in row {seen[row_id]} too")
@@ -411,13 +422,15 @@ def _read_labels(
             row.get(label_columns[0]) if len(label_columns) == 1 else [row.get(column) for column in label_columns]
             for row in table.rows
         ]
-        if split == "test" and all(value in (None, "", []) for value in raw):
+        if split == "test" and all(value in (None, "", [], -1) for value in raw):  # -1: how the Hub hides them
             continue
         labelled[split] = raw
     if not labelled:
         raise InputError(f"no split has the label column {','.join(label_columns)!r}")
 
     if len(label_columns) > 1:
+        if label_names and list(label_names) != label_columns:
+            raise InputError(f"the label columns are {', '.join(label_columns)}; the label set names others")
         label_names = label_columns
         vectors = {
             split: [[_number(value, tables[split], i) for value in row] for i, row in enumerate(rows)]
@@ -539,8 +552,12 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
         raise InputError(f"{table.where(index)}: label is {value!r}; want one label, as in the rows before")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value)
-    if names is not None and text not in names and text.lstrip("-").isdigit():
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InputError(f"{table.where(index)}: label is {value!r}; want a name or an integer")
+    text = str(value).strip()
+    if not text:
+        raise InputError(f"{table.where(index)}: no label")
+    if names is not None and text not in names and _INTEGER.fullmatch(text):
         if not 0 <= int(text) < len(names):
             raise InputError(f"{table.where(index)}: label is {text}; want 0 to {len(names) - 1} ({', '.join(names)})")
         return names[int(text)]
@@ -548,7 +565,7 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
 
 
 def _sorted_labels(names: set[str]) -> list[str]:
-    numeric = all(name.lstrip("-").isdigit() for name in names)
+    numeric = all(_INTEGER.fullmatch(name) for name in names)
     return sorted(names, key=int) if numeric else sorted(names)
 
 

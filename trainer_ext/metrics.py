@@ -104,7 +104,7 @@ def bootstrap_macro_f1(
     weights = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=samples)
     hits, occurrences = np.moveaxis(np.tensordot(weights, counts, axes=1), 1, 0)
     f1 = np.divide(2 * hits, occurrences, out=np.zeros_like(hits), where=occurrences > 0)
-    scores = f1.sum(axis=1) / (occurrences > 0).sum(axis=1)
+    scores = f1.sum(axis=1) / (occurrences > 0).sum(axis=1).clip(min=1)  # a sample may have no positive label
     low, high = np.percentile(scores, [2.5, 97.5])
     return float(low), float(high)
 

@@ -19,6 +19,12 @@ CHECKPOINTS = "checkpoints"
 RESULTS = "all_results.json"  # written last: a folder that has it is finished
 _SETTINGS = "run.json"
 _STAGING = ".incomplete"
+# What a run leaves in its folder; an overwritten run's files go, so that none of them passes for the new one's.
+_OUTPUTS = (
+    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "learning_curve.*",
+    "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "*token*", "vocab.txt",
+    "spm.model",
+)  # fmt: skip
 _RESUMABLE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -38,15 +44,22 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
         overwrite: The user's word that what is there may go.
 
     Raises:
-        InputError: if it holds a finished run, an unfinished one with other settings, or something else.
+        InputError: if it holds something else than a run (with `overwrite` too), a finished run, or an unfinished one
+            with other settings.
     """
-    if overwrite or not folder.exists():
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file; want a folder for --output_dir")
+    if not folder.exists():
         return
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is a file; want a folder for --output_dir")
+    started = folder / CHECKPOINTS / _SETTINGS
+    ours = started.exists() or (folder / RESULTS).exists()
+    if not ours and any(folder.iterdir()):
+        raise InputError(f"{folder}: is in use (not empty, and no run of this script); give another --output_dir")
+    if overwrite:
+        return
     if (folder / RESULTS).exists():
         raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
-    started = folder / CHECKPOINTS / _SETTINGS
     if started.exists():
         before = json.loads(started.read_text(encoding="utf-8"))
         now = json.loads(json.dumps(settings))
@@ -56,15 +69,15 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
                 f"{folder}: holds an unfinished run with another {', '.join(sorted(changed))}; give the same to go on, "
                 "another --output_dir, or --overwrite_output_dir"
             )
-    elif any(folder.iterdir()):
-        raise InputError(f"{folder}: is in use (not empty, and no run of this script); give another --output_dir")
 
 
 def start(folder: Path, settings: dict, overwrite: bool) -> None:
     """Make the folder and note the settings; with `overwrite`, remove an earlier run's checkpoints and results."""
     if overwrite:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        (folder / RESULTS).unlink(missing_ok=True)
+        for pattern in _OUTPUTS:
+            for path in folder.glob(pattern):
+                path.unlink()
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     write_json(folder / CHECKPOINTS / _SETTINGS, settings)
@@ -73,10 +86,10 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first. One that a kill cut short is passed over."""
     found = (path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
-    return [path for path in sorted(found, key=lambda path: int(path.name.split("-")[1])) if _is_complete(path)]
+    return [path for path in sorted(found, key=lambda path: int(path.name.split("-")[1])) if is_complete(path)]
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """`Trainer` writes the state last; a cut-off state is no JSON, cut-off weights have no whole header."""
     try:
         if not all((checkpoint / name).stat().st_size for name in _RESUMABLE):

@@ -48,6 +48,8 @@ PINNED = {
 
 # Heads that other models keep beside the encoder; dropped, and said.
 _OTHER_HEADS = ("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs.")
+# Besides, buffers, and a twin of the word embeddings that Microsoft's training code left in some checkpoints.
+_NOT_READ = (*_OTHER_HEADS, "embeddings.position_", "embeddings.word_embeddings._weight")
 _BERT_TO_DEBERTA = {r"^bert\.": ""} | {
     rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")
 }
@@ -78,7 +80,9 @@ def resolve_checkpoint(
                 local_files_only=not _hub_answers(),
             )
         )
-    except OSError as hub_error:  # no answer, and not in the cache
+        if not (folder / "model.safetensors").is_file():
+            raise FileNotFoundError(folder)
+    except OSError as hub_error:  # no answer, and not (or not wholly) in the cache
         spec = importlib.util.find_spec(pin.package)
         if spec is None:
             raise InputError(
@@ -241,7 +245,7 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> None:
 
     missing = [key for key in info["missing_keys"] if not fits(key, fresh)]
     mismatched = [key for key, *_ in info["mismatched_keys"] if not fits(key, ["classifier."])]
-    unexpected = [key for key in info["unexpected_keys"] if not fits(key, (*_OTHER_HEADS, "embeddings.position_"))]
+    unexpected = [key for key in info["unexpected_keys"] if not fits(key, _NOT_READ)]
     problems = [
         f"{what}: {', '.join(sorted(keys)[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
         for what, keys in (("missing", missing), ("of another shape", mismatched), ("not known", unexpected))
