@@ -180,8 +180,8 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
     if args.train_sampling_strategy == "group_by_length":
         raise InputError(
-            "--train_sampling_strategy group_by_length draws from the global random state: processes would not share the "
-            "rows out, and a resumed run would see other batches; use random"
+            "--train_sampling_strategy group_by_length draws from the global random state: processes would not share "
+            "the rows out, and a resumed run would see other batches; use random"
         )
     if args.load_best_model_at_end:
         raise InputError("--load_best_model_at_end chooses the epoch on validation; say so with --select best_on_dev")
