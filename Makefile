@@ -31,8 +31,12 @@ format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo bench reproduce:
-	@echo "make $@ is not there yet: the demo, the benchmarks and the reproduction of the paper's tables come later" >&2; exit 1
+bench: $(STAMP)  ## time the encoder against the library's, about 10 minutes
+	mkdir -p outputs
+	$(BIN)/python benchmarks/bench_encoder.py --output outputs/bench-encoder.json $(ARGS)
+
+demo reproduce:
+	@echo "make $@ is not there yet: the demo and the reproduction of the paper's tables come later" >&2; exit 1
 
 clean:  ## remove the virtual environment and caches; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

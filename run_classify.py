@@ -61,6 +61,10 @@ def main() -> None:
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     corpus = read_corpus(data_args, model_args, args.seed)
+    if args.hub_model_id and corpus.licence:
+        raise InputError(
+            f"--push_to_hub: {corpus.source} is for {corpus.licence}; publishing what saw it is not offered"
+        )
     has_validation = "validation" in corpus.splits and "labels" in corpus.splits["validation"].column_names
     if run_args.select == "best_on_dev" and not has_validation:
         raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")

@@ -102,7 +102,7 @@ def test_the_cards_code_runs(finished, tmp_path):
     assert "score" in done.stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "bench", "reproduce"])
+@pytest.mark.parametrize("target", ["demo", "reproduce"])
 def test_targets_that_come_later_say_so(target):
     done = subprocess.run(["make", "-s", "-C", ROOT, target], capture_output=True, text=True)
     assert done.returncode
@@ -111,5 +111,5 @@ def test_targets_that_come_later_say_so(target):
 
 def test_make_help_lists_the_targets():
     done = subprocess.run(["make", "-s", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
-    for target in ("run", "test", "check", "help"):
+    for target in ("run", "test", "check", "bench", "help"):
         assert re.search(rf"^{target} ", done.stdout, re.MULTILINE)

@@ -343,7 +343,11 @@ def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_fo
         (["--model_name_or_path", "/nowhere"], "text,label\nx,joy\ny,fear\n", "no config.json there"),
         (["--push_to_hub"], "text,label\nx,joy\ny,fear\n", "the Hub does not let us in"),
         (["--train_sampling_strategy", "group_by_length"], "text,label\nx,joy\ny,fear\n", "use random"),
-        (["--load_best_model_at_end"], "text,label\nx,joy\ny,fear\n", "--select best_on_dev"),
+        (
+            ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch"],
+            "text,label\nx,joy\ny,fear\n",
+            "--select best_on_dev",
+        ),
         (["--do_predict"], "text,label\nx,joy\ny,fear\n", "this script always trains"),
         (["--select", "average", "--save_only_model"], "text,label\nx,joy\ny,fear\n", "needs whole checkpoints"),
         (["--resume_from_checkpoint", "True"], "text,label\nx,joy\ny,fear\n", "no complete checkpoint there"),
