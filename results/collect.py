@@ -22,7 +22,10 @@ def collect(folders: list[Path], prefix: str) -> dict:
         figures |= {
             k.removeprefix(f"{prefix}_"): round(v, 4) for k, v in results.items() if k.startswith(f"{prefix}_f1_")
         }
-        runs.append(run | {"figures": figures, "train_minutes": round(results["train_runtime"] / 60, 1)})
+        run |= {"figures": figures, "train_minutes": round(results["train_runtime"] / 60, 1)}
+        if f"{prefix}_tfidf_macro_f1" in results:
+            run["tfidf"] = {name: round(results[f"{prefix}_tfidf_{name}"], 4) for name in FIGURES}
+        runs.append(run)
     over_runs = {}
     for name in FIGURES:
         values = [run["figures"][name] for run in runs]

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+
+from trainer_ext.metrics import SEVEN_FIGURES
 
 OURS = {
     "attention_emodeberta",
@@ -113,3 +116,14 @@ def test_make_help_lists_the_targets():
     done = subprocess.run(["make", "-s", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
     for target in ("run", "test", "check", "bench", "help"):
         assert re.search(rf"^{target} ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "wassa2022-minilm"])
+def test_the_readmes_figures_are_those_in_results(name):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"results/{name}.json" in readme
+    for run in json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["runs"]:
+        assert run["command"].startswith("python run_classify.py recipes/")
+        for system in filter(None, (run["figures"], run.get("tfidf"))):
+            row = " | ".join(f"{system[figure]:.3f}" for figure in SEVEN_FIGURES)
+            assert f"| {row} |" in readme
