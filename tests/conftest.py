@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def data_dir() -> str:
-    return os.environ["EMODEBERTA_DATA"]
+    return str(Path(os.environ["EMODEBERTA_DATA"]).resolve())  # tests run in folders of their own
 
 
 @pytest.fixture(scope="session")
