@@ -90,18 +90,21 @@ def check_equal(pair: dict[str, EmoDebertaModel], inputs: dict[str, torch.Tensor
     for name, model in pair.items():
         model.eval().zero_grad()
         output = model(**inputs).last_hidden_state
-        (output.float() ** 2).mean().backward()
+        # Weighted at random: a symmetric loss of normalised states has next to no gradient to compare.
+        weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output.device)
+        (output.float() * weights).sum().backward()
         states[name] = output.detach().float()
         gradients[name] = {key: p.grad.float() for key, p in model.named_parameters() if p.grad is not None}
     state = (states["eager"] - states["sdpa"]).abs().max().item()
+    largest = max(want.abs().max() for want in gradients["eager"].values())
     gradient = max(
         ((gradients["sdpa"][key] - want).abs().max() / want.abs().max().clamp(min=1e-12)).item()
         for key, want in gradients["eager"].items()
-        if want.abs().max() > 1e-6 * max(g.abs().max() for g in gradients["eager"].values())
+        if want.abs().max() > 1e-5 * largest  # below, rounding is all there is
     )
     if dtype == torch.float32:
         assert state < 1e-5, f"hidden states differ by {state}"
-        assert gradient < 1e-3, f"a gradient differs by {gradient} of its largest entry"
+        assert gradient < 1e-4, f"a gradient differs by {gradient} of its largest entry"
     return {"hidden_state_difference": state, "relative_gradient_difference": gradient}
 
 
