@@ -104,7 +104,7 @@ def check_equal(pair: dict[str, EmoDebertaModel], inputs: dict[str, torch.Tensor
     )
     if dtype == torch.float32:
         assert state < 1e-5, f"hidden states differ by {state}"
-        assert gradient < 1e-4, f"a gradient differs by {gradient} of its largest entry"
+        assert gradient < 1e-5, f"a gradient differs by {gradient} of its largest entry"
     return {"hidden_state_difference": state, "relative_gradient_difference": gradient}
 
 
