@@ -3,15 +3,20 @@
 Same parameters and same numbers as `transformers`' own (He et al. 2021, https://arxiv.org/abs/2006.03654, equation 4),
 which is kept as `attn_implementation="eager"`. What differs, under `"sdpa"`:
 
-- only the relative positions that a batch can reach are projected, once per layer instead of once per row;
-- position scores are a shifted view of one matrix product, not gathered by an index as large as the scores;
-- inference goes through `scaled_dot_product_attention`, with the position scores as its bias;
-- padding is masked by key, not by a matrix of queries and keys for each text.
+- padding is left out: the layers see the batch's tokens one after the other, attention sees groups of texts of like
+  length (as in https://arxiv.org/abs/2208.08124, for an attention with relative positions);
+- only the relative positions that a batch can reach are projected, once per layer instead of once per row, and in
+  inference once for all batches, until the weights change;
+- position scores are a shifted view of a matrix product, not gathered by an index as large as the scores;
+- training keeps the attention probabilities and nothing else of that size; dropped ones carry a minus sign.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
@@ -23,7 +28,15 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# Added to the scores of padding: its probability is 0 in every precision, and no sum overflows float16.
+MASKED = -3e4
+# Queries (or keys) whose position scores are one matrix product, where a long text is on its own.
+BLOCK = 64
+# Bytes of one feature of the tokens that attention sees at once on CPU: their scores stay in the cache.
+GROUP_BYTES = 1024
 
+
+# ---- Relative positions -------------------------------------------------------------------------------------------
 def relative_rows(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> torch.Tensor:
     """Row of the relative embedding for each distance query - key, from `1 - length` to `length - 1`.
 
@@ -41,108 +54,459 @@ def relative_rows(length: int, span: int, buckets: int, max_position: int, devic
     return (distance + span).clamp(0, 2 * span - 1)
 
 
-def shifted(scores: torch.Tensor) -> torch.Tensor:
-    """A view `(..., n, n)` of `(..., n, 2n - 1)` with `view[r, c] = scores[r, c - r + n - 1]`.
+def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
+    """A view `(..., m, columns)` of `(..., m, columns + m - 1)` with `view[r, c] = scores[r, c - r + m - 1]`.
 
-    Row r of the matrix is read n - 1 - r columns further right: in memory, rows that are one entry shorter.
+    Row r of the matrix is read m - 1 - r columns further right: in memory, rows that are one entry shorter.
     """
-    n = scores.shape[-2]
-    flat = scores.flatten(-2)[..., n - 1 : n - 1 + n * (2 * n - 2)] if n > 1 else scores.flatten(-2)
-    return flat.unflatten(-1, (n, max(2 * n - 2, 1)))[..., :n]
+    m, width = scores.shape[-2:]
+    if m == 1:
+        return scores
+    flat = scores.flatten(-2)[..., m - 1 : m - 1 + m * (width - 1)]
+    return flat.unflatten(-1, (m, width - 1))[..., :columns]
+
+
+def blocks(rows: int, length: int) -> list[tuple[int, int, slice]]:
+    """Where the blocks of a text begin and end, and which of its `2 * length - 1` distances they reach."""
+    size = BLOCK if rows == 1 else length
+    ends = [(start, min(start + size, length)) for start in range(0, length, size)]
+    return [(start, end, slice(length - end, 2 * length - 1 - start)) for start, end in ends]
+
+
+def position_products(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Each token with each distance that its block reaches, moved so that columns are the other tokens.
+
+    Args:
+        states: `(heads, rows, block, size)`.
+        positions: `(heads, length + block - 1, size)`.
+
+    Returns:
+        `(heads, rows, block, length)`, a view.
+    """
+    heads, rows, block, size = states.shape
+    products = states.reshape(heads, rows * block, size) @ positions.transpose(1, 2)
+    return shifted(products.unflatten(1, (rows, block)), positions.shape[1] - block + 1)
+
+
+def position_scores(
+    query: torch.Tensor, key: torch.Tensor, c2p: torch.Tensor | None, p2c: torch.Tensor | None
+) -> torch.Tensor:
+    """Content-to-position plus position-to-content scores.
+
+    Args:
+        query, key: `(heads, rows, length, size)`; `query` is scaled already.
+        c2p: Keys of the positions, `(heads, 2 * length - 1, size)`, by falling distance query - key.
+        p2c: Queries of the positions, scaled, by rising distance.
+
+    Returns:
+        `(heads, rows, length, length)`.
+    """
+    _, rows, length, _ = query.shape
+    if torch.compiler.is_compiling() or rows > 1 or length <= BLOCK:
+        scores = None if c2p is None else position_products(query, c2p)
+        if p2c is not None:
+            other = position_products(key, p2c).transpose(-1, -2)
+            scores = other if scores is None else scores + other.contiguous()
+        return scores.contiguous()
+    scores = query.new_empty((*query.shape[:3], length))
+    if c2p is not None:
+        for start, end, reach in blocks(rows, length):
+            scores[:, :, start:end] = position_products(query[:, :, start:end], c2p[:, reach])
+    if p2c is not None:
+        for start, end, reach in blocks(rows, length):
+            other = position_products(key[:, :, start:end], p2c[:, reach]).transpose(-1, -2)
+            if c2p is None:
+                scores[..., start:end] = other
+            else:
+                scores[..., start:end] += other.contiguous()  # a copy that transposes is faster than such a sum
+    return scores
+
+
+def add_position_gradients(
+    scores: torch.Tensor,
+    states: torch.Tensor,
+    positions: torch.Tensor,
+    for_states: torch.Tensor,
+    for_positions: torch.Tensor,
+) -> None:
+    """What [`position_products`] hands back: adds to `for_states` and `for_positions`.
+
+    Args:
+        scores: Gradient `(heads, rows, length, length)`; for `p2c` transposed.
+        states, for_states: `(heads, rows, length, size)`.
+        positions: `(heads, 2 * length - 1, size)`.
+        for_positions: Likewise, in float32.
+    """
+    heads, rows, length, size = states.shape
+    products = None
+    for start, end, reach in blocks(rows, length):
+        block = end - start
+        if products is None or products.shape[2] != block:
+            products = scores.new_zeros((heads, rows, block, length + block - 1))
+        shifted(products, length).copy_(scores[:, :, start:end])
+        flat = products.view(heads, rows * block, -1)
+        for_states[:, :, start:end] += (flat @ positions[:, reach]).view(heads, rows, block, size)
+        for_positions[:, reach] += flat.transpose(1, 2) @ states[:, :, start:end].reshape(heads, rows * block, size)
+
+
+# ---- Dropout ------------------------------------------------------------------------------------------------------
+def dropout_noise(shape: torch.Size, threshold: int, device: torch.device) -> torch.Tensor:
+    """Float32 noise, negative with probability `threshold / 2**16`, from torch's global generator.
+
+    On CPU four decisions come from one 64-bit draw: `Tensor.bernoulli_` takes several times as long.
+    """
+    if device.type != "cpu":
+        return torch.rand(shape, device=device).sub_(threshold / 2**16)
+    count = math.prod(shape)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return draws.view(torch.int16)[:count].view(shape).to(torch.float32).sub_(threshold - 2**15 - 0.5)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` with masks that are cheap to draw on CPU; p counts in steps of 2**-16."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        threshold = round(self.p * 2**16)
+        if not self.training or threshold in (0, 2**16) or states.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(states)
+        scale = 2**16 / (2**16 - threshold)
+        return states * (dropout_noise(states.shape, threshold, states.device) > 0).to(states.dtype).mul_(scale)
+
+
+# ---- Padding ------------------------------------------------------------------------------------------------------
+@dataclass
+class TextGroup:
+    """Texts of like length that attention sees as one grid.
+
+    Attributes:
+        tokens: Where their tokens lie among the batch's.
+        rows, length: Of the grid.
+        index: `(rows * length,)` for each cell a token of the group; `None`: all texts are as long as the grid.
+        real: `(tokens,)` the cell of each token, or `None` likewise.
+        mask: `(rows, 1, length)` to add to the scores, or `None`.
+    """
+
+    tokens: slice
+    rows: int
+    length: int
+    index: torch.Tensor | None = None
+    real: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def grid(self, states: torch.Tensor, heads: int) -> torch.Tensor:
+        """`(batch's tokens, heads * size)` to `(heads, rows, length, size)`; a view for a single text."""
+        states = states[self.tokens]
+        if self.index is not None:
+            states = states.index_select(0, self.index)
+        states = states.view(self.rows, self.length, heads, -1).permute(2, 0, 1, 3)
+        return states if self.rows == 1 else states.contiguous()
+
+    def zero_grid(self, states: torch.Tensor, heads: int) -> torch.Tensor:
+        """As [`grid`], with zeros where a text has no token."""
+        states = states[self.tokens]
+        if self.real is not None:
+            states = states.new_zeros((self.rows * self.length, states.shape[1])).index_copy_(0, self.real, states)
+        states = states.view(self.rows, self.length, heads, -1).permute(2, 0, 1, 3)
+        return states if self.rows == 1 else states.contiguous()
+
+    def put(self, grid: torch.Tensor, states: torch.Tensor) -> None:
+        """The way back of [`grid`], into its tokens of `states`."""
+        cells = grid.permute(1, 2, 0, 3)
+        if self.real is not None:
+            states[self.tokens] = cells.reshape(self.rows * self.length, -1).index_select(0, self.real)
+        else:
+            states[self.tokens].view(cells.shape).copy_(cells)
+
+
+@dataclass
+class Packing:
+    """The tokens of a padded batch, one text after the other, longest first.
+
+    Attributes:
+        shape: `(batch, length)` of the padded batch.
+        index: `(tokens,)` cells of the padded batch, or `None`: every cell, in order.
+        groups: Of the texts that have tokens.
+    """
+
+    shape: tuple[int, int]
+    index: torch.Tensor | None
+    groups: list[TextGroup]
+
+    @classmethod
+    def padded(cls, attention_mask: torch.Tensor) -> "Packing":
+        """Nothing is left out, and nothing is looked at: for `torch.compile` and export."""
+        batch, length = attention_mask.shape
+        mask = (1 - attention_mask.to(torch.float32))[:, None] * MASKED
+        return cls((batch, length), None, [TextGroup(slice(None), batch, length, mask=mask)])
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor, tokens_per_group: int | None) -> "Packing":
+        """Leave out what lies before a text's first token and after its last.
+
+        Args:
+            attention_mask: `(batch, length)`, 1 for a token and 0 for padding, which may also lie between tokens.
+            tokens_per_group: At most so many cells in a group of several texts; `None`: one group.
+        """
+        device, mask = attention_mask.device, attention_mask.bool().cpu()
+        batch, length = mask.shape
+        columns = torch.arange(length)
+        first = torch.where(mask, columns, length).amin(1)
+        lengths = (torch.where(mask, columns, -1).amax(1) + 1 - first).clamp(min=0)
+        order = lengths.argsort(descending=True, stable=True)
+        rows = [(row, int(lengths[row])) for row in order.tolist() if lengths[row]]
+
+        groups, index, done = [], [], 0
+        while done < len(rows):
+            longest = rows[done][1]
+            count = len(rows) if tokens_per_group is None else max(1, tokens_per_group // longest)
+            chosen = torch.tensor([row for row, _ in rows[done : done + count]])
+            done += len(chosen)
+            cells = first[chosen, None] + columns[:longest]
+            inside = columns[:longest] < lengths[chosen, None]
+            cells = cells.where(inside, (first + lengths - 1)[chosen, None])
+            tokens = (chosen[:, None] * length + cells)[inside]
+            start = groups[-1].tokens.stop if groups else 0
+            group = TextGroup(slice(start, start + len(tokens)), len(chosen), longest)
+            seen = mask[chosen[:, None], cells] & inside
+            if not seen.all():
+                group.mask = torch.where(seen, 0.0, MASKED)[:, None].to(device)
+            if not inside.all():
+                offsets = lengths[chosen].cumsum(0) - lengths[chosen]
+                place = (offsets[:, None] + columns[:longest]).where(inside, (offsets + lengths[chosen] - 1)[:, None])
+                group.index = place.flatten().to(device)
+                group.real = inside.flatten().nonzero().flatten().to(device)
+            groups.append(group)
+            index.append(tokens)
+        index = torch.cat(index) if index else torch.empty(0, dtype=torch.long)
+        whole = len(index) == batch * length and torch.equal(index, torch.arange(batch * length))
+        return cls((batch, length), None if whole else index.to(device), groups)
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """`(batch, length, hidden)` to `(tokens, hidden)`."""
+        states = states.flatten(0, 1)
+        return states if self.index is None else states.index_select(0, self.index)
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """The way back; padding becomes zeros."""
+        if self.index is not None:
+            cells = states.new_zeros((self.shape[0] * self.shape[1], states.shape[1]))
+            states = cells.index_copy(0, self.index, states)
+        return states.unflatten(0, self.shape)
+
+
+# ---- Attention ----------------------------------------------------------------------------------------------------
+def by_head(positions: torch.Tensor | None, length: int, heads: int) -> torch.Tensor | None:
+    """The middle of `(2 * longest - 1, heads * size)` that `length` tokens reach: `(heads, 2 * length - 1, size)`."""
+    if positions is None:
+        return None
+    beyond = (len(positions) + 1) // 2 - length
+    return positions[beyond : len(positions) - beyond].unflatten(1, (heads, -1)).transpose(0, 1)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    c2p: torch.Tensor | None,
+    p2c: torch.Tensor | None,
+    packing: Packing,
+    heads: int,
+    dropout: float = 0.0,
+    keep: bool = False,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Attention of each text to itself, group by group.
+
+    Args:
+        query, key, value: `(tokens, heads * size)`; `query` is scaled already.
+        c2p, p2c: `(2 * longest - 1, heads * size)`, see [`position_scores`].
+        keep: Return the probabilities.
+
+    Returns:
+        `(tokens, heads * size)`, and for each group the probabilities `(heads * rows, length, length)`, negative
+        where dropout took them.
+    """
+    context, kept = torch.empty_like(query), []
+    threshold = round(dropout * 2**16)
+    for group in packing.groups:
+        rows, length = group.rows, group.length
+        queries, keys, values = (group.grid(states, heads) for states in (query, key, value))
+        scores = None
+        if c2p is not None or p2c is not None:
+            scores = position_scores(queries, keys, by_head(c2p, length, heads), by_head(p2c, length, heads))
+        queries, keys, values = (states.reshape(heads * rows, length, -1) for states in (queries, keys, values))
+        if scores is None:
+            scores = torch.bmm(queries, keys.transpose(1, 2))
+        else:
+            scores = scores.view(heads * rows, length, length).baddbmm_(queries, keys.transpose(1, 2))
+        if group.mask is not None:
+            scores.view(heads, rows, length, length).add_(group.mask.to(scores.dtype))
+        torch.softmax(scores, -1, out=scores)
+        used = scores
+        if threshold:
+            noise = dropout_noise(scores.shape, threshold, scores.device)
+            torch.copysign(scores, noise.to(scores.dtype), out=scores)
+            used = scores.relu()
+        found = torch.bmm(used, values)
+        if threshold:
+            found.mul_(2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0)
+        group.put(found.view(heads, rows, length, -1), context)
+        if keep:
+            kept.append(scores)
+    return context, kept
+
+
+class DisentangledAttention(torch.autograd.Function):
+    """[`attend`] with a gradient that needs only the probabilities: arguments as there, without `keep`."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, c2p, p2c, packing, heads, dropout):
+        with torch.autocast(query.device.type, enabled=False):
+            context, kept = attend(query, key, value, c2p, p2c, packing, heads, dropout, keep=True)
+        ctx.packing, ctx.heads, ctx.threshold = packing, heads, round(dropout * 2**16)
+        ctx.save_for_backward(query, key, value, c2p, p2c, context, *kept)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        with torch.autocast(gradient.device.type, enabled=False):
+            return DisentangledAttention._backward(ctx, gradient)
+
+    @staticmethod
+    def _backward(ctx, gradient):
+        query, key, value, c2p, p2c, context, *kept = ctx.saved_tensors
+        heads, threshold = ctx.heads, ctx.threshold
+        # Sum over keys of probability and its gradient, as in https://arxiv.org/abs/2205.14135, appendix B.
+        sums = (gradient * context).unflatten(1, (heads, -1)).sum(-1)
+        if threshold:
+            gradient = gradient * (2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0)
+        for_query, for_key, for_value = (torch.empty_like(states) for states in (query, key, value))
+        size = query.shape[1] // heads
+        for_c2p, for_p2c = (
+            None if positions is None else positions.new_zeros((heads, len(positions), size), dtype=torch.float32)
+            for positions in (c2p, p2c)
+        )
+        for group, saved in zip(ctx.packing.groups, kept, strict=True):
+            rows, length = group.rows, group.length
+            flat, grid = (heads * rows, length, -1), (heads, rows, length, -1)
+            queries, keys, values = (group.grid(states, heads).reshape(flat) for states in (query, key, value))
+            outer = group.zero_grid(gradient, heads).reshape(flat)
+            used, probabilities = (saved.relu(), saved.abs()) if threshold else (saved, saved)
+            group.put(torch.bmm(used.transpose(1, 2), outer).view(grid), for_value)
+            scores = torch.bmm(outer, values.transpose(1, 2)).mul_(used)
+            scores.addcmul_(probabilities, group.zero_grid(sums, heads).reshape(flat), value=-1)
+            found_query = torch.bmm(scores, keys).view(grid)
+            found_key = torch.bmm(scores.transpose(1, 2), queries).view(grid)
+            scores, queries, keys = scores.view(grid), queries.view(grid), keys.view(grid)
+            for positions, sink, states, found, part in (
+                (c2p, for_c2p, queries, found_query, scores),
+                (p2c, for_p2c, keys, found_key, scores.transpose(-1, -2)),
+            ):
+                if positions is not None:
+                    beyond = (len(positions) + 1) // 2 - length
+                    reached = sink[:, beyond : len(positions) - beyond]
+                    add_position_gradients(part, states, by_head(positions, length, heads), found, reached)
+            group.put(found_query, for_query)
+            group.put(found_key, for_key)
+        for_c2p, for_p2c = (
+            None if sink is None else sink.transpose(0, 1).flatten(1).to(query.dtype) for sink in (for_c2p, for_p2c)
+        )
+        return for_query, for_key, for_value, for_c2p, for_p2c, None, None, None
 
 
 class EmoDebertaSelfAttention(DisentangledSelfAttention):
-    """The library's module with a faster `forward`. Heads come first in its tensors, so that the products with the
-    position projections, which all rows share, run over the whole batch at once."""
+    """The library's module, over packed texts."""
 
     def __init__(self, config):
         super().__init__(config)
         self.config = config
+        if self.relative_attention:
+            self.pos_dropout = Dropout(config.hidden_dropout_prob)
+        terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
+        self.scale = 1 / math.sqrt(self.attention_head_size * terms)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: Packing | torch.Tensor,
         output_attentions: bool = False,
         query_states: torch.Tensor | None = None,
         relative_pos: torch.Tensor | None = None,
-        rel_embeddings: torch.Tensor | None = None,
+        rel_embeddings: torch.Tensor | tuple | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend; arguments as [`EmoDebertaEncoder`] prepares them, or the library's.
 
         Args:
-            hidden_states: `(batch, length, hidden)`.
-            attention_mask: `(1, batch, 1, length)`, to add to the scores.
+            hidden_states: `(tokens, hidden)`.
+            attention_mask: How the tokens are packed.
             relative_pos: `(2 * length - 1,)` rows of `rel_embeddings` by distance, from [`relative_rows`].
-            rel_embeddings: `(rows, hidden)`, the reachable ones only.
+            rel_embeddings: `(rows, hidden)`, the reachable ones; or their projections, from [`project_positions`].
 
         Returns:
-            `(batch, length, hidden)`, and `None` in place of the attention probabilities.
+            `(tokens, hidden)`, and `None` in place of the attention probabilities.
         """
-        if output_attentions or self.config._attn_implementation == "eager":
+        if not isinstance(attention_mask, Packing):
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
-        batch, length, _ = hidden_states.shape
-        terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
-        scale = 1 / math.sqrt(self.attention_head_size * terms)
-        query = self._heads_first(self.query_proj(hidden_states)) * scale
-        key = self._heads_first(self.key_proj(hidden_states))
-        value = self._heads_first(self.value_proj(hidden_states))
+        query = self.query_proj(hidden_states) * self.scale
+        key, value = self.key_proj(hidden_states), self.value_proj(hidden_states)
+        c2p = p2c = None
+        if relative_pos is not None:
+            if isinstance(rel_embeddings, torch.Tensor):
+                rel_embeddings = self.project_positions(self.pos_dropout(rel_embeddings))
+            c2p, p2c = rel_embeddings
+            c2p = None if c2p is None else c2p.index_select(0, relative_pos.flip(0))
+            p2c = None if p2c is None else p2c.index_select(0, relative_pos)
+        dropout = self.dropout.p if self.training else 0.0
+        arguments = (query, key, value, c2p, p2c, attention_mask, self.num_attention_heads)
+        if torch.compiler.is_compiling():
+            return self._fused(*arguments, dropout), None
+        if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in arguments[:5]):
+            return DisentangledAttention.apply(*arguments, dropout), None
+        return attend(*arguments, dropout)[0], None
 
-        bias = None
-        if self.relative_attention and self.pos_att_type:
-            bias = self._position_scores(query, key, relative_pos, self.pos_dropout(rel_embeddings), scale)
-        mask = attention_mask.to(query.dtype)
-        bias = mask.expand(len(query), batch, length, length) if bias is None else bias + mask
-
-        if self.training or (torch.is_grad_enabled() and query.requires_grad):
-            # The fused kernels take no bias with a gradient, and on CPU no dropout.
-            queries, keys, values = (states.flatten(0, 1) for states in (query, key, value))
-            scores = torch.baddbmm(bias.flatten(0, 1), queries, keys.transpose(1, 2))
-            context = torch.bmm(self.dropout(scores.softmax(-1)).to(values.dtype), values).view_as(value)
-        else:
-            context = F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
-        # The library's padded queries attend to all positions alike; nothing reads them, but all states shall agree.
-        context = torch.where(mask.transpose(-1, -2) < 0, value.mean(2, keepdim=True), context)
-        return context.permute(1, 2, 0, 3).reshape(batch, length, self.all_head_size), None
-
-    def _heads_first(self, states: torch.Tensor) -> torch.Tensor:
-        """`(batch, length, heads * size)` to `(heads, batch, length, size)`."""
-        return (
-            states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).permute(2, 0, 1, 3).contiguous()
-        )
-
-    def _position_scores(
-        self, query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """Content-to-position plus position-to-content, `(heads, batch, length, length)`; `query` is scaled already."""
-        total = None
+    def project_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Keys and scaled queries of the positions, `(rows, hidden)` each; `None` for a term that is off."""
+        c2p = p2c = None
         if "c2p" in self.pos_att_type:
-            projection = self.key_proj if self.share_att_key else self.pos_key_proj
-            # entry (i, j) belongs to distance i - j: columns by falling distance
-            total = shifted(self._products(query, projection(positions), rows.flip(0)))
+            c2p = (self.key_proj if self.share_att_key else self.pos_key_proj)(positions)
         if "p2c" in self.pos_att_type:
-            projection = self.query_proj if self.share_att_key else self.pos_query_proj
-            scores = shifted(self._products(key, projection(positions) * scale, rows)).transpose(-1, -2)
-            total = scores if total is None else total + scores
-        return total
+            p2c = (self.query_proj if self.share_att_key else self.pos_query_proj)(positions) * self.scale
+        return c2p, p2c
 
-    def _products(self, states: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Each token with each distance: `(heads, batch, length, 2 * length - 1)`."""
-        heads, batch, length, size = states.shape
-        positions = positions.index_select(0, rows).unflatten(-1, (heads, size)).permute(1, 2, 0)
-        return (states.flatten(1, 2) @ positions).unflatten(1, (batch, length))
+    @staticmethod
+    def _fused(query, key, value, c2p, p2c, packing, heads, dropout) -> torch.Tensor:
+        """[`attend`] as one graph, for the compiler."""
+        (group,) = packing.groups
+        queries, keys, values = (group.grid(states, heads) for states in (query, key, value))
+        bias = group.mask.to(query.dtype)
+        if c2p is not None or p2c is not None:
+            bias = bias + position_scores(
+                queries, keys, by_head(c2p, group.length, heads), by_head(p2c, group.length, heads)
+            )
+        else:
+            bias = bias.expand(heads, -1, group.length, -1)
+        context = F.scaled_dot_product_attention(queries, keys, values, bias, dropout_p=dropout, scale=1.0)
+        return context.permute(1, 2, 0, 3).reshape(query.shape)
 
 
 class EmoDebertaEncoder(DebertaV2Encoder):
-    """The library's encoder; under `sdpa` it prepares masks and positions once and keeps only states asked for."""
+    """The library's encoder; under `sdpa` its layers see no padding, and only states asked for are kept."""
 
     def __init__(self, config):
         super().__init__(config)
         self.config = config
         for layer in self.layer:
             layer.attention.self = EmoDebertaSelfAttention(config)
+            layer.attention.output.dropout = Dropout(config.hidden_dropout_prob)
+            layer.output.dropout = Dropout(config.hidden_dropout_prob)
+        self._projected: tuple = (None, [], [])  # state of the weights, the weights (kept alive), projections
+
+    def train(self, mode: bool = True) -> "EmoDebertaEncoder":
+        """Also forgets the projections kept for inference."""
+        self._projected = (None, [], [])
+        return super().train(mode)
 
     def forward(
         self,
@@ -156,35 +520,71 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         Args:
             hidden_states: `(batch, length, hidden)` embeddings.
             attention_mask: `(batch, length)`, 1 for a token and 0 for padding.
+
+        Returns:
+            States as asked for, `(batch, length, hidden)`; those of padding are zeros.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             logger.warning_once("attention probabilities come from attn_implementation='eager', which is slower")
         if output_attentions or self.config._attn_implementation == "eager":
             return super().forward(hidden_states, attention_mask, output_hidden_states, output_attentions)
 
-        dtype = hidden_states.dtype
-        key_mask = (1 - attention_mask[None, :, None, :].to(dtype)) * (torch.finfo(dtype).min / 2)
-        rows = positions = None
-        if self.relative_attention:
-            length = hidden_states.shape[1]
-            positions = self.get_rel_embedding()
-            rows = relative_rows(
-                length, len(positions) // 2, self.position_buckets, self.max_relative_positions, hidden_states.device
-            )
-            reach = min(length, len(positions) // 2)  # no bucket lies further from 0 than its distance
-            first = max(0, len(positions) // 2 - reach)
-            positions = positions[first : len(positions) // 2 + reach]
-            rows = rows - first
+        if torch.compiler.is_compiling():
+            packing = Packing.padded(attention_mask)
+        else:
+            on_cpu = hidden_states.device.type == "cpu"
+            packing = Packing.of(attention_mask, GROUP_BYTES // hidden_states.element_size() if on_cpu else None)
+        rows, positions = self._positions(attention_mask.shape[1], hidden_states)
 
-        states = (hidden_states,)
         embedded = hidden_states
+        states = (hidden_states,)
+        hidden_states = packing.pack(hidden_states)
         for index, layer in enumerate(self.layer):
-            hidden_states, _ = layer(hidden_states, key_mask, None, rows, positions, False)
+            hidden_states, _ = layer(hidden_states, packing, None, rows, positions[index], False)
             if index == 0 and self.conv is not None:
-                hidden_states = self.conv(embedded, hidden_states, attention_mask)
+                hidden_states = packing.pack(self.conv(embedded, packing.unpack(hidden_states), attention_mask))
                 embedded = None
             if output_hidden_states:
-                states = (*states, hidden_states)
+                states = (*states, packing.unpack(hidden_states) * attention_mask[..., None].to(hidden_states.dtype))
+        last = packing.unpack(hidden_states) * attention_mask[..., None].to(hidden_states.dtype)
         return BaseModelOutput(
-            last_hidden_state=hidden_states, hidden_states=states if output_hidden_states else None, attentions=None
+            last_hidden_state=last, hidden_states=states if output_hidden_states else None, attentions=None
         )
+
+    def _positions(self, length: int, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, list]:
+        """Rows by distance, and for each layer what they are rows of: embeddings, or in inference projections."""
+        if not self.relative_attention:
+            return None, [None] * len(self.layer)
+        span = len(self.rel_embeddings.weight) // 2
+        rows = relative_rows(length, span, self.position_buckets, self.max_relative_positions, hidden_states.device)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            reach = min(length, span)  # no bucket lies further from 0 than its distance
+            positions = self.get_rel_embedding()[span - reach : span + reach]
+            return rows - (span - reach), [positions] * len(self.layer)
+        state, weights = self._projection_state()
+        if state is None or self._projected[0] != state:
+            positions = self.get_rel_embedding()
+            made = [layer.attention.self.project_positions(positions) for layer in self.layer]
+            self._projected = (state, weights, made)
+        return rows, self._projected[2]
+
+    def _projection_state(self) -> tuple[tuple | None, list[torch.Tensor]]:
+        """What tells whether kept projections are still true; `None` where it cannot be told."""
+        modules: list[nn.Module] = [self.rel_embeddings]
+        if "layer_norm" in self.norm_rel_ebd:
+            modules.append(self.LayerNorm)
+        for layer in self.layer:
+            attention = layer.attention.self
+            shared = attention.share_att_key
+            if "c2p" in attention.pos_att_type:
+                modules.append(attention.key_proj if shared else attention.pos_key_proj)
+            if "p2c" in attention.pos_att_type:
+                modules.append(attention.query_proj if shared else attention.pos_query_proj)
+        known = (nn.Embedding, nn.Linear, nn.LayerNorm)
+        weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
+        if any(type(module) not in known for module in modules) or any(weight.is_inference() for weight in weights):
+            return None, []
+        device_type = weights[0].device.type
+        precision = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type)
+        state = tuple((id(weight), weight.data_ptr(), weight.dtype, weight._version) for weight in weights)
+        return (precision, state), [weight.detach() for weight in weights]

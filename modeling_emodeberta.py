@@ -17,11 +17,11 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 try:
-    from .attention_emodeberta import EmoDebertaEncoder
+    from .attention_emodeberta import Dropout, EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
     from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
 except ImportError:
-    from attention_emodeberta import EmoDebertaEncoder
+    from attention_emodeberta import Dropout, EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
     from pipeline_emodeberta import EmotionPipeline
 
@@ -115,6 +115,7 @@ class EmoDebertaModel(DebertaV2Model):
     def __init__(self, config: EmoDebertaConfig):
         super(DebertaV2Model, self).__init__(config)  # DebertaV2Model's own would build an encoder to throw away
         self.embeddings = DebertaV2Embeddings(config)
+        self.embeddings.dropout = Dropout(config.hidden_dropout_prob)
         self.encoder = EmoDebertaEncoder(config)
         self.post_init()
 
