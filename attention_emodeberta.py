@@ -181,41 +181,46 @@ class TextGroup:
     Attributes:
         tokens: Where their tokens lie among the batch's.
         rows, length: Of the grid.
-        index: `(rows * length,)` for each cell a token of the group; `None`: all texts are as long as the grid.
-        real: `(tokens,)` the cell of each token, or `None` likewise.
+        heads: Of attention.
+        cells: `(heads * rows * length,)` for each cell of the grid which of the group's `(tokens * heads, size)` states
+            it holds; cells beyond a text's end hold its last. `None` for a single text.
+        back: `(tokens * heads,)` the cell of each state, or `None` likewise.
+        beyond: Cells beyond a text's end, or `None` where there are none.
         mask: `(rows, 1, length)` to add to the scores, or `None`.
     """
 
     tokens: slice
     rows: int
     length: int
-    index: torch.Tensor | None = None
-    real: torch.Tensor | None = None
+    heads: int
+    cells: torch.Tensor | None = None
+    back: torch.Tensor | None = None
+    beyond: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
-    def grid(self, states: torch.Tensor, heads: int) -> torch.Tensor:
+    def grid(self, states: torch.Tensor) -> torch.Tensor:
         """`(batch's tokens, heads * size)` to `(heads, rows, length, size)`; a view for a single text."""
         states = states[self.tokens]
-        if self.index is not None:
-            states = states.index_select(0, self.index)
-        states = states.view(self.rows, self.length, heads, -1).permute(2, 0, 1, 3)
-        return states if self.rows == 1 else states.contiguous()
+        if self.cells is None:
+            return states.view(self.rows, self.length, self.heads, -1).permute(2, 0, 1, 3)
+        states = states.reshape(len(states) * self.heads, -1).index_select(0, self.cells)
+        return states.view(self.heads, self.rows, self.length, -1)
 
-    def zero_grid(self, states: torch.Tensor, heads: int) -> torch.Tensor:
-        """As [`grid`], with zeros where a text has no token."""
-        states = states[self.tokens]
-        if self.real is not None:
-            states = states.new_zeros((self.rows * self.length, states.shape[1])).index_copy_(0, self.real, states)
-        states = states.view(self.rows, self.length, heads, -1).permute(2, 0, 1, 3)
-        return states if self.rows == 1 else states.contiguous()
+    def zero_grid(self, states: torch.Tensor) -> torch.Tensor:
+        """As [`grid`], with zeros beyond the texts' ends."""
+        states = self.grid(states)
+        if self.beyond is not None:
+            states.view(-1, states.shape[-1]).index_fill_(0, self.beyond, 0)
+        return states
 
     def put(self, grid: torch.Tensor, states: torch.Tensor) -> None:
         """The way back of [`grid`], into its tokens of `states`."""
-        cells = grid.permute(1, 2, 0, 3)
-        if self.real is not None:
-            states[self.tokens] = cells.reshape(self.rows * self.length, -1).index_select(0, self.real)
+        states = states[self.tokens]
+        if self.back is None:
+            states.view(self.rows, self.length, self.heads, -1).copy_(grid.permute(1, 2, 0, 3))
         else:
-            states[self.tokens].view(cells.shape).copy_(cells)
+            size = grid.shape[-1]
+            torch.index_select(grid.view(-1, size), 0, self.back, out=states.view(-1, size))
 
 
 @dataclass
@@ -225,22 +230,24 @@ class Packing:
     Attributes:
         shape: `(batch, length)` of the padded batch.
         index: `(tokens,)` cells of the padded batch, or `None`: every cell, in order.
+        heads: Of attention.
         groups: Of the texts that have tokens.
     """
 
     shape: tuple[int, int]
+    heads: int
     index: torch.Tensor | None
     groups: list[TextGroup]
 
     @classmethod
-    def padded(cls, attention_mask: torch.Tensor) -> "Packing":
+    def padded(cls, attention_mask: torch.Tensor, heads: int) -> "Packing":
         """Nothing is left out, and nothing is looked at: for `torch.compile` and export."""
         batch, length = attention_mask.shape
         mask = (1 - attention_mask.to(torch.float32))[:, None] * MASKED
-        return cls((batch, length), None, [TextGroup(slice(None), batch, length, mask=mask)])
+        return cls((batch, length), heads, None, [TextGroup(slice(None), batch, length, heads, mask=mask)])
 
     @classmethod
-    def of(cls, attention_mask: torch.Tensor, tokens_per_group: int | None) -> "Packing":
+    def of(cls, attention_mask: torch.Tensor, heads: int, tokens_per_group: int | None) -> "Packing":
         """Leave out what lies before a text's first token and after its last.
 
         Args:
@@ -266,20 +273,24 @@ class Packing:
             cells = cells.where(inside, (first + lengths - 1)[chosen, None])
             tokens = (chosen[:, None] * length + cells)[inside]
             start = groups[-1].tokens.stop if groups else 0
-            group = TextGroup(slice(start, start + len(tokens)), len(chosen), longest)
+            group = TextGroup(slice(start, start + len(tokens)), len(chosen), longest, heads)
             seen = mask[chosen[:, None], cells] & inside
             if not seen.all():
                 group.mask = torch.where(seen, 0.0, MASKED)[:, None].to(device)
-            if not inside.all():
-                offsets = lengths[chosen].cumsum(0) - lengths[chosen]
-                place = (offsets[:, None] + columns[:longest]).where(inside, (offsets + lengths[chosen] - 1)[:, None])
-                group.index = place.flatten().to(device)
-                group.real = inside.flatten().nonzero().flatten().to(device)
+            if len(chosen) > 1:
+                head = torch.arange(heads)
+                grid = torch.arange(heads * len(chosen) * longest).view(heads, -1)
+                ends = lengths[chosen].cumsum(0)[:, None]
+                token = (ends - lengths[chosen, None] + columns[:longest]).where(inside, ends - 1).flatten()
+                group.cells = (token * heads + head[:, None]).flatten().to(device)
+                group.back = grid[:, inside.flatten()].T.flatten().to(device)
+                if not inside.all():
+                    group.beyond = grid[:, ~inside.flatten()].flatten().to(device)
             groups.append(group)
             index.append(tokens)
         index = torch.cat(index) if index else torch.empty(0, dtype=torch.long)
         whole = len(index) == batch * length and torch.equal(index, torch.arange(batch * length))
-        return cls((batch, length), None if whole else index.to(device), groups)
+        return cls((batch, length), heads, None if whole else index.to(device), groups)
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """`(batch, length, hidden)` to `(tokens, hidden)`."""
@@ -310,7 +321,6 @@ def attend(
     c2p: torch.Tensor | None,
     p2c: torch.Tensor | None,
     packing: Packing,
-    heads: int,
     dropout: float = 0.0,
     keep: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -328,8 +338,8 @@ def attend(
     context, kept = torch.empty_like(query), []
     threshold = round(dropout * 2**16)
     for group in packing.groups:
-        rows, length = group.rows, group.length
-        queries, keys, values = (group.grid(states, heads) for states in (query, key, value))
+        heads, rows, length = group.heads, group.rows, group.length
+        queries, keys, values = (group.grid(states) for states in (query, key, value))
         scores = None
         if c2p is not None or p2c is not None:
             scores = position_scores(queries, keys, by_head(c2p, length, heads), by_head(p2c, length, heads))
@@ -359,10 +369,10 @@ class DisentangledAttention(torch.autograd.Function):
     """[`attend`] with a gradient that needs only the probabilities: arguments as there, without `keep`."""
 
     @staticmethod
-    def forward(ctx, query, key, value, c2p, p2c, packing, heads, dropout):
+    def forward(ctx, query, key, value, c2p, p2c, packing, dropout):
         with torch.autocast(query.device.type, enabled=False):
-            context, kept = attend(query, key, value, c2p, p2c, packing, heads, dropout, keep=True)
-        ctx.packing, ctx.heads, ctx.threshold = packing, heads, round(dropout * 2**16)
+            context, kept = attend(query, key, value, c2p, p2c, packing, dropout, keep=True)
+        ctx.packing, ctx.threshold = packing, round(dropout * 2**16)
         ctx.save_for_backward(query, key, value, c2p, p2c, context, *kept)
         return context
 
@@ -375,7 +385,7 @@ class DisentangledAttention(torch.autograd.Function):
     @staticmethod
     def _backward(ctx, gradient):
         query, key, value, c2p, p2c, context, *kept = ctx.saved_tensors
-        heads, threshold = ctx.heads, ctx.threshold
+        heads, threshold = ctx.packing.heads, ctx.threshold
         # Sum over keys of probability and its gradient, as in https://arxiv.org/abs/2205.14135, appendix B.
         sums = (gradient * context).unflatten(1, (heads, -1)).sum(-1)
         if threshold:
@@ -389,12 +399,12 @@ class DisentangledAttention(torch.autograd.Function):
         for group, saved in zip(ctx.packing.groups, kept, strict=True):
             rows, length = group.rows, group.length
             flat, grid = (heads * rows, length, -1), (heads, rows, length, -1)
-            queries, keys, values = (group.grid(states, heads).reshape(flat) for states in (query, key, value))
-            outer = group.zero_grid(gradient, heads).reshape(flat)
+            queries, keys, values = (group.grid(states).reshape(flat) for states in (query, key, value))
+            outer = group.zero_grid(gradient).reshape(flat)
             used, probabilities = (saved.relu(), saved.abs()) if threshold else (saved, saved)
             group.put(torch.bmm(used.transpose(1, 2), outer).view(grid), for_value)
             scores = torch.bmm(outer, values.transpose(1, 2)).mul_(used)
-            scores.addcmul_(probabilities, group.zero_grid(sums, heads).reshape(flat), value=-1)
+            scores.addcmul_(probabilities, group.zero_grid(sums).reshape(flat), value=-1)
             found_query = torch.bmm(scores, keys).view(grid)
             found_key = torch.bmm(scores.transpose(1, 2), queries).view(grid)
             scores, queries, keys = scores.view(grid), queries.view(grid), keys.view(grid)
@@ -411,7 +421,7 @@ class DisentangledAttention(torch.autograd.Function):
         for_c2p, for_p2c = (
             None if sink is None else sink.transpose(0, 1).flatten(1).to(query.dtype) for sink in (for_c2p, for_p2c)
         )
-        return for_query, for_key, for_value, for_c2p, for_p2c, None, None, None
+        return for_query, for_key, for_value, for_c2p, for_p2c, None, None
 
 
 class EmoDebertaSelfAttention(DisentangledSelfAttention):
@@ -459,7 +469,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             c2p = None if c2p is None else c2p.index_select(0, relative_pos.flip(0))
             p2c = None if p2c is None else p2c.index_select(0, relative_pos)
         dropout = self.dropout.p if self.training else 0.0
-        arguments = (query, key, value, c2p, p2c, attention_mask, self.num_attention_heads)
+        arguments = (query, key, value, c2p, p2c, attention_mask)
         if torch.compiler.is_compiling():
             return self._fused(*arguments, dropout), None
         if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in arguments[:5]):
@@ -476,10 +486,11 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         return c2p, p2c
 
     @staticmethod
-    def _fused(query, key, value, c2p, p2c, packing, heads, dropout) -> torch.Tensor:
+    def _fused(query, key, value, c2p, p2c, packing, dropout) -> torch.Tensor:
         """[`attend`] as one graph, for the compiler."""
         (group,) = packing.groups
-        queries, keys, values = (group.grid(states, heads) for states in (query, key, value))
+        heads = group.heads
+        queries, keys, values = (group.grid(states) for states in (query, key, value))
         bias = group.mask.to(query.dtype)
         if c2p is not None or p2c is not None:
             bias = bias + position_scores(
@@ -529,11 +540,13 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         if output_attentions or self.config._attn_implementation == "eager":
             return super().forward(hidden_states, attention_mask, output_hidden_states, output_attentions)
 
+        heads = self.config.num_attention_heads
         if torch.compiler.is_compiling():
-            packing = Packing.padded(attention_mask)
+            packing = Packing.padded(attention_mask, heads)
         else:
             on_cpu = hidden_states.device.type == "cpu"
-            packing = Packing.of(attention_mask, GROUP_BYTES // hidden_states.element_size() if on_cpu else None)
+            at_once = GROUP_BYTES // hidden_states.element_size() if on_cpu else None
+            packing = Packing.of(attention_mask, heads, at_once)
         rows, positions = self._positions(attention_mask.shape[1], hidden_states)
 
         embedded = hidden_states

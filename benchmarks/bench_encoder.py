@@ -89,7 +89,7 @@ def check_equal(pair: dict[str, EmoDebertaModel], inputs: dict[str, torch.Tensor
     states, gradients = {}, {}
     for name, model in pair.items():
         model.eval().zero_grad()
-        output = model(**inputs).last_hidden_state
+        output = model(**inputs).last_hidden_state * inputs["attention_mask"][..., None]  # padding counts for nothing
         # Weighted at random: a symmetric loss of normalised states has next to no gradient to compare.
         weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output.device)
         (output.float() * weights).sum().backward()
