@@ -149,7 +149,7 @@ def add_position_gradients(
         for_positions[:, reach] += flat.transpose(1, 2) @ states[:, :, start:end].reshape(heads, rows * block, size)
 
 
-# ---- Dropout ------------------------------------------------------------------------------------------------------
+# ---- Dropout and GELU ---------------------------------------------------------------------------------------------
 def dropout_noise(shape: torch.Size, threshold: int, device: torch.device) -> torch.Tensor:
     """Float32 noise, negative with probability `threshold / 2**16`, from torch's global generator.
 
@@ -171,6 +171,15 @@ class Dropout(nn.Dropout):
             return super().forward(states)
         scale = 2**16 / (2**16 - threshold)
         return states * (dropout_noise(states.shape, threshold, states.device) > 0).to(states.dtype).mul_(scale)
+
+
+class Gelu(nn.Module):
+    """GELU, in place where nothing needs its argument again: a fresh tensor of that size costs more than the GELU."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.gelu(states)
+        return torch.ops.aten.gelu_(states)
 
 
 # ---- Padding ------------------------------------------------------------------------------------------------------
@@ -512,6 +521,8 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             layer.attention.self = EmoDebertaSelfAttention(config)
             layer.attention.output.dropout = Dropout(config.hidden_dropout_prob)
             layer.output.dropout = Dropout(config.hidden_dropout_prob)
+            if config.hidden_act == "gelu":
+                layer.intermediate.intermediate_act_fn = Gelu()
         self._projected: tuple = (None, [], [])  # state of the weights, the weights (kept alive), projections
 
     def train(self, mode: bool = True) -> "EmoDebertaEncoder":
