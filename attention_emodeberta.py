@@ -526,8 +526,9 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         self._projected: tuple = (None, [], [])  # state of the weights, the weights (kept alive), projections
 
     def train(self, mode: bool = True) -> "EmoDebertaEncoder":
-        """Also forgets the projections kept for inference."""
-        self._projected = (None, [], [])
+        """Training also forgets the projections kept for inference."""
+        if mode:
+            self._projected = (None, [], [])
         return super().train(mode)
 
     def forward(

@@ -31,12 +31,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from baselines.tfidf import fit_tfidf
 from trainer_ext import hub, run_folder
 from trainer_ext.arguments import DataArguments, ModelArguments, RecipeParser, RunArguments
-from trainer_ext.child_tuning import ChildTuningArguments, ChildTuningTrainer
+from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.corpora import SPLITS, Corpus, check_trainable, load_corpus, split_off_validation
 from trainer_ext.errors import InputError
 from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, bootstrap_macro_f1, confusion_counts
 from trainer_ext.model_card import write_model_card
 from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
+from trainer_ext.sampling import TokenBudgetTrainer
 from trainer_ext.warm_start import resolve_checkpoint, warm_start
 
 logger = logging.getLogger("run_classify")
@@ -110,13 +111,14 @@ def main() -> None:
     resume = args.resume_from_checkpoint or next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
     if resume:
         logger.info(f"going on from {Path(resume).name}")
-    trainer = ChildTuningTrainer(
+    trainer = TokenBudgetTrainer(
         model=model,
         args=args,
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"] if has_validation else None,
         processing_class=tokenizer,
+        tokens_per_batch=run_args.tokens_per_batch,
         compute_metrics=lambda prediction: metric.compute(
             predictions=decide(prediction.predictions, corpus), references=as_classes(prediction.label_ids, corpus)
         ),
@@ -182,10 +184,17 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
+    if run_args.tokens_per_batch is not None:
+        if run_args.tokens_per_batch < 1:
+            raise InputError(f"--tokens_per_batch is {run_args.tokens_per_batch}; want at least 1")
+        if args.train_sampling_strategy != "random":
+            raise InputError(
+                f"--tokens_per_batch and --train_sampling_strategy {args.train_sampling_strategy} exclude each other"
+            )
     if args.train_sampling_strategy == "group_by_length":
         raise InputError(
             "--train_sampling_strategy group_by_length draws from the global random state: processes would not share "
-            "the rows out, and a resumed run would see other batches; use random"
+            "the rows out, and a resumed run would see other batches; use --tokens_per_batch"
         )
     if args.load_best_model_at_end:
         raise InputError("--load_best_model_at_end chooses the epoch on validation; say so with --select best_on_dev")
@@ -366,7 +375,7 @@ def tfidf_results(corpus: Corpus, metric: EmotionMetric, seed: int) -> dict[str,
     return results
 
 
-def save_model(folder: Path, trainer: ChildTuningTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_model(folder: Path, trainer: TokenBudgetTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
     """Weights, configuration, code and tokenizer, as `from_pretrained` wants them."""
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

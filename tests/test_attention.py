@@ -170,3 +170,120 @@ def test_it_compiles():
         with torch.no_grad():
             want = eager.eval()(**batch)[0]
             torch.testing.assert_close(compiled(**batch)[0][kept], want[kept], atol=1e-5, rtol=0)
+
+
+def test_any_mask_is_exact_and_texts_may_be_empty():
+    """Padding before, after and between tokens, texts of one token and of none, in groups of several texts."""
+    eager, ours = both(TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 600, (40, 100), generator=generator)
+    mask = (torch.rand(40, 100, generator=generator) < 0.7).long()
+    mask[:10, :30] = mask[10:20, 50:] = 0
+    mask[20:30] = torch.eye(100, dtype=torch.long)[5:15]
+    mask[30] = 0
+    mask[31:] = 1
+    kept, gradients = mask.bool(), []
+    for model in (eager, ours):
+        states = model.train()(ids, mask).last_hidden_state
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+        (states * weights)[kept].sum().backward()
+        gradients.append((states, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(gradients[1][0][kept], gradients[0][0][kept], atol=1e-5, rtol=0)
+    for name, want in gradients[0][1].items():
+        assert (gradients[1][1][name] - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("change", ["in place", "new parameter", "load_state_dict", "dtype", "embedding"])
+def test_kept_projections_follow_the_weights(change):
+    eager, ours = both(TINY)
+    batch = padded_batch(9)
+    with torch.no_grad():
+        before = ours.eval()(**batch)[0]
+        assert torch.equal(ours(**batch)[0], before)
+        for model in (eager.eval(), ours):
+            attention = model.encoder.layer[1].attention.self
+            if change == "in place":
+                attention.key_proj.weight.mul_(-1)
+            elif change == "new parameter":
+                attention.query_proj.weight = torch.nn.Parameter(attention.query_proj.weight * -1)
+            elif change == "load_state_dict":
+                model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
+            elif change == "dtype":
+                model.double()
+            else:
+                model.encoder.rel_embeddings.weight.mul_(-1)
+        after, want = ours(**batch)[0], eager(**batch)[0]
+        kept = batch["attention_mask"].bool()
+        torch.testing.assert_close(after[kept], want[kept], atol=1e-5, rtol=0)
+        assert not torch.equal(after, before)
+
+
+def test_projections_are_made_once_for_all_batches(monkeypatch):
+    _, ours = both(TINY)
+    made = []
+    attention = attention_emodeberta.EmoDebertaSelfAttention
+    original = attention.project_positions
+    monkeypatch.setattr(attention, "project_positions", lambda self, rows: made.append(1) or original(self, rows))
+    with torch.no_grad():
+        for length in (9, 30, 4):
+            ours.eval()(**padded_batch(length))
+    assert len(made) == 2  # layers
+    ours.train()
+    assert ours.encoder._projected == (None, [], [])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_mean_and_the_share(p, dtype):
+    states = torch.ones(101, 999, dtype=dtype)
+    dropout = attention_emodeberta.Dropout(p)
+    found = dropout(states)
+    assert found.dtype == dtype
+    assert (found == 0).float().mean().item() == pytest.approx(p, abs=0.006)
+    if p < 1:
+        assert found[found != 0].unique().item() == pytest.approx(1 / (1 - p), rel=1e-2)
+        assert not torch.equal(found, dropout(states)) or p == 0
+    assert torch.equal(dropout.eval()(states), states)
+
+
+@pytest.mark.parametrize("name", ["v3", "no relative attention"])
+def test_the_gradient_under_dropout_is_the_derivative(name):
+    """Directional derivative in float64, the same masks drawn for each evaluation."""
+    options = OPTIONS[name] | {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+    _, ours = both(options)
+    ours.double().train()
+    batch = padded_batch(41)
+    weights = torch.randn(3, 41, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def loss():
+        torch.manual_seed(5)
+        return (ours(**batch).last_hidden_state * weights).sum()
+
+    loss().backward()
+    for key, parameter in ours.named_parameters():
+        if parameter.grad is None:
+            continue
+        direction = torch.randn_like(parameter)
+        expected = (parameter.grad * direction).sum()
+        with torch.no_grad():
+            parameter.add_(direction, alpha=1e-6)
+            up = loss()
+            parameter.add_(direction, alpha=-2e-6)
+            down = loss()
+            parameter.add_(direction, alpha=1e-6)
+        torch.testing.assert_close((up - down) / 2e-6, expected, rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_autocast_trains_in_bf16_close_to_float32():
+    _, ours = both(TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    batch, found = padded_batch(41), []
+    for enabled in (False, True):
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            states = ours.train()(**batch).last_hidden_state
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+        (states * weights).sum().backward()
+        found.append({name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
+    for name, want in found[0].items():
+        assert found[1][name].dtype == torch.float32
+        assert (found[1][name] - want).norm() < 0.1 * want.norm().clamp(min=1), name

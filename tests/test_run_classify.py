@@ -233,7 +233,8 @@ def test_a_validation_split_can_be_carved_out(in_process):
 # ---- Kill and resume, two processes -------------------------------------------------------------------------------
 
 
-def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
+@pytest.mark.parametrize("batches", [[], ["--tokens_per_batch", 1500]])  # the latter: several epochs
+def test_a_killed_run_resumes_bit_exact(batches, run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on."""
     flags = [
         "--model_name_or_path",
@@ -246,7 +247,7 @@ def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
         "--child_tuning",
         "F",
     ]
-    flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1]
+    flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1, *batches]
     run_classify(*flags, "--output_dir", tmp_path / "straight")
     process = run_classify(*flags, "--output_dir", tmp_path / "killed", popen=True)
     seen = ""
@@ -293,8 +294,8 @@ def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_folder, tmp_path):
+@pytest.mark.parametrize(("launcher", "batches"), [("torchrun", ["--tokens_per_batch", 800]), ("accelerate", [])])
+def test_two_processes_end_with_identical_replicas(launcher, batches, run_classify, v3_folder, tmp_path):
     port = str(20000 + time.time_ns() % 20000)
     if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
@@ -316,7 +317,7 @@ def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_fo
     env = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(tmp_path)}
     done = run_classify(
         *("--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"),
-        *("--output_dir", tmp_path / "out"),
+        *("--output_dir", tmp_path / "out", *batches),
         launcher=command,
         env=env,
     )
@@ -342,7 +343,8 @@ def test_two_processes_end_with_identical_replicas(launcher, run_classify, v3_fo
         (["--select", "best_on_dev"], "text,label\nx,joy\ny,fear\n", "needs labelled validation rows"),
         (["--model_name_or_path", "/nowhere"], "text,label\nx,joy\ny,fear\n", "no config.json there"),
         (["--push_to_hub"], "text,label\nx,joy\ny,fear\n", "the Hub does not let us in"),
-        (["--train_sampling_strategy", "group_by_length"], "text,label\nx,joy\ny,fear\n", "use random"),
+        (["--train_sampling_strategy", "group_by_length"], "text,label\nx,joy\ny,fear\n", "use --tokens_per_batch"),
+        (["--tokens_per_batch", 0], "text,label\nx,joy\ny,fear\n", "--tokens_per_batch is 0; want at least 1"),
         (
             ["--load_best_model_at_end", "--eval_strategy", "epoch", "--save_strategy", "epoch"],
             "text,label\nx,joy\ny,fear\n",

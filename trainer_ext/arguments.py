@@ -120,6 +120,12 @@ class RunArguments:
     )
     average_epochs: int = _flag(3, "How many epochs --select average takes the mean of.")
     overwrite_output_dir: bool = _flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    tokens_per_batch: int | None = _flag(
+        None,
+        "Training batches of texts of like length, as many as make at most so many tokens with padding, instead of "
+        "a fixed number of texts. Bounds memory; speeds up models that compute padding, which sdpa's do "
+        "not. The batch size then varies, and a text in a batch of few weighs more.",
+    )
     tfidf_baseline: bool = _flag(
         False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
     )
