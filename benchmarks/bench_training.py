@@ -1,0 +1,173 @@
+"""Fine-tuning: plain `Trainer` on the library's DeBERTa against ours, same weights, rows, order and epochs.
+
+Both sides compute the same function: MiniLM with DeBERTa's positions, first token, one hidden layer. The figure is
+`train_runtime`, peer / ours. Losses of the last epoch and on validation must agree within the seeds' spread.
+"""
+
+import statistics
+import tempfile
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from benchmarks.measure import ROOT, Results, machine
+from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.corpora import load_corpus
+from trainer_ext.sampling import TokenBudgetTrainer
+from trainer_ext.warm_start import resolve_checkpoint, warm_start
+
+CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
+SIDES = {  # name: bf16, tokens per batch
+    "library, float32": (False, None),
+    "ours, float32": (False, None),
+    "ours, bf16": (True, None),
+    "ours, bf16, token budget": (True, 2048),
+}
+BATCH = 16
+
+
+def our_model(label_names: list[str]):
+    """The same function as the library's head: first token, one hidden layer of the encoder's width."""
+    return warm_start(
+        CHECKPOINT,
+        relative_attention=True,
+        pooling="cls",
+        classifier_hidden_size=384,
+        classifier_activation="gelu",
+        classifier_dropout=0.1,
+        id2label=dict(enumerate(label_names)),
+        label2id={name: index for index, name in enumerate(label_names)},
+    )
+
+
+def library_model(ours) -> DebertaV2ForSequenceClassification:
+    """The library's class with the weights of ours."""
+    keys = set(DebertaV2Config().to_dict()) | {
+        *("position_buckets", "share_att_key", "norm_rel_ebd", "conv_kernel_size", "id2label", "label2id"),
+    }
+    given = {key: value for key, value in ours.config.to_dict().items() if key in keys and key != "model_type"}
+    given |= {"pooler_dropout": 0.1, "cls_dropout": 0.1, "pooler_hidden_act": "gelu"}
+    given |= {"pooler_hidden_size": ours.config.hidden_size}
+    model = DebertaV2ForSequenceClassification(DebertaV2Config(**given))
+    names = {"classifier.dense.": "pooler.dense.", "classifier.out_proj.": "classifier."}
+    state = {}
+    for key, value in ours.state_dict().items():
+        for old, new in names.items():
+            key = new + key.removeprefix(old) if key.startswith(old) else key
+        state[key] = value
+    model.load_state_dict(state)
+    return model
+
+
+def train(side: str, seed: int, rows: dict, tokenizer, label_names: list[str], epochs: int, use_cpu: bool) -> dict:
+    """One training; seconds and losses."""
+    bf16, tokens_per_batch = SIDES[side]
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "output_dir": folder,
+            "seed": seed,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": BATCH,
+            "per_device_eval_batch_size": 64,
+            "learning_rate": 5e-5,
+            "logging_strategy": "epoch",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "bf16": bf16,
+            "use_cpu": use_cpu,
+            "dataloader_pin_memory": not use_cpu,
+        }
+        set_seed(seed)
+        model = our_model(label_names)
+        shared = {"data_collator": DataCollatorWithPadding(tokenizer), "train_dataset": rows["train"]}
+        if side.startswith("library"):
+            trainer = Trainer(library_model(model), TrainingArguments(**options), **shared)
+        else:
+            args = ChildTuningArguments(**options)
+            trainer = TokenBudgetTrainer(model, args, tokens_per_batch=tokens_per_batch, **shared)
+        set_seed(seed)
+        spent = trainer.train().metrics["train_runtime"]
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        validation = trainer.evaluate(rows["validation"])["eval_loss"]
+    return {"seconds": round(spent, 1), "loss": round(losses[-1], 4), "validation_loss": round(validation, 4)}
+
+
+def check_same_function(rows, tokenizer, label_names: list[str]) -> float:
+    """Largest difference of the two models' logits on real texts before training, in float32."""
+    set_seed(0)
+    ours = our_model(label_names).eval()
+    library = library_model(ours).eval()
+    batch = DataCollatorWithPadding(tokenizer)([rows["validation"][i] for i in range(16)])
+    batch.pop("labels")
+    with torch.no_grad():
+        difference = (ours(**batch).logits - library(**batch).logits).abs().max().item()
+    assert difference < 1e-5, f"the models' logits differ by {difference} before training"
+    return difference
+
+
+def measure(results: Results, data_dir: str | None, epochs: int, seeds: list[int], limit: int | None, use_cpu: bool):
+    """All sides for all seeds; each training is kept as soon as it is done."""
+    if data_dir:
+        corpus, source = load_corpus(dataset_name="wassa2022", data_dir=data_dir), "WASSA 2022"
+    else:
+        essays = {"train": str(ROOT / "examples" / "essays.tsv")}
+        corpus, source = load_corpus(files=essays, split_column="split"), "the project's essays"
+    tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(CHECKPOINT))
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    rows = {}
+    for split in ("train", "validation"):
+        part = corpus.splits[split]
+        part = part.select(range(min(limit or len(part), len(part))))
+        drop = [name for name in part.column_names if name != "labels"]
+        rows[split] = part.map(
+            lambda batch: tokenizer(batch["text"], truncation=True, max_length=256, return_token_type_ids=False),
+            batched=True,
+            remove_columns=drop,
+        )
+    settings = {"texts": source, "rows": len(rows["train"]), "epochs": epochs, "batch": BATCH, "checkpoint": CHECKPOINT}
+    settings |= {"machine": machine(torch.device("cpu" if use_cpu else "cuda"))}
+    results.part(
+        "training check",
+        settings,
+        lambda: {"logit_difference": check_same_function(rows, tokenizer, corpus.label_names)},
+    )
+    runs: dict[str, list[dict]] = {side: [] for side in SIDES}
+    for seed in seeds:
+        for side in SIDES:
+            run = results.part(
+                f"training, {side}, seed {seed}",
+                settings,
+                lambda side=side, seed=seed: train(side, seed, rows, tokenizer, corpus.label_names, epochs, use_cpu),
+            )
+            print(f"  seed {seed}, {side}: {run['seconds']} s, loss {run['loss']}", flush=True)
+            runs[side].append(run)
+    return results.part("training", settings | {"seeds": seeds}, lambda: summary(runs))
+
+
+def summary(runs: dict[str, list[dict]]) -> dict:
+    """Ratios of times, means and spreads of losses; asserts that float32 losses agree."""
+    sides = {}
+    peer = runs["library, float32"]
+    for side, of_side in runs.items():
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(peer, of_side, strict=True)]
+        sides[side] = {"ratio": round(statistics.median(ratios), 3)}
+        sides[side]["range"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        for name in ("loss", "validation_loss"):
+            values = [run[name] for run in of_side]
+            sides[side][name] = {"mean": round(statistics.mean(values), 4)}
+            sides[side][name]["sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+    if len(peer) > 1:
+        for name in ("loss", "validation_loss"):
+            a, b = sides["library, float32"][name], sides["ours, float32"][name]
+            spread = 2 * (a["sd"] ** 2 + b["sd"] ** 2) ** 0.5
+            assert abs(a["mean"] - b["mean"]) <= spread, f"{name} differs by more than the seeds' spread: {a}, {b}"
+    return {"sides": sides}
