@@ -319,8 +319,8 @@ def by_head(positions: torch.Tensor | None, length: int, heads: int) -> torch.Te
     """The middle of `(2 * longest - 1, heads * size)` that `length` tokens reach: `(heads, 2 * length - 1, size)`."""
     if positions is None:
         return None
-    beyond = (len(positions) + 1) // 2 - length
-    return positions[beyond : len(positions) - beyond].unflatten(1, (heads, -1)).transpose(0, 1)
+    beyond = (positions.shape[0] + 1) // 2 - length
+    return positions[beyond : beyond + 2 * length - 1].unflatten(1, (heads, -1)).transpose(0, 1)
 
 
 def attend(
@@ -508,7 +508,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         else:
             bias = bias.expand(heads, -1, group.length, -1)
         context = F.scaled_dot_product_attention(queries, keys, values, bias, dropout_p=dropout, scale=1.0)
-        return context.permute(1, 2, 0, 3).reshape(query.shape)
+        return context.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format).view(query.shape)
 
 
 class EmoDebertaEncoder(DebertaV2Encoder):
@@ -582,7 +582,9 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             return None, [None] * len(self.layer)
         span = len(self.rel_embeddings.weight) // 2
         rows = relative_rows(length, span, self.position_buckets, self.max_relative_positions, hidden_states.device)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return rows, [self.get_rel_embedding()] * len(self.layer)
+        if self.training or torch.is_grad_enabled():
             reach = min(length, span)  # no bucket lies further from 0 than its distance
             positions = self.get_rel_embedding()[span - reach : span + reach]
             return rows - (span - reach), [positions] * len(self.layer)

@@ -50,7 +50,7 @@ def main() -> None:
         bench_training.measure(
             results,
             args.data_dir,
-            epochs=2 if args.full else 1,
+            epochs=1,
             seeds=[1, 2, 3] if args.full else [1],
             limit=None if args.full else 96,
             use_cpu=device.type == "cpu",

@@ -28,6 +28,7 @@ CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 SIDES = {  # name: bf16, tokens per batch
     "library, float32": (False, None),
     "ours, float32": (False, None),
+    "ours, float32, token budget": (False, 2048),
     "ours, bf16": (True, None),
     "ours, bf16, token budget": (True, 2048),
 }

@@ -148,6 +148,19 @@ def load_corpus(
     return Corpus({s: Dataset.from_dict(c) for s, c in columns.items()}, names, problem_type, source)
 
 
+def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
+    """The texts of a file, in its order.
+
+    Raises:
+        InputError: as [`load_corpus`]; also if there are none.
+    """
+    table = _read_file(path)
+    if not table.rows:
+        raise InputError(f"{path}: no rows")
+    _check_column(table, text_column)
+    return _read_common_columns(table, text_column, None, None)["text"]
+
+
 def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
     """Move about `percentage` percent of the training rows into `validation`, in place.
 

@@ -1,0 +1,189 @@
+"""Export a trained EmoDeBERTa to ONNX, in float32 or also in int8, checked against PyTorch on real texts.
+
+    python run_export.py outputs/quickstart
+    python run_export.py outputs/mine --int8 --check_file dev.csv --text_column_name essay
+
+Writes MODEL/onnx/model.onnx (inputs input_ids and attention_mask, output logits; batch and length are free), and with
+--int8 model_int8.onnx, which is kept only if it decides as float32 does in 99.5% of the texts. Needs the `onnx` extra:
+pip install 'emodeberta[onnx]'.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from pipeline_emodeberta import token_budget_batches
+from trainer_ext.corpora import read_texts
+from trainer_ext.errors import InputError
+from trainer_ext.run_folder import write_json
+from trainer_ext.warm_start import resolve_checkpoint
+
+ESSAYS = Path(__file__).parent / "examples" / "essays.tsv"
+LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest
+EQUAL_DECISIONS = 0.995
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="output folder of run_classify.py, or an EmoDeBERTa on the Hub")
+    parser.add_argument("--output_dir", type=Path, help="default: the folder onnx/ in the model's, or onnx/ here")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export")
+    parser.add_argument("--int8", action="store_true", help="also export with weights in int8 (dynamic quantization)")
+    parser.add_argument(
+        "--check_file",
+        type=Path,
+        default=ESSAYS if ESSAYS.exists() else None,
+        help="texts to compare on: .csv, .tsv, .json, .jsonl or .parquet (default: the project's examples)",
+    )
+    parser.add_argument("--text_column_name", default="text", help="its column with the text (default: text)")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    check_extra()
+    if args.check_file is None:
+        raise InputError("give --check_file, texts to compare the export with PyTorch on")
+    texts = read_texts(args.check_file, args.text_column_name)
+    output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
+    if output_dir.exists() and not args.overwrite_output_dir:
+        raise InputError(f"{output_dir} exists; give --overwrite_output_dir or another --output_dir")
+    model, tokenizer = load(args.model)
+
+    staging = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    export(model, staging / "model.onnx")
+    report = compare(model, tokenizer, texts, staging / "model.onnx", "PyTorch and ONNX")
+    if report["relative_logit_difference"] > LARGEST_DIFFERENCE:
+        shutil.rmtree(staging)
+        raise InputError(
+            f"{args.model}: the exported model's logits differ from PyTorch's by "
+            f"{report['relative_logit_difference']:.1e} of the largest; nothing is written"
+        )
+    reports = {"model.onnx": report}
+    if args.int8:
+        quantize(staging / "model.onnx", staging / "model_int8.onnx")
+        report = compare(model, tokenizer, texts, staging / "model_int8.onnx", "PyTorch and int8")
+        if report["equal_decisions"] < EQUAL_DECISIONS:
+            (staging / "model_int8.onnx").unlink()
+        reports["model_int8.onnx"] = report
+    write_json(staging / "export.json", {"texts": len(texts), "against PyTorch, float32": reports})
+    if output_dir.exists():
+        shutil.rmtree(output_dir)
+    staging.rename(output_dir)
+
+    for name, report in reports.items():
+        print(f"{name}: decides as PyTorch in {report['equal_decisions']:.2%} of {len(texts)} texts, ", end="")
+        print(f"logits within {report['relative_logit_difference']:.1e} of the largest")
+    print(f"saved to {output_dir}/")
+    if args.int8 and reports["model_int8.onnx"]["equal_decisions"] < EQUAL_DECISIONS:
+        raise InputError(
+            f"int8 is not written: it decides as float32 in less than {EQUAL_DECISIONS:.1%} of texts; use model.onnx"
+        )
+
+
+def check_extra() -> None:
+    """The packages of the `onnx` extra are there."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; pip install 'emodeberta[onnx]'") from error
+
+
+def load(name: str) -> tuple[EmoDebertaForSequenceClassification, PreTrainedTokenizerBase]:
+    """Model in float32 and tokenizer."""
+    path = resolve_checkpoint(name)
+    try:
+        model = EmoDebertaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: no EmoDeBERTa classifier there ({str(error).strip().splitlines()[0]})") from error
+    if getattr(model.config, "model_type", None) != "emodeberta":
+        raise InputError(f"{name}: a {model.config.model_type}, not an EmoDeBERTa")
+    return model.eval(), tokenizer
+
+
+class Logits(torch.nn.Module):
+    """The model as ONNX sees it: two inputs, one output."""
+
+    def __init__(self, model: EmoDebertaForSequenceClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
+    """Write the graph, batch and length free."""
+    limit = {"max": model.config.max_position_embeddings} if model.config.position_biased_input else {}
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=3, **limit)
+    ids = torch.full((3, 20), 5)
+    axes = {0: batch, 1: length}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # on packages that are not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Logits(model),
+            (ids, torch.ones_like(ids)),
+            dynamo=True,
+            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+            input_names=["input_ids", "attention_mask"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        program.save(path)
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Weights of the matrix products in int8, activations quantized as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
+
+
+def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
+    """Logits and decisions of PyTorch and of the file at `path`, on padded batches."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    encoded = tokenizer(texts, truncation=True, return_token_type_ids=False)
+    batches = list(token_budget_batches([len(ids) for ids in encoded["input_ids"]], 2048))
+    wanted, found = [], []
+    for positions in tqdm(batches, desc=label):
+        rows = {name: [values[position] for position in positions] for name, values in encoded.items()}
+        inputs = tokenizer.pad(rows, return_tensors="pt")
+        with torch.inference_mode():
+            wanted.append(model(**inputs).logits.numpy())
+        found += session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    wanted, found = np.concatenate(wanted), np.concatenate(found)
+    if model.config.problem_type == "multi_label_classification":
+        equal = (wanted > 0) == (found > 0)
+    else:
+        equal = wanted.argmax(axis=1) == found.argmax(axis=1)
+    return {
+        "relative_logit_difference": float(np.abs(wanted - found).max() / np.abs(wanted).max()),
+        "equal_decisions": float(equal.mean()),
+    }
+
+
+def command() -> None:
+    """Console entry point: what a user can put right is one line on standard error, not a traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

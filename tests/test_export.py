@@ -1,0 +1,77 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, XXLARGE_STYLE
+
+import run_export
+from configuration_emodeberta import EmoDebertaConfig
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+
+UNSHARED = TINY | {"share_att_key": False, "pos_att_type": ["p2c"]}
+ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "position_buckets": -1}
+
+
+@pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE, UNSHARED, ABSOLUTE])
+def test_the_graph_computes_the_logits_at_any_batch_and_length(options, tmp_path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    config = EmoDebertaConfig(**options, initializer_range=0.3, num_labels=3)
+    model = EmoDebertaForSequenceClassification(config).eval()
+    run_export.export(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for batch, length in ((1, 3), (1, 20), (4, 41), (2, 400)):
+        ids = torch.randint(5, 600, (batch, length))
+        mask = torch.ones_like(ids)
+        mask[-1, (length + 1) // 2 :] = 0
+        with torch.no_grad():
+            want = model(ids, mask).logits.numpy()
+        (got,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        assert np.abs(got - want).max() < 1e-5 * max(1, np.abs(want).max())
+
+
+def run(*arguments):
+    command = [sys.executable, ROOT / "run_export.py", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_a_trained_folder_is_exported_and_checked(finished, tmp_path):
+    folder, _ = finished
+    done = run(folder, "--output_dir", tmp_path / "onnx")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["export.json", "model.onnx"]
+    report = json.loads((tmp_path / "onnx" / "export.json").read_text())
+    assert report["texts"] == 1008
+    assert report["against PyTorch, float32"]["model.onnx"]["equal_decisions"] == 1
+    again = run(folder, "--output_dir", tmp_path / "onnx")
+    assert again.returncode == 2
+    assert "exists; give --overwrite_output_dir" in again.stderr
+
+
+def test_int8_is_kept_only_where_it_decides_alike(finished, tmp_path):
+    folder, _ = finished
+    done = run(folder, "--output_dir", tmp_path / "onnx", "--int8")
+    report = json.loads((tmp_path / "onnx" / "export.json").read_text())["against PyTorch, float32"]["model_int8.onnx"]
+    kept = (tmp_path / "onnx" / "model_int8.onnx").exists()
+    assert kept == (report["equal_decisions"] >= 0.995) == (done.returncode == 0)
+    assert kept or "int8 is not written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "nowhere"),
+        (["--check_file", "texts.csv", "MODEL"], "texts.csv: no such file"),
+        (["--text_column_name", "essay", "MODEL"], "no column 'essay'"),
+    ],
+)
+def test_errors_are_one_line(finished, arguments, says, tmp_path):
+    folder, _ = finished
+    done = run(*[folder if argument == "MODEL" else argument for argument in arguments], "--output_dir", tmp_path / "o")
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "o").exists()
