@@ -31,9 +31,8 @@ format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## time the encoder against the library's, about 10 minutes
-	mkdir -p outputs
-	$(BIN)/python benchmarks/bench_encoder.py --output outputs/bench-encoder.json $(ARGS)
+bench: $(STAMP)  ## measure speed and memory against transformers, about 10 minutes (ARGS=--full: an hour or more)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 demo reproduce:
 	@echo "make $@ is not there yet: the demo and the reproduction of the paper's tables come later" >&2; exit 1

@@ -1,21 +1,23 @@
-"""Measure this project against `transformers`, both sides in one run, and write a JSON, a page and plots.
+"""Measure this project against `transformers`, both sides in one run.
 
     python -m benchmarks                       # about 10 minutes on a laptop
     python -m benchmarks --full                # the figures of the page: an hour or more
     python -m benchmarks --parts encoder memory --device cuda
 
-Every part checks that both sides compute the same before it times them, and is written as soon as it is done: a run
-that was stopped goes on where it was. Delete the JSON to measure anew.
+Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full), docs/performance.md and its plots.
+Every part checks that both sides compute the same before it times them. Parts already measured are kept in
+outputs/bench/ until the run is done: one that was stopped goes on where it was.
 """
 
 import argparse
+import json
 import os
-from pathlib import Path
 
 import torch
 
-from benchmarks import bench_encoder, bench_inference, bench_memory, bench_training
+from benchmarks import bench_encoder, bench_inference, bench_memory, bench_training, page
 from benchmarks.measure import ROOT, Results, machine, machine_slug
+from trainer_ext.run_folder import write_json
 
 PARTS = ["encoder", "memory", "inference", "training"]
 
@@ -32,14 +34,14 @@ def main() -> None:
         default=os.environ.get("EMODEBERTA_DATA"),
         help="folder with wassa2022/ and goemotions/ (default: EMODEBERTA_DATA); else the project's own essays",
     )
-    parser.add_argument("--output", type=Path, help="JSON; default outputs/bench/bench-<machine>.json")
     args = parser.parse_args()
     device = torch.device(args.device)
-    output = args.output or ROOT / "outputs" / "bench" / f"bench-{machine_slug(device)}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    results = Results(output)
+    name = f"bench-{machine_slug(device)}{'' if args.full else '-quick'}.json"
+    unfinished = ROOT / "outputs" / "bench" / name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    results = Results(unfinished)
     shown = machine(device)
-    print(f"{shown['name']}, {shown['cores']} cores; writing {output}", flush=True)
+    print(f"{shown['name']}, {shown['cores']} cores", flush=True)
     if "memory" in args.parts:
         bench_memory.measure(results, device)
     if "inference" in args.parts:
@@ -55,6 +57,11 @@ def main() -> None:
             limit=None if args.full else 96,
             use_cpu=device.type == "cpu",
         )
+    target = ROOT / "results" / name
+    earlier = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    write_json(target, earlier | results.content)
+    unfinished.unlink()
+    print(f"\nwrote {target.relative_to(ROOT)} and {page.write(ROOT / 'docs').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
