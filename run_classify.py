@@ -18,7 +18,6 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,25 +29,33 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from baselines.tfidf import fit_tfidf
 from trainer_ext import hub, run_folder
-from trainer_ext.arguments import DataArguments, ModelArguments, RecipeParser, RunArguments
+from trainer_ext.arguments import (
+    DataArguments,
+    ModelArguments,
+    RecipeParser,
+    RunArguments,
+    corpus_arguments,
+    training_settings,
+)
 from trainer_ext.child_tuning import ChildTuningArguments
-from trainer_ext.corpora import SPLITS, Corpus, check_trainable, load_corpus, split_off_validation
+from trainer_ext.corpora import (
+    Corpus,
+    check_trainable,
+    hold_out_fold,
+    load_corpus,
+    split_off_validation,
+)
 from trainer_ext.errors import InputError
-from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, bootstrap_macro_f1, confusion_counts
+from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, confusion_counts
 from trainer_ext.model_card import write_model_card
 from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
 from trainer_ext.sampling import TokenBudgetTrainer
+from trainer_ext.significance import bootstrap_macro_f1
 from trainer_ext.warm_start import resolve_checkpoint, warm_start
 
 logger = logging.getLogger("run_classify")
 
 PREFIX = {"validation": "eval", "test": "test"}
-# Settings that do not change what is learnt; a run may go on with others.
-NOT_SETTINGS = {
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
-    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
-    "log_level", "log_level_replica", "report_to", "run_name", "project", "local_rank", "tfidf_baseline",
-}  # fmt: skip
 
 
 def main() -> None:
@@ -77,8 +84,7 @@ def main() -> None:
         logger.info(f"{name}: {len(rows)} rows{'' if 'labels' in rows.column_names else ', unlabelled'}")
 
     # ---- Output folder --------------------------------------------------------------------------------------------
-    settings = {k: v for part in (model_args, data_args, run_args) for k, v in asdict(part).items()} | args.to_dict()
-    settings = {key: value for key, value in settings.items() if key not in NOT_SETTINGS} | {
+    settings = training_settings(model_args, data_args, run_args, args) | {
         "training data": run_folder.digest(corpus.splits["train"].remove_columns("id").to_list()),
         "number of processes": args.world_size,
     }
@@ -228,25 +234,11 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
 
 
 def read_corpus(data_args: DataArguments, model_args: ModelArguments, seed: int) -> Corpus:
-    """The corpus of the flags, with a validation split carved out and rows capped where asked for."""
-    files = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
-    split_names = {split: getattr(data_args, f"{split}_split_name") for split in SPLITS}
-    corpus = load_corpus(
-        dataset_name=data_args.dataset_name,
-        dataset_config_name=data_args.dataset_config_name,
-        data_dir=data_args.data_dir,
-        files={split: path for split, path in files.items() if path},
-        split_names={split: name for split, name in split_names.items() if name},
-        text_column=data_args.text_column_name,
-        label_column=data_args.label_column_name,
-        group_column=data_args.group_column_name,
-        id_column=data_args.id_column_name,
-        split_column=data_args.split_column_name,
-        label_names=data_args.label_set or None,
-        cache_dir=model_args.cache_dir,
-        token=model_args.token,
-    )
+    """The corpus of the flags, with splits carved out and rows capped where asked for."""
+    corpus = load_corpus(**corpus_arguments(data_args, model_args))
     check_trainable(corpus)
+    if data_args.cv_folds is not None:
+        hold_out_fold(corpus, data_args.cv_folds, data_args.cv_fold)
     if not 0 <= data_args.validation_split_percentage <= 50:
         raise InputError(f"--validation_split_percentage is {data_args.validation_split_percentage}; want 0 to 50")
     if data_args.validation_split_percentage and "validation" not in corpus.splits:
@@ -400,7 +392,7 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
             predicted = rows > 0.5 if multi_label else rows.argmax(axis=1)
             for row_id, truth, guess, row in zip(corpus.splits[split]["id"], gold, predicted, rows, strict=True):
                 truth = "" if truth is None else name(truth)
-                writer.writerow([split, row_id, truth, name(guess), *(f"{value:.6f}" for value in row)])
+                writer.writerow([split, row_id, truth, name(guess), *(f"{value:.9g}" for value in row)])
     if "test" in probabilities and not multi_label:
         lines = [corpus.label_names[label] for label in probabilities["test"].argmax(axis=1)]
         (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

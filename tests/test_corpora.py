@@ -8,7 +8,15 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer_ext.corpora import WASSA_LABELS, Corpus, check_trainable, load_corpus, split_off_validation
+from trainer_ext.corpora import (
+    WASSA_LABELS,
+    Corpus,
+    check_trainable,
+    cross_validation_folds,
+    hold_out_fold,
+    load_corpus,
+    split_off_validation,
+)
 from trainer_ext.errors import InputError
 
 
@@ -289,3 +297,59 @@ def test_too_few_groups_to_carve_from(write):
     corpus = read(write("a.csv", "text,label,w\nx,joy,1\ny,fear,2\n"), group_column="w")
     with pytest.raises(InputError, match="2 groups in train cannot give 20%"):
         split_off_validation(corpus, 20, seed=0)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_folds_keep_groups_whole_and_classes_in_their_shares(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, 8)
+    sizes = rng.integers(1, 7, rng.integers(150, 400))
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    shares = rng.dirichlet(np.full(labels, 3.0))
+    classes = rng.choice(labels, len(groups), p=shares)
+    columns = {"id": [str(i) for i in range(len(groups))], "group": [str(g) for g in groups], "labels": classes}
+    corpus = Corpus(
+        {"train": Dataset.from_dict(columns)}, [str(i) for i in range(labels)], "single_label_classification", "random"
+    )
+    folds = cross_validation_folds(corpus, 5)
+    assert np.array_equal(folds, cross_validation_folds(corpus, 5))
+    for group in set(groups):
+        assert len(set(folds[groups == group])) == 1
+    whole = np.bincount(classes, minlength=labels) / len(classes)
+    for fold in range(5):
+        held_out = classes[folds == fold]
+        assert np.abs(np.bincount(held_out, minlength=labels) / len(held_out) - whole).max() < 0.03
+        assert abs(len(held_out) / len(classes) - 0.2) < 0.03
+
+
+def test_a_fold_is_held_out_as_test_and_the_rest_trains():
+    columns = {"id": list("abcdefgh"), "text": list("abcdefgh"), "labels": [0, 1] * 4}
+    corpus = Corpus({"train": Dataset.from_dict(columns)}, ["x", "y"], "single_label_classification", "mine")
+    corpus.splits["validation"] = corpus.splits["train"]
+    seen = []
+    for fold in range(4):
+        held = Corpus(dict(corpus.splits), corpus.label_names, corpus.problem_type, corpus.source)
+        hold_out_fold(held, 4, fold)
+        assert set(held.splits) == {"train", "test"}
+        assert sorted(held.splits["train"]["id"][:] + held.splits["test"]["id"][:]) == list("abcdefgh")
+        seen += held.splits["test"]["id"][:]
+    assert sorted(seen) == list("abcdefgh")
+    for folds, fold in ((4, 4), (9, 0), (1, 0)):
+        with pytest.raises(InputError):
+            hold_out_fold(corpus, folds, fold)
+
+
+@pytest.mark.realdata
+def test_wassas_folds(data_dir):
+    corpus = load_corpus(dataset_name="wassa2022", data_dir=data_dir, extra_columns=["gender"])
+    folds = cross_validation_folds(corpus, 5)
+    train = corpus.splits["train"]
+    writers, classes = np.array(train["group"]), corpus.classes("train")
+    assert all(len(set(folds[writers == writer])) == 1 for writer in set(writers))
+    whole = np.bincount(classes) / len(classes)
+    for fold in range(5):
+        assert np.abs(np.bincount(classes[folds == fold], minlength=7) / (folds == fold).sum() - whole).max() < 0.03
+    assert len(set(train["column_gender"])) > 1
+    by_article = load_corpus(dataset_name="wassa2022", data_dir=data_dir, group_column="article_id")
+    assert not set(by_article.splits["train"]["group"]) & set(writers)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, bootstrap_macro_f1
+from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric
 
 NAMES = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 classes = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40)
@@ -63,38 +63,3 @@ def test_several_classes_a_row():
     assert scores["macro_f1"] == pytest.approx(f1_score(gold, predicted, average="macro"))
     assert scores["micro_recall"] == pytest.approx(recall_score(gold, predicted, average="micro"))
     assert scores["accuracy"] == pytest.approx((gold == predicted).all(1).mean())
-
-
-def test_bootstrap_of_rows_agrees_with_resampling_by_hand():
-    generator = np.random.default_rng(1)
-    gold = generator.integers(0, 3, 120)
-    predicted = np.where(generator.random(120) < 0.7, gold, generator.integers(0, 3, 120))
-    low, high = bootstrap_macro_f1(gold, predicted, samples=4000)
-    by_hand = []
-    for _ in range(1500):
-        rows = generator.integers(0, 120, 120)
-        by_hand.append(f1_score(gold[rows], predicted[rows], average="macro"))
-    assert (low, high) == pytest.approx(np.percentile(by_hand, [2.5, 97.5]), abs=0.015)
-
-
-def test_bootstrap_resamples_whole_groups():
-    """Writers whose rows are all right or all wrong: as many independent facts as writers, so a wider interval."""
-    generator = np.random.default_rng(2)
-    writers = np.repeat(np.arange(40), 5)
-    gold = generator.integers(0, 3, 200)
-    right = np.repeat(generator.random(40) < 0.6, 5)
-    predicted = np.where(right, gold, (gold + 1) % 3)
-    rows = np.subtract(*bootstrap_macro_f1(gold, predicted)[::-1])
-    groups = np.subtract(*bootstrap_macro_f1(gold, predicted, writers)[::-1])
-    assert groups > 1.6 * rows
-
-
-def test_bootstrap_is_reproducible_and_takes_several_classes():
-    gold = np.random.default_rng(3).integers(0, 2, (60, 4))
-    predicted = np.random.default_rng(4).integers(0, 2, (60, 4))
-    assert bootstrap_macro_f1(gold, predicted) == bootstrap_macro_f1(gold, predicted)
-    low, high = bootstrap_macro_f1(gold, predicted)
-    assert low < f1_score(gold, predicted, average="macro") < high
-    rare = np.zeros((20, 2), dtype=int)
-    rare[0, 0] = 1  # many samples have no positive label at all
-    assert bootstrap_macro_f1(rare, rare) == (0.0, 1.0)

@@ -20,10 +20,11 @@ OURS = {
     "modeling_emodeberta",
     "pipeline_emodeberta",
     "run_classify",
+    "run_compare",
     "run_export",
     "trainer_ext",
 }
-SCRIPTS = {"baselines", "run_classify", "run_export"}
+SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export"}
 
 
 def imports_of(path) -> set[str]:
@@ -65,8 +66,8 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta, run_classify, trainer_ext.model_card
-for module in (modeling_emodeberta, run_classify, trainer_ext.model_card):
+import modeling_emodeberta, run_classify, run_compare, run_export, trainer_ext.model_card
+for module in (modeling_emodeberta, run_classify, run_compare, run_export, trainer_ext.model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 assert trainer_ext.model_card.TEMPLATE.is_file()
 """
@@ -129,3 +130,18 @@ def test_the_readmes_figures_are_those_in_results(name):
         for system in filter(None, (run["figures"], run.get("tfidf"))):
             row = " | ".join(f"{system[figure]:.3f}" for figure in SEVEN_FIGURES)
             assert f"| {row} |" in readme
+
+
+def test_the_readmes_speeds_are_those_in_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    path = ROOT / "results" / "bench-intel-r-xeon-r-processor-2-cores.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("float32", "bfloat16"):
+        parts = [content[f"encoder, {name}, {max(2, 1024 // length)} x {length}"] for length in (32, 64, 128, 256, 512)]
+        cells = (f"{part['forward']['ratio']:.2f} / {part['forward_backward']['ratio']:.2f}" for part in parts)
+        assert f"| {' | '.join(cells)} |" in readme
+    base, small = (content[f"inference, {size}"]["float32"]["ratio"] for size in ("base", "MiniLM"))
+    assert f"{base:.2f} at base size and {small:.2f} at MiniLM size" in readme
+    training = content["training"]["sides"]["ours, float32"]
+    assert f"{training['ratio']:.2f} ({training['range'][0]:.2f} to {training['range'][1]:.2f}" in readme
+    assert f"takes {content['memory']['share']:.0%} of the memory" in readme

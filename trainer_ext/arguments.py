@@ -11,7 +11,7 @@ import sys
 import time
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -20,6 +20,13 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .errors import InputError
+
+# Flags that do not change what is learnt; a run may go on with others.
+_NOT_SETTINGS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
+    "log_level", "log_level_replica", "report_to", "run_name", "project", "local_rank", "tfidf_baseline",
+}  # fmt: skip
 
 
 def _flag(default: Any, help: str, **metadata: Any) -> Any:
@@ -86,6 +93,12 @@ class DataArguments:
     validation_split_percentage: float = _flag(
         0.0, "Without a validation split, take about this share of the training rows, whole groups only."
     )
+    cv_folds: int | None = _flag(
+        None,
+        "Cross-validation: divide the training rows into so many folds, the same ones every time, whole groups only, "
+        "and hold out --cv_fold as the test split; other splits are left out. run_compare.py runs them all.",
+    )
+    cv_fold: int = _flag(0, "Which of --cv_folds to hold out, counted from 0.")
     text_column_name: str | None = _flag(
         None, "Column with the text; text if not given.", aliases=["--text_column_names"]
     )
@@ -95,7 +108,9 @@ class DataArguments:
         "distribution); or several columns separated by commas, one per label. label if not given.",
     )
     group_column_name: str | None = _flag(
-        None, "Column that names the writer of a row: writers are split, and resampled for intervals, as a whole."
+        None,
+        "Column that names the writer of a row: writers are split, and resampled for intervals, as a whole.",
+        aliases=["--group_column"],
     )
     id_column_name: str | None = _flag(None, "Column that identifies a row in predictions.tsv; else the row number.")
     label_set: list[str] = field(
@@ -174,7 +189,8 @@ class RecipeParser(HfArgumentParser):
         argv = list(sys.argv[1:] if argv is None else argv)
         recipe = []
         if argv and not argv[0].startswith("-"):
-            recipe = self._recipe_arguments(Path(argv.pop(0)))
+            path = Path(argv.pop(0))
+            recipe = recipe_arguments(self, read_recipe(path), path)
         namespace, unknown = self.parse_known_args([*recipe, *argv])
         if unknown:
             flags = [flag for flag in self._option_string_actions if "_" in flag or "-" not in flag[2:]]
@@ -200,34 +216,78 @@ class RecipeParser(HfArgumentParser):
         """argparse calls this for a value that does not fit."""
         raise InputError(message)
 
-    def _recipe_arguments(self, path: Path) -> list[str]:
-        if not path.is_file():
-            raise InputError(f"{path}: no such recipe")
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A YAML file of names and values.
+
+    Raises:
+        InputError: if there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
+    return content
+
+
+def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: object) -> list[str]:
+    """Flags by name as they would stand on a command line.
+
+    Raises:
+        InputError: for an unknown name or a value that does not fit; begins with `source`, where the recipe is from.
+    """
+    arguments: list[str] = []
+    for key, value in recipe.items():
+        if f"--{key}" not in parser._option_string_actions:
+            known = [flag[2:] for flag in parser._option_string_actions]
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise InputError(f"{source}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        if value is None:
+            continue  # the flag's own default
+        if isinstance(value, list):
+            arguments += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            arguments.append(f"--{key}={json.dumps(value)}")
+        else:
+            arguments.append(f"--{key}={value}")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
-        arguments: list[str] = []
-        for key, value in content.items():
-            if f"--{key}" not in self._option_string_actions:
-                known = [flag[2:] for flag in self._option_string_actions]
-                close = difflib.get_close_matches(str(key), known, n=1)
-                raise InputError(f"{path}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-            if value is None:
-                continue  # the flag's own default
-            if isinstance(value, list):
-                arguments += [f"--{key}", *map(str, value)]
-            elif isinstance(value, dict):
-                arguments.append(f"--{key}={json.dumps(value)}")
-            else:
-                arguments.append(f"--{key}={value}")
-            try:
-                self.parse_known_args(arguments)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from error
-        return arguments
+            parser.parse_known_args(arguments)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+    return arguments
+
+
+def corpus_arguments(data_args: DataArguments, model_args: ModelArguments) -> dict[str, Any]:
+    """The arguments of [`trainer_ext.corpora.load_corpus`] that the flags give."""
+    files = {split: getattr(data_args, f"{split}_file") for split in ("train", "validation", "test")}
+    split_names = {split: getattr(data_args, f"{split}_split_name") for split in files}
+    return {
+        "dataset_name": data_args.dataset_name,
+        "dataset_config_name": data_args.dataset_config_name,
+        "data_dir": data_args.data_dir,
+        "files": {split: path for split, path in files.items() if path},
+        "split_names": {split: name for split, name in split_names.items() if name},
+        "text_column": data_args.text_column_name,
+        "label_column": data_args.label_column_name,
+        "group_column": data_args.group_column_name,
+        "id_column": data_args.id_column_name,
+        "split_column": data_args.split_column_name,
+        "label_names": data_args.label_set or None,
+        "cache_dir": model_args.cache_dir,
+        "token": model_args.token,
+    }
+
+
+def training_settings(
+    model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, args: TrainingArguments
+) -> dict[str, Any]:
+    """The flags that decide what is learnt."""
+    settings = {k: v for part in (model_args, data_args, run_args) for k, v in asdict(part).items()} | args.to_dict()
+    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
 
 
 def choose_precision(values: dict[str, Any], given: set[str]) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ class Corpus:
 
     Attributes:
         splits: By `train`, `validation`, `test`. Columns: `id` and `text` (strings), `group` (string, if a group
-            column was named) and, where the split is labelled, `labels`: an integer, or a list of one float per label.
+            column was named), `column_<name>` (string) for each extra column, empty where a split lacks it, and, where
+            the split is labelled, `labels`: an integer, or a list of one float per label.
         label_names: In the order of the label ids.
         problem_type: `single_label_classification` (one class, or a distribution, per row) or
             `multi_label_classification`.
@@ -87,6 +89,7 @@ def load_corpus(
     id_column: str | None = None,
     split_column: str | None = None,
     label_names: Sequence[str] | None = None,
+    extra_columns: Sequence[str] = (),
     cache_dir: str | None = None,
     token: str | None = None,
 ) -> Corpus:
@@ -103,10 +106,11 @@ def load_corpus(
             numbers, one per label; several columns separated by commas give such a list. Numbers that are all 0 or 1
             with a single 1 a row are one-hot, those of which each row adds up to 1 are distributions, other 0/1 rows
             are several classes. `label` if not given. A test split may be without labels.
-        group_column: Column that names the writer (or any group) of a row.
+        group_column: Column that names the writer (or any group) of a row; in wassa2022 the writer if not given.
         id_column: Column that identifies a row; the row number if not given.
         split_column: Column of the train file that names each row's split.
         label_names: The label set and its order; by default all labels of all splits, sorted.
+        extra_columns: Other columns to keep, as strings, for example those that an error analysis goes by.
         cache_dir, token: As in `datasets.load_dataset`.
 
     Raises:
@@ -114,13 +118,12 @@ def load_corpus(
     """
     if dataset_name == "wassa2022":
         described = {
-            "files": files, "text_column": text_column, "label_column": label_column, "group_column": group_column,
-            "id_column": id_column, "split_column": split_column, "split_names": split_names,
-            "label_names": label_names,
+            "files": files, "text_column": text_column, "label_column": label_column, "id_column": id_column,
+            "split_column": split_column, "split_names": split_names, "label_names": label_names,
         }  # fmt: skip
         if given := [name for name, value in described.items() if value]:
             raise InputError(f"wassa2022 has its own {', '.join(given)}; leave out the flags that say otherwise")
-        return _load_wassa2022(data_dir)
+        return _load_wassa2022(data_dir, group_column or "response_id", extra_columns)
     if dataset_name and files:
         raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
     if dataset_name:
@@ -135,13 +138,17 @@ def load_corpus(
         tables = _divide(tables, split_column)
 
     text_column, label_column = text_column or "text", label_column or "label"
+    _check_extra_columns(tables, extra_columns)
     for table in tables.values():
         if not table.rows:
             raise InputError(f"{table.name}: no rows; want at least one")
         for column in [text_column, group_column, id_column]:
             if column:
                 _check_column(table, column)
-    columns = {split: _read_common_columns(t, text_column, group_column, id_column) for split, t in tables.items()}
+    columns = {
+        split: _read_common_columns(t, text_column, group_column, id_column, extra_columns)
+        for split, t in tables.items()
+    }
     labels, names, problem_type = _read_labels(tables, label_column.split(","), label_names)
     for split, values in labels.items():
         columns[split]["labels"] = values
@@ -158,7 +165,7 @@ def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
     if not table.rows:
         raise InputError(f"{path}: no rows")
     _check_column(table, text_column)
-    return _read_common_columns(table, text_column, None, None)["text"]
+    return _read_common_columns(table, text_column, None, None, ())["text"]
 
 
 def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
@@ -183,6 +190,55 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     kept, held_out = next(splitter.split(classes, classes, groups))
     corpus.splits["train"], corpus.splits["validation"] = train.select(kept), train.select(held_out)
+
+
+def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
+    """The fold, 0 to `folds - 1`, of each training row: `(rows,)`.
+
+    Rows of one group share a fold; folds are alike in size and in their classes' shares, as far as groups allow: of
+    scikit-learn's `StratifiedGroupKFold` under 20 seeds, the one whose worst share is closest to the whole's. The
+    same rows always give the same folds.
+
+    Raises:
+        InputError: if there are fewer groups than folds.
+    """
+    train = corpus.splits["train"]
+    groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
+    if not 2 <= folds <= len(set(groups)):
+        raise InputError(
+            f"{corpus.source}: {folds} folds of {len(set(groups))} groups in train; want 2 folds or more, and no more "
+            "than groups"
+        )
+    classes = corpus.classes("train")
+    classes = classes.argmax(axis=1) if classes.ndim == 2 else classes
+    one_hot = np.eye(len(corpus.label_names))[classes]
+    best, found = np.inf, np.zeros(len(classes), dtype=int)
+    for seed in range(20):
+        assigned = np.zeros(len(classes), dtype=int)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds
+            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+            for fold, (_, held_out) in enumerate(splitter.split(classes, classes, groups)):
+                assigned[held_out] = fold
+        sizes = np.bincount(assigned, minlength=folds)
+        shares = np.stack([one_hot[assigned == fold].sum(axis=0) / max(sizes[fold], 1) for fold in range(folds)])
+        worst = max(np.abs(shares - one_hot.mean(axis=0)).max(), np.abs(sizes / len(classes) - 1 / folds).max())
+        if worst < best:
+            best, found = worst, assigned
+    return found
+
+
+def hold_out_fold(corpus: Corpus, folds: int, fold: int) -> None:
+    """Make fold number `fold` of the training rows the test split, in place; other splits are left out.
+
+    Raises:
+        InputError: as [`cross_validation_folds`], or if there is no such fold.
+    """
+    if not 0 <= fold < folds:
+        raise InputError(f"fold {fold} of {folds}; want 0 to {folds - 1}")
+    train, assigned = corpus.splits["train"], cross_validation_folds(corpus, folds)
+    held_out = train.select(np.flatnonzero(assigned == fold))
+    corpus.splits = {"train": train.select(np.flatnonzero(assigned != fold)), "test": held_out}
 
 
 def check_trainable(corpus: Corpus) -> None:
@@ -217,7 +273,7 @@ _WASSA_FILES = {
 _WASSA_DEV_GOLD = "goldstandard_dev_2022.tsv"
 
 
-def _load_wassa2022(data_dir: str | None) -> Corpus:
+def _load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Sequence[str]) -> Corpus:
     """The shared task's files: dev labels stand in a headerless file of their own, by row; test has none."""
     if data_dir is None:
         raise InputError(
@@ -227,9 +283,10 @@ def _load_wassa2022(data_dir: str | None) -> Corpus:
     folder = Path(data_dir) / "wassa2022"
     tables = {split: _read_file(folder / name) for split, name in _WASSA_FILES.items()}
     for table in tables.values():
-        for column in ("message_id", "response_id", "essay"):
+        for column in ("message_id", group_column, "essay"):
             _check_column(table, column)
     _check_column(tables["train"], "emotion")
+    _check_extra_columns(tables, extra_columns)
     gold = _read_delimited(folder / _WASSA_DEV_GOLD, "\t", header=False)
     if len(gold.rows) != len(tables["validation"].rows):
         raise InputError(
@@ -237,7 +294,10 @@ def _load_wassa2022(data_dir: str | None) -> Corpus:
             f"{tables['validation'].name}"
         )
     gold_labels = Table(gold.name, [{"emotion": row.get("column_3")} for row in gold.rows])
-    columns = {s: _read_common_columns(t, "essay", "response_id", "message_id") for s, t in tables.items()}
+    columns = {
+        split: _read_common_columns(table, "essay", group_column, "message_id", extra_columns)
+        for split, table in tables.items()
+    }
     labels, _, problem_type = _read_labels(
         {"train": tables["train"], "validation": gold_labels}, ["emotion"], WASSA_LABELS
     )
@@ -390,8 +450,15 @@ def _check_column(table: Table, column: str) -> None:
         )
 
 
+def _check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> None:
+    """Each stands in one split at least."""
+    for column in columns:
+        if not any(table.rows and column in table.rows[0] for table in tables.values()):
+            _check_column(next(iter(tables.values())), column)
+
+
 def _read_common_columns(
-    table: Table, text_column: str, group_column: str | None, id_column: str | None
+    table: Table, text_column: str, group_column: str | None, id_column: str | None, extra_columns: Sequence[str]
 ) -> dict[str, list]:
     columns: dict[str, list] = {"id": [], "text": []}
     if group_column:
@@ -415,6 +482,9 @@ def _read_common_columns(
             if row.get(group_column) in (None, ""):
                 raise InputError(f"{table.where(index)}: no {group_column}; want the writer (or group) of the row")
             columns["group"].append(str(row[group_column]))
+    for name in extra_columns:
+        values = [row.get(name) for row in table.rows]
+        columns[f"column_{name}"] = ["" if value is None else str(value) for value in values]
     return columns
 
 

@@ -1,4 +1,4 @@
-"""The shared task's seven figures, per-class scores and a bootstrap interval; scikit-learn inside `evaluate.Metric`."""
+"""The shared task's seven figures and per-class scores; scikit-learn inside `evaluate.Metric`."""
 
 from collections.abc import Sequence
 
@@ -72,41 +72,6 @@ class EmotionMetric(evaluate.Metric):
                 scores[f"recall_{name}"] = recall[position]
                 scores[f"f1_{name}"] = f1[position]
         return {name: float(value) for name, value in scores.items()}
-
-
-def bootstrap_macro_f1(
-    references: np.ndarray,
-    predictions: np.ndarray,
-    groups: Sequence[str] | None = None,
-    *,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95% percentile interval of macro F1 under resampling of whole groups, rows if there are none.
-
-    Each sample's score is over the labels that occur in it, as in [`EmotionMetric`]. Group counts of true
-    positives, gold and predicted rows are summed per sample, so the cost does not grow with the rows.
-
-    Args:
-        references, predictions: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
-        groups: One value a row, for example its writer.
-
-    Returns:
-        Lower and upper end.
-    """
-    if references.ndim == 1:
-        width = int(max(references.max(), predictions.max())) + 1
-        references, predictions = np.eye(width)[references], np.eye(width)[predictions]
-    _, group = np.unique(np.arange(len(references)) if groups is None else np.asarray(groups), return_inverse=True)
-    number = group.max() + 1
-    counts = np.zeros((number, 2, references.shape[1]))
-    np.add.at(counts, group, np.stack([references * predictions, references + predictions], axis=1))
-    weights = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=samples)
-    hits, occurrences = np.moveaxis(np.tensordot(weights, counts, axes=1), 1, 0)
-    f1 = np.divide(2 * hits, occurrences, out=np.zeros_like(hits), where=occurrences > 0)
-    scores = f1.sum(axis=1) / (occurrences > 0).sum(axis=1).clip(min=1)  # a sample may have no positive label
-    low, high = np.percentile(scores, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def confusion_counts(references: np.ndarray, predictions: np.ndarray, number_of_labels: int) -> list[list[int]]:

@@ -44,3 +44,28 @@ def plot_learning_curve(source: Path, target: Path) -> None:
     if loss_axes.lines or f1_axes.lines:
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(target, dpi=150)
+
+
+def plot_comparison(source: Path, target: Path) -> None:
+    """Draw `run_compare.py`'s JSON: macro F1 of each variant, and its difference to the first, with intervals."""
+    variants = json.loads(source.read_text(encoding="utf-8"))["variants"]
+    figure = Figure(figsize=(10, 1.4 + 0.45 * len(variants)), layout="constrained")
+    score_axes, difference_axes = figure.subplots(1, 2, sharey=True)
+    for position, row in enumerate(variants):
+        low, high = row["interval"]
+        score_axes.plot([low, high], [position, position], color="tab:blue", linewidth=1.5)
+        score_axes.plot(row["macro_f1"], position, "o", color="tab:blue")
+        seeds = row["macro_f1_by_seed"]
+        if len(seeds) > 1:
+            score_axes.plot(seeds, [position] * len(seeds), "|", color="tab:gray", markersize=12)
+        if "difference" in row:
+            found = row["difference"]
+            color = "tab:orange" if found["p_holm"] < 0.05 else "tab:gray"
+            difference_axes.plot(found["interval"], [position, position], color=color, linewidth=1.5)
+            difference_axes.plot(found["macro_f1"], position, "o", color=color)
+    difference_axes.axvline(0, color="black", linewidth=0.8)
+    score_axes.set_yticks(range(len(variants)), [row["name"] for row in variants])
+    score_axes.invert_yaxis()
+    score_axes.set(xlabel="macro F1, 95% interval; grey strokes: seeds")
+    difference_axes.set(xlabel=f"difference to {variants[0]['name']}; orange: p (Holm) < .05")
+    figure.savefig(target, dpi=150)

@@ -28,11 +28,16 @@ _OUTPUTS = (
 _RESUMABLE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-def write_json(path: Path, content: object) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write beside the target, then rename."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """As [`write_text`]."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
@@ -54,7 +59,9 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
         return
     started = folder / CHECKPOINTS / _SETTINGS
     ours = started.exists() or (folder / RESULTS).exists()
-    if not ours and any(folder.iterdir()):
+    # A run that was killed at its very start leaves an empty folder, or this file half-written.
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(f".{_SETTINGS}."))
+    if not ours and any(files):
         raise InputError(f"{folder}: is in use (not empty, and no run of this script); give another --output_dir")
     if overwrite:
         return

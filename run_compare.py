@@ -1,0 +1,256 @@
+"""Compare variants of a recipe by cross-validation: the same folds, the same seeds, paired differences.
+
+    python run_compare.py recipes/compare/pooling.yaml --data_dir ../shared/data
+    python run_compare.py recipes/compare/pooling.yaml --data_dir ../shared/data --plan
+    python run_compare.py mine.yaml --train_file essays.csv --label_column_name emotion --group_column writer \\
+        --cv_folds 10 --seeds 1 2 3
+
+The YAML file names what is compared; each variant is a set of run_classify.py's flags:
+
+    recipe: ../wassa2022.yaml          # flags that all share, a file relative to this one; optional
+    settings: {num_train_epochs: 4}    # more of them, over the recipe's; optional
+    variants:                          # differences are to the first
+      mean of the token states: {}
+      "[CLS]": {pooling: cls}
+    seeds: [1]                         # optional, as are cv_folds and columns; the flags below go before them
+
+Every other flag is one of run_classify.py's (see its --help) and holds for all variants. Each training is a process
+of its own, kept in --members_dir by the hash of what decides its result: one that is finished is not done again, one
+that was killed goes on. Rows are divided into folds by writer (--group_column) and class; each row is scored by the
+model that did not see its writer. A variant that chooses its epoch on validation (--select best_on_dev) gets 20% of
+its training writers to choose on, never the fold.
+
+Writes comparison.json, comparison.md, comparison.png, and errors.md with errors.json: confusions, contested rows and
+F1 by --columns, with row ids and figures but no text.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from trainer_ext.arguments import (
+    DataArguments,
+    ModelArguments,
+    RecipeParser,
+    RunArguments,
+    corpus_arguments,
+    read_recipe,
+)
+from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
+from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
+from trainer_ext.errors import InputError
+from trainer_ext.members import Member, Members, resolve
+from trainer_ext.plots import plot_comparison
+from trainer_ext.run_folder import write_json, write_text
+
+INNER_VALIDATION = 20  # percent of the training writers, where a variant chooses its epoch
+KEYS = {"recipe", "settings", "variants", "seeds", "cv_folds", "columns"}
+# A variant changes how a model learns, not what it is scored on.
+SHARED = {
+    "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_split_name",
+    "validation_split_name", "split_column_name", "text_column_name", "label_column_name", "group_column_name",
+    "id_column_name", "label_set",
+}  # fmt: skip
+# What the comparison itself decides.
+OWN = {"seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
+       "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples"}  # fmt: skip
+
+
+def main() -> None:
+    # ---- Flags and recipe -----------------------------------------------------------------------------------------
+    args, rest = parser().parse_known_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    content = read_comparison(args.comparison)
+    seeds = args.seeds or content["seeds"]
+    folds = content["cv_folds"] if args.cv_folds is None else args.cv_folds
+    columns = content["columns"] if args.columns is None else args.columns
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {' '.join(map(str, seeds))}: one stands twice")
+    errors_of = args.errors_of or next(iter(content["variants"]))
+    if errors_of not in content["variants"]:
+        raise InputError(f"--errors_of {errors_of}: no such variant; want one of {', '.join(content['variants'])}")
+    shared = content["settings"] | flags_given(rest)
+    if taken := sorted(OWN & shared.keys()):
+        raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
+
+    # ---- Data -----------------------------------------------------------------------------------------------------
+    first = resolve(shared | next(iter(content["variants"].values())), str(args.comparison))
+    corpus = load_corpus(**corpus_arguments(first[1], first[0]), extra_columns=columns)
+    check_trainable(corpus)
+    split = "train" if folds else "validation"
+    if split not in corpus.splits or "labels" not in corpus.splits[split].column_names:
+        raise InputError(f"{corpus.source}: no labelled validation split to score on; leave out --cv_folds 0")
+    rows = corpus.splits[split]
+    groups = rows["group"][:] if "group" in rows.column_names else None
+    if folds:
+        cross_validation_folds(corpus, folds)  # says at once if there are too few writers
+
+    # ---- Trainings ------------------------------------------------------------------------------------------------
+    members = Members(args.members_dir, shared, corpus, str(args.comparison))
+    variants: dict[str, list[list[Member]]] = {}  # by name: for each seed, one member a fold
+    for name, overrides in content["variants"].items():
+        overrides = overrides | inner_validation(shared | overrides, folds, name)
+        variants[name] = [
+            [
+                Member(overrides, (folds, fold) if folds else None, seed, f"{name}, seed {seed}, fold {fold}")
+                for fold in range(folds or 1)
+            ]
+            for seed in seeds
+        ]
+    every = [member for of_variant in variants.values() for of_seed in of_variant for member in of_seed]
+    different = {members.path(member): member for member in every}
+    if args.plan:
+        todo = sum(not members.finished(member) for member in different.values())
+        hours = members.estimate(every) / 3600
+        print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: ", end="")
+        print(f"{len(different)} trainings, {len(different) - todo} of them done; the rest takes about {hours:.1f} h")
+        return
+    members.train(every)
+
+    # ---- Figures --------------------------------------------------------------------------------------------------
+    ids = rows["id"][:]
+    systems = {
+        name: np.stack([collect(members, of_seed, ids, "test" if folds else "validation") for of_seed in of_variant])
+        for name, of_variant in variants.items()
+    }
+    gold = corpus.classes(split)
+    table = compare(systems, gold, groups, corpus.label_names)
+    for row, (name, of_variant) in zip(table, variants.items(), strict=True):
+        records = [members.record(member) for of_seed in of_variant for member in of_seed]
+        whole = [record["seconds"] / 60 for record in records if not record["resumed"]]
+        row["minutes_a_training"] = float(np.median(whole)) if whole else None
+        row["overrides"] = content["variants"][name]
+        row["members"] = [members.path(member).name for of_seed in of_variant for member in of_seed]
+    result = {
+        "name": args.comparison.stem,
+        "command": f"python run_compare.py {shlex.join(sys.argv[1:])}",
+        "source": corpus.source,
+        "rows": len(rows),
+        "grouped": groups is not None,
+        "groups": len(set(groups or ids)),
+        "folds": folds,
+        "seeds": seeds,
+        "labels": corpus.label_names,
+        "settings": {key: value for key, value in shared.items() if key != "data_dir"},
+        "machine": ", ".join(sorted({members.record(member)["machine"] for member in every})),
+        "libraries": members.record(every[0])["libraries"],
+        "variants": table,
+    }
+    analysed = {name: rows[f"column_{name}"][:] for name in columns}
+    errors = analyse_errors(systems, errors_of, gold, groups, corpus.label_names, ids, analysed)
+    output_dir = args.output_dir or Path("results") / "compare" / args.comparison.stem
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "comparison.json", result)
+    write_json(output_dir / "errors.json", errors)
+    plot_comparison(output_dir / "comparison.json", output_dir / "comparison.png")
+    write_text(output_dir / "errors.md", errors_page(errors))
+    write_text(output_dir / "comparison.md", comparison_page(result))
+    print(comparison_page(result))
+    print(f"written to {output_dir}/")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of the comparison; those of run_classify.py go past it."""
+    made = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s COMPARISON.yaml [--seeds N ...] [--cv_folds N] [--plan] [--flag of run_classify.py value ...]",
+        allow_abbrev=False,
+    )
+    made.add_argument("comparison", type=Path, metavar="COMPARISON.yaml", help="what is compared; see above")
+    made.add_argument("--seeds", type=int, nargs="+", help="seeds of the trainings (default: 1)")
+    made.add_argument(
+        "--cv_folds",
+        type=int,
+        help="folds (default: 5); 0 trains once a seed on all training rows and scores on the validation split",
+    )
+    made.add_argument("--columns", nargs="*", help="columns of the data to break F1 down by, in errors.md")
+    made.add_argument("--errors_of", metavar="VARIANT", help="the variant that errors.md is about (default: the first)")
+    made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
+    made.add_argument("--output_dir", type=Path, help="default: results/compare/<name of the YAML file>")
+    made.add_argument("--members_dir", type=Path, default=Path("outputs/members"), help="default: outputs/members")
+    return made
+
+
+def read_comparison(path: Path) -> dict:
+    """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
+    content = read_recipe(path)
+    if unknown := sorted(map(str, content.keys() - KEYS)):
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(KEYS))}")
+    variants = content.get("variants")
+    if not isinstance(variants, dict) or not variants:
+        raise InputError(f"{path}: no variants; want `variants:` with a name and flags for each")
+    settings = {}
+    if content.get("recipe"):
+        settings = read_recipe(path.parent / content["recipe"])
+        settings = {key: value for key, value in settings.items() if key not in OWN}
+    settings |= content.get("settings") or {}
+    for name, overrides in variants.items():
+        overrides = variants[name] = overrides or {}
+        if not isinstance(overrides, dict):
+            raise InputError(f"{path}, {name}: {overrides!r}; want flags of run_classify.py, `{{flag: value}}`")
+        if barred := sorted((OWN | SHARED) & overrides.keys()):
+            raise InputError(f"{path}, {name}: {barred[0]} is the same for all variants; put it under settings")
+        resolve({**settings, **overrides}, f"{path}, {name}")
+    return {
+        "settings": settings,
+        "variants": {str(name): overrides for name, overrides in variants.items()},
+        "seeds": content.get("seeds", [1]),
+        "cv_folds": content.get("cv_folds", 5),
+        "columns": content.get("columns", []),
+    }
+
+
+def flags_given(argv: list[str]) -> dict:
+    """Flags of run_classify.py on the command line, by name, as they were written.
+
+    Raises:
+        InputError: for an unknown flag, or a value that does not fit.
+    """
+    checker = RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments))
+    checker.parse(["--output_dir", "-", *argv])
+    for action in checker._actions:
+        action.default = argparse.SUPPRESS
+    given, _ = checker.parse_known_args(argv)
+    return vars(given)
+
+
+def inner_validation(flags: dict, folds: int, name: str) -> dict:
+    """What a variant that chooses its epoch needs: writers of its own training rows to choose on."""
+    if flags.get("select") != "best_on_dev":
+        return {}
+    if not folds:
+        raise InputError(
+            f"{name}: --select best_on_dev would be scored on the rows that chose its epoch; use --cv_folds"
+        )
+    return {} if flags.get("validation_split_percentage") else {"validation_split_percentage": INNER_VALIDATION}
+
+
+def collect(members: Members, of_seed: list[Member], ids: list[str], split: str) -> np.ndarray:
+    """Probabilities `(rows, labels)` in the order of `ids`, each row's from the member that held it out."""
+    found: dict[str, np.ndarray] = {}
+    for member in of_seed:
+        probabilities = members.probabilities(member)
+        found |= dict(zip(probabilities.ids[split], probabilities.values[split], strict=True))
+    return np.stack([found[row_id] for row_id in ids])
+
+
+def command() -> None:
+    """Console entry point: what a user can put right is one line on standard error, not a traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; start it again in the same way to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,346 @@
+"""Cross-validated comparison: real processes on small checkpoints, killed and started again."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ESSAYS, ROOT
+from safetensors import safe_open
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from trainer_ext import members
+from trainer_ext.comparison import analyse_errors, banded, compare, comparison_page, errors_page
+from trainer_ext.corpora import load_corpus
+from trainer_ext.errors import InputError
+from trainer_ext.members import Member, Members
+
+
+def start(*arguments, cwd, popen=False):
+    command = [sys.executable, ROOT / "run_compare.py", *arguments]
+    options = {
+        "cwd": cwd,
+        "env": os.environ | {"OMP_NUM_THREADS": "1"},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "stdin": subprocess.DEVNULL,
+        "text": True,
+    }
+    if popen:
+        return subprocess.Popen(list(map(str, command)), **options)
+    return subprocess.run(list(map(str, command)), timeout=900, **options)
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory, v3_folder):
+    """A user's csv with labels of its own and no groups, and what to compare on it."""
+    folder = tmp_path_factory.mktemp("compare")
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        essays = list(csv.DictReader(file, delimiter="\t"))[:90]
+    with open(folder / "mine.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "body", "mood", "length", "who"])
+        for index, row in enumerate(essays):
+            mood = "dark" if row["label"] in ("anger", "fear", "sadness", "disgust") else "light"
+            writer.writerow([f"n{index}", row["text"], mood, len(row["text"]), index // 3])
+    settings = {
+        "model_name_or_path": str(v3_folder),
+        "train_file": "mine.csv",
+        "text_column_name": "body",
+        "label_column_name": "mood",
+        "id_column_name": "number",
+        "max_seq_length": 48,
+        "classifier_hidden_size": 16,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-3,
+        "save_strategy": "epoch",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    variants = {"mean": {}, "first token": {"pooling": "cls"}}
+    content = {"settings": settings, "variants": variants, "cv_folds": 2, "columns": ["length"]}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compared(comparison):
+    done = start("mine.yaml", cwd=comparison)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return comparison / "results" / "compare" / "mine", done
+
+
+def figures(path) -> dict:
+    """The table without what may differ between two starts: command line and times."""
+    content = json.loads((path / "comparison.json").read_text())
+    content.pop("command")
+    for row in content["variants"]:
+        row.pop("minutes_a_training")
+    return content
+
+
+def test_a_users_csv_gives_a_table_a_plot_and_an_error_page_without_text(compared, comparison):
+    folder, done = compared
+    names = ["comparison.json", "comparison.md", "comparison.png", "errors.json", "errors.md"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    page = (folder / "comparison.md").read_text()
+    assert page in done.stdout
+    assert "| first token |" in page
+    with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
+        bodies = [row["body"] for row in csv.DictReader(file)]
+    written = "".join((folder / name).read_text() for name in names if not name.endswith("png"))
+    assert not any(body[:25] in written for body in bodies)
+    errors = json.loads((folder / "errors.json").read_text())
+    assert {row["id"] for row in errors["contested"]} <= {f"n{i}" for i in range(90)}
+    assert sum(row["rows"] for row in errors["columns"]["length"]) == 90
+
+
+def test_another_reading_of_the_probability_files_gives_the_same_figures(compared, comparison):
+    """Folds are scikit-learn's, and macro F1 over all held-out rows is what the table says."""
+    folder, _ = compared
+    with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    gold = {row["number"]: row["mood"] for row in rows}
+    numbers, moods = zip(*gold.items(), strict=True)
+    possible = [
+        {frozenset(held_out.tolist()) for _, held_out in splitter.split(moods, moods, numbers)}
+        for splitter in (StratifiedGroupKFold(2, shuffle=True, random_state=seed) for seed in range(20))
+    ]
+    for variant in json.loads((folder / "comparison.json").read_text())["variants"]:
+        predicted, folds = {}, set()
+        for name in variant["members"]:
+            path = comparison / "outputs" / "members" / name / "probabilities.safetensors"
+            with safe_open(path, framework="numpy") as file:
+                described = json.loads(file.metadata()["emodeberta"])
+                values = file.get_tensor("test")
+            ids = described["ids"]["test"]
+            folds.add(frozenset(numbers.index(row_id) for row_id in ids))
+            predicted |= {row_id: described["labels"][i] for row_id, i in zip(ids, values.argmax(1), strict=True)}
+        assert folds in possible
+        want = f1_score(moods, [predicted[number] for number in numbers], average="macro")
+        assert variant["macro_f1"] == pytest.approx(want)
+
+
+def test_a_second_start_trains_nothing(compared, comparison):
+    folder, _ = compared
+    before = figures(folder)
+    kept = {path: path.stat().st_mtime_ns for path in (comparison / "outputs").rglob("*") if path.is_file()}
+    plan = start("mine.yaml", "--plan", cwd=comparison)
+    assert "4 trainings, 4 of them done; the rest takes about 0.0 h" in plan.stdout
+    done = start("mine.yaml", cwd=comparison)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "4 of 4 trainings are done already" in done.stdout
+    assert figures(folder) == before
+    assert kept == {path: path.stat().st_mtime_ns for path in (comparison / "outputs").rglob("*") if path.is_file()}
+
+
+def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
+    """SIGKILL to the driver alone: its training lives on, and the next start waits for it."""
+    folder, _ = compared
+    arguments = ("mine.yaml", "--members_dir", "again", "--output_dir", "table")
+    draw = random.Random(0)
+    for _ in range(3):
+        process = start(*arguments, cwd=comparison, popen=True)
+        time.sleep(draw.uniform(8, 25))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = start(*arguments, cwd=comparison)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert figures(comparison / "table") == figures(folder)
+
+
+def test_a_plan_trains_nothing(comparison, tmp_path):
+    done = start("mine.yaml", "--plan", "--seeds", 1, 2, 3, "--cv_folds", 3, "--members_dir", tmp_path, cwd=comparison)
+    assert "2 variants, 3 folds, seeds 1 2 3: 18 trainings, 0 of them done; the rest takes about" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "says"),
+    [
+        ({}, (), "mine.yaml: no variants"),
+        ({"variants": {"a": {}}, "varaints": 1}, (), "unknown key 'varaints'"),
+        ({"variants": {"a": {"poling": "cls"}}}, (), "mine.yaml, a: unknown key 'poling'; did you mean 'pooling'?"),
+        ({"variants": {"a": {"train_file": "x.csv"}}}, (), "a: train_file is the same for all variants"),
+        ({"variants": {"a": {}}}, ("--polling", "cls"), "did you mean --pooling?"),
+        ({"variants": {"a": {}}}, ("--train_file", "no.csv"), "no.csv: no such file"),
+        ({"variants": {"a": {}}}, ("--seed", "3"), "seed is not for"),
+        ({"variants": {"a": {}}}, ("--cv_folds", "0"), "no labelled validation split"),
+        ({"variants": {"a": {}}}, ("--cv_folds", "91"), "91 folds of 90 groups"),
+        ({"variants": {"a": {}}}, ("--columns", "lenght"), "no column 'lenght'"),
+        ({"variants": {"a": {}}}, ("--errors_of", "b"), "--errors_of b"),
+        ({"variants": {"a": {}}}, ("--model_name_or_path", "nowhere"), "nowhere: no config.json there"),
+        ({"recipe": "gone.yaml", "variants": {"a": {}}}, (), "gone.yaml: no such recipe"),
+    ],
+)
+def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeypatch, capsys):
+    import run_compare
+
+    settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
+    settings["train_file"] = str(comparison / "mine.csv")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"settings": settings} | content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_compare.py", "mine.yaml", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        run_compare.command()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert says in line
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "compare").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_comparison_parses_and_says_how_to_run_it(path):
+    import run_compare
+
+    assert path.read_text(encoding="utf-8").startswith(f"# run: python run_compare.py recipes/compare/{path.name}")
+    assert len(run_compare.read_comparison(path)["variants"]) > 1
+
+
+def test_a_training_that_fails_says_which_and_where_its_log_is(comparison, tmp_path):
+    done = start(
+        *("mine.yaml", "--num_train_epochs", 1, "--tokenizer_name", "nowhere"),
+        *("--members_dir", tmp_path / "members", "--output_dir", tmp_path / "table"),
+        cwd=comparison,
+    )
+    assert done.returncode == 2
+    assert "error: training mean, seed 1, fold 0 failed: nowhere:" in done.stderr
+    assert "log.txt" in done.stderr
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.fixture
+def cache(comparison, tmp_path):
+    content = yaml.safe_load((comparison / "mine.yaml").read_text())
+    settings = content["settings"] | {"train_file": str(comparison / "mine.csv")}
+    corpus = load_corpus(
+        files={"train": settings["train_file"]}, text_column="body", label_column="mood", id_column="number"
+    )
+    return lambda flags=(), corpus=corpus: Members(tmp_path, settings | dict(flags), corpus, "mine.yaml"), corpus
+
+
+def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypatch, tmp_path):
+    make, corpus = cache
+
+    def path(cached=None, overrides=(), fold=(2, 0), seed=1, name=""):
+        return (cached or make()).path(Member(dict(overrides), fold, seed, name))
+
+    same = path()
+    assert path(name="called otherwise") == same
+    assert path(make({"data_dir": "elsewhere", "logging_steps": 500})) == same
+    assert path(overrides={"pooling": None}) == same  # None is the flag's own default
+    different = [
+        path(overrides={"pooling": "cls"}),
+        path(fold=(2, 1)),
+        path(fold=None),
+        path(seed=2),
+        path(make({"learning_rate": 1e-4})),
+    ]
+    corpus.splits["train"] = corpus.splits["train"].select(range(80))
+    different.append(path())
+    monkeypatch.setattr(members, "code_digest", lambda files: "another")
+    different.append(path())
+    assert len({same, *different}) == len(different) + 1
+
+
+def test_code_counts_where_a_flag_uses_it(cache, monkeypatch):
+    make, _ = cache
+    monkeypatch.setattr(members, "code_digest", lambda files: " ".join(files))
+    plain, child = ({}, {"child_tuning": "F"})
+    code = [make().identity(Member(overrides, None, 1, ""))["code"] for overrides in (plain, child)]
+    assert "child_tuning" not in code[0]
+    assert "child_tuning.py" in code[1]
+
+
+def test_comments_and_docstrings_are_not_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(members, "SCRIPT", tmp_path / "run_classify.py")
+    digests = []
+    for text in ('"""One."""\nx = 1\n', '"""Another."""\nx = 1  # a comment\n', "x = 2\n"):
+        (tmp_path / "code.py").write_text(text)
+        digests.append(members.code_digest(["code.py"]))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_choice_of_epoch_is_made_on_writers_of_its_own():
+    from run_compare import inner_validation
+
+    assert inner_validation({"select": "best_on_dev"}, 5, "x") == {"validation_split_percentage": 20}
+    assert inner_validation({"select": "best_on_dev", "validation_split_percentage": 10}, 5, "x") == {}
+    assert inner_validation({"select": "average"}, 5, "x") == {}
+    with pytest.raises(InputError, match="the rows that chose its epoch"):
+        inner_validation({"select": "best_on_dev"}, 0, "x")
+
+
+# ---- Tables -------------------------------------------------------------------------------------------------------
+
+LABELS = ["calm", "glad", "sour"]
+
+
+def systems(rows=120, seeds=2):
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 3, rows)
+    first = rng.dirichlet([1, 1, 1], (seeds, rows))
+    second = 0.6 * first + 0.4 * np.eye(3)[gold]
+    return {"first": first, "second": second}, gold
+
+
+def test_a_table_has_means_over_seeds_and_paired_differences():
+    found, gold = systems()
+    first, second = compare(found, gold, None, LABELS)
+    by_seed = [f1_score(gold, each.argmax(1), average="macro") for each in found["second"]]
+    assert second["macro_f1_by_seed"] == pytest.approx(by_seed)
+    assert second["difference"]["macro_f1"] == pytest.approx(second["macro_f1"] - first["macro_f1"])
+    assert second["difference"]["interval"][0] > 0
+    assert second["difference"]["p_holm"] == second["difference"]["p"] < 0.01
+    per_class = np.mean([f1_score(gold, each.argmax(1), average=None) for each in found["second"]], axis=0)
+    assert list(second["f1"].values()) == pytest.approx(per_class)
+    content = {
+        **{"name": "t", "seeds": [1, 2], "folds": 5, "grouped": False, "groups": 120, "rows": 120, "source": "x"},
+        **{"command": "c", "labels": LABELS, "machine": "m"},
+        "variants": [row | {"minutes_a_training": None} for row in (first, second)],
+    }
+    assert f"| second | {second['macro_f1']:.3f} (" in comparison_page(content)
+
+
+def test_errors_name_rows_and_count_every_mistake():
+    found, gold = systems()
+    ids = [f"r{i}" for i in range(120)]
+    ages = [str(20 + i % 40) for i in range(120)]
+    errors = analyse_errors(found, "first", gold, [f"w{i // 4}" for i in range(120)], LABELS, ids, {"age": ages})
+    decisions = found["first"].argmax(-1)
+    share = {(row["gold"], row["predicted"]): row["share_of_gold"] for row in errors["confusions"]}
+    for (a, b), value in share.items():
+        a, b = LABELS.index(a), LABELS.index(b)
+        assert value == pytest.approx(((gold == a) & (decisions == b)).sum() / (2 * (gold == a).sum()))
+    assert len(share) == 6
+    mean = np.concatenate(list(found.values())).mean(0)[np.arange(120), gold]
+    assert [row["id"] for row in errors["contested"]] == [ids[i] for i in np.argsort(mean)[:20]]
+    assert [row["rows"] for row in errors["columns"]["age"]] == [30, 30, 30, 30]
+    page = errors_page(errors)
+    assert "## By age" in page
+    assert errors["contested"][0]["id"] in page
+
+
+def test_several_labels_a_row_are_compared_too():
+    rng = np.random.default_rng(1)
+    gold = rng.integers(0, 2, (80, 3))
+    found = {"a": rng.random((1, 80, 3)), "b": 0.5 * rng.random((1, 80, 3)) + 0.5 * gold}
+    _, second = compare(found, gold, None, LABELS)
+    assert second["macro_f1"] == pytest.approx(f1_score(gold, found["b"][0] > 0.5, average="macro"))
+    page = errors_page(analyse_errors(found, "a", gold, None, LABELS, list(map(str, range(80))), {"x": ["u"] * 80}))
+    assert "## By x" in page
+
+
+def test_bands():
+    assert banded(["b", "a", "b"]) == ["b", "a", "b"]
+    assert banded(["1.0", "2", "", "2.0"]) == ["1", "2", "", "2"]
+    found = banded([str(i) for i in range(100)])
+    assert sorted({found.count(value) for value in found}) == [25]

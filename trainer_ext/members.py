@@ -1,0 +1,396 @@
+"""Many trainings by `run_classify.py`, each its own process, each done once.
+
+A member is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of all
+that decides its result: the resolved flags, the data, the code that computes, the versions of the libraries. One that
+is finished is not trained again, one that was killed goes on from its last checkpoint, and none is trained twice at
+a time: a lock is held by the driver and by the training process, whichever lives longer.
+"""
+
+import ast
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import queue
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
+
+from .arguments import DataArguments, ModelArguments, RecipeParser, RunArguments, recipe_arguments, training_settings
+from .child_tuning import ChildTuningArguments
+from .corpora import Corpus
+from .errors import InputError
+from .run_folder import RESULTS, digest, write_json, write_text
+from .warm_start import resolve_checkpoint
+
+SCRIPT = Path(__file__).resolve().parents[1] / "run_classify.py"
+# What the numbers of a training come from, beside flags and data; docstrings and comments do not count.
+CODE = (
+    "attention_emodeberta.py", "configuration_emodeberta.py", "modeling_emodeberta.py", "run_classify.py",
+    "trainer_ext/warm_start.py",
+)  # fmt: skip
+CODE_BEHIND = {"child_tuning": "trainer_ext/child_tuning.py", "tokens_per_batch": "trainer_ext/sampling.py"}  # a flag
+LIBRARIES = ("torch", "transformers", "accelerate", "scikit-learn")
+RECORD = "member.json"  # written last: a folder that has it is finished
+PROBABILITIES = "probabilities.safetensors"
+RUN = "run"
+
+
+@dataclass
+class Member:
+    """One training.
+
+    Attributes:
+        overrides: Flags of `run_classify.py` by name, over those of the recipe.
+        fold: `(folds, which)` to hold out of the training rows; `None` trains on all of them.
+        seed: Of the training.
+        name: What to call it in messages.
+    """
+
+    overrides: dict[str, Any]
+    fold: tuple[int, int] | None
+    seed: int
+    name: str
+
+    def flags(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """All flags: the recipe's, the overrides, fold and seed."""
+        split = {} if self.fold is None else {"cv_folds": self.fold[0], "cv_fold": self.fold[1]}
+        return {**recipe, **self.overrides, **split, "seed": self.seed}
+
+
+@dataclass
+class Probabilities:
+    """What a member says of the rows it did not train on.
+
+    Attributes:
+        ids: By split, the ids of the rows.
+        values: By split, `(rows, labels)` in float32.
+        label_names: In the order of the columns.
+    """
+
+    ids: dict[str, list[str]]
+    values: dict[str, np.ndarray]
+    label_names: list[str]
+
+
+def resolve(flags: dict[str, Any], source: str) -> tuple[Any, ...]:
+    """The dataclasses of `run_classify.py` from flags by name.
+
+    Raises:
+        InputError: for an unknown flag or a value that does not fit; begins with `source`.
+    """
+    parser = RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments))
+    try:
+        return parser.parse(recipe_arguments(parser, {**flags, "output_dir": "-"}, source))
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if message.startswith(source) else f"{source}: {message}") from error
+
+
+def code_digest(files: Sequence[str]) -> str:
+    """Hash of code as it runs: without comments and docstrings."""
+    parts = []
+    for name in files:
+        tree = ast.parse((SCRIPT.parent / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                del node.body[0]
+        parts.append(ast.dump(tree))
+    return digest(parts)
+
+
+def checkpoint_digest(name: str) -> str:
+    """Hash of a local checkpoint's weights and configuration; a name on the Hub stands for itself."""
+    if not Path(name).is_dir():
+        return name
+    files = sorted([*Path(name).glob("*.safetensors"), Path(name) / "config.json"])
+    return digest([[file.name, file_digest(file)] for file in files if file.exists()])
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Members:
+    """A cache folder of trainings.
+
+    Args:
+        folder: Where members are kept, one folder each.
+        recipe: Flags of `run_classify.py` that they share.
+        corpus: The rows that they read.
+        source: Where the flags come from, for messages.
+    """
+
+    def __init__(self, folder: Path, recipe: dict[str, Any], corpus: Corpus, source: str):
+        self.folder, self.recipe, self.source = folder, recipe, source
+        self._texts = corpus.splits["train"]["text"][:]
+        kept = ("id", "text", "group", "labels")
+        self._data = digest(
+            {
+                split: {name: rows[name][:] for name in kept if name in rows.column_names}
+                for split, rows in corpus.splits.items()
+            }
+        )
+        self._libraries = {name: version(name) for name in LIBRARIES}
+        self._defaults = training_settings(*resolve({}, source))
+        self._settings: dict[str, dict] = {}
+        self._paths: dict[str, Path] = {}
+        self._weights: dict[str, int] = {}
+
+    def settings(self, member: Member) -> dict[str, Any]:
+        """The flags that decide the member's result, resolved."""
+        key = self._key(member)
+        if key not in self._settings:
+            parsed = resolve(member.flags(self.recipe), f"{self.source}, {member.name}")
+            self._settings[key] = training_settings(*parsed)
+        return self._settings[key]
+
+    def identity(self, member: Member) -> dict[str, Any]:
+        """All that decides the member's result: flags that are not at their defaults, data, code, libraries."""
+        settings = self.settings(member)
+        if not settings["model_name_or_path"]:
+            raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
+        changed = {name: value for name, value in settings.items() if value != self._defaults[name]}
+        code = [*CODE, *(file for flag, file in CODE_BEHIND.items() if flag in changed)]
+        changed = {name: value for name, value in changed.items() if not name.endswith("_file")}  # their rows are in it
+        changed["model_name_or_path"] = checkpoint_digest(settings["model_name_or_path"])
+        return {"settings": changed, "data": self._data, "code": code_digest(code), "libraries": self._libraries}
+
+    def path(self, member: Member) -> Path:
+        """The member's folder."""
+        key = self._key(member)
+        if key not in self._paths:
+            self._paths[key] = self.folder / digest(self.identity(member))
+        return self._paths[key]
+
+    def _key(self, member: Member) -> str:
+        return json.dumps(member.flags(self.recipe), sort_keys=True, default=str)
+
+    def finished(self, member: Member) -> bool:
+        return (self.path(member) / RECORD).exists()
+
+    def record(self, member: Member) -> dict[str, Any]:
+        """Of a finished member: what was run, how long it took, on what."""
+        return json.loads((self.path(member) / RECORD).read_text(encoding="utf-8"))
+
+    def probabilities(self, member: Member) -> Probabilities:
+        """Of a finished member."""
+        with safe_open(self.path(member) / PROBABILITIES, framework="numpy") as file:
+            described = json.loads(file.metadata()["emodeberta"])
+            values = {split: file.get_tensor(split) for split in described["ids"]}
+        return Probabilities(described["ids"], values, described["labels"])
+
+    def estimate(self, members: Sequence[Member]) -> float:
+        """About how many seconds the unfinished ones of these would take, one after the other.
+
+        From the trainings in the cache that went through on this machine without a break; if there are none, from the
+        rate of a matrix product timed now.
+        """
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"*/{RECORD}")]
+        rates = [
+            record["seconds"] / record["gflop"]
+            for record in records
+            if record["machine"] == machine() and not record["resumed"]
+        ]
+        rate = statistics.median(rates) if rates else 1 / (0.4 * _gflops())
+        todo = {self.path(member): member for member in members if not self.finished(member)}
+        return sum(rate * self._gflop(member) for member in todo.values())
+
+    def _gflop(self, member: Member) -> float:
+        """About how many billion operations the training's matrix products take: 6 for each weight and token."""
+        settings = self.settings(member)
+        tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in self._texts]
+        kept = 1 if member.fold is None else 1 - 1 / member.fold[0]
+        rows = len(tokens) * kept * settings["num_train_epochs"]
+        if settings["max_steps"] > 0:
+            rows = settings["max_steps"] * settings["per_device_train_batch_size"]
+        name = member.flags(self.recipe)["model_name_or_path"]
+        if name not in self._weights:
+            try:
+                config, _ = PreTrainedConfig.get_config_dict(resolve_checkpoint(name))
+            except OSError as error:
+                raise InputError(f"{name}: no config.json there ({str(error).strip().splitlines()[0]})") from error
+            width, inner = config["hidden_size"], config["intermediate_size"]
+            self._weights[name] = config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)
+        return 6e-9 * self._weights[name] * rows * statistics.mean(tokens)
+
+    def train(self, members: Sequence[Member], keep_models: bool = False) -> None:
+        """Train those that are not finished, one on each device at a time.
+
+        Args:
+            keep_models: Keep the output folder of `run_classify.py`, as `run/`; else it goes when the member is done.
+
+        Raises:
+            InputError: if a training fails; says with what, and where its log is.
+        """
+        waiting = {}
+        for member in members:
+            path = self.path(member)
+            if not (path / RECORD).exists() or (keep_models and not (path / RUN / RESULTS).exists()):
+                waiting[path] = member
+        count = torch.cuda.device_count()
+        devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for device in map(str, range(count)) if count else [None]:
+            devices.put(device)
+        running: set[subprocess.Popen] = set()
+        total = len({self.path(member) for member in members})
+        done = total - len(waiting)
+        if done:
+            print(f"{done} of {total} trainings are done already", flush=True)
+        if waiting:
+            hours = self.estimate(list(waiting.values())) / 3600 / max(1, count)
+            print(f"{len(waiting)} trainings to do, about {hours:.1f} h; logs in {self.folder}/*/log.txt", flush=True)
+
+        def one(path: Path, member: Member) -> None:
+            device = devices.get()
+            try:
+                self._train_one(path, member, device, keep_models, running)
+            finally:
+                devices.put(device)
+
+        with (
+            tqdm(total=total, initial=done, desc="trainings", unit="training", smoothing=0) as bar,
+            ThreadPoolExecutor(max_workers=max(1, count)) as pool,
+        ):
+            futures = {pool.submit(one, path, member): member for path, member in waiting.items()}
+            for future, member in futures.items():
+                future.add_done_callback(lambda _, name=member.name: (bar.set_postfix_str(name), bar.update()))
+            try:
+                left = set(futures)
+                while left:
+                    over, left = wait(left, timeout=1, return_when=FIRST_EXCEPTION)
+                    for future in over:
+                        future.result()
+                    if sys.stderr.isatty():
+                        bar.refresh()  # the time goes on between two trainings
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(running):
+                    process.terminate()
+                raise
+
+    def _train_one(
+        self, path: Path, member: Member, device: str | None, keep_models: bool, running: set[subprocess.Popen]
+    ) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        with _lock(path / "lock", member.name) as lock:
+            run = path / RUN
+            if (path / RECORD).exists() and (run.exists() or not keep_models):
+                return  # by whoever had the lock
+            if not (run / RESULTS).exists():
+                resumed = run.exists()
+                flags = member.flags(self.recipe) | {"output_dir": str(run)}
+                write_text(path / "recipe.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
+                start = time.time()
+                self._run_script(path, device, lock, running, member.name)
+                write_json(path / "time.json", {"seconds": round(time.time() - start, 1), "resumed": resumed})
+            # A driver killed right after a training leaves no time; that of the process alone stands in.
+            results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+            spent = {"seconds": round(results["train_runtime"], 1), "resumed": True}
+            if (path / "time.json").exists():
+                spent = json.loads((path / "time.json").read_text(encoding="utf-8"))
+            _convert_predictions(run / "predictions.tsv", path / PROBABILITIES)
+            write_json(
+                path / RECORD,
+                {
+                    "member": asdict(member),
+                    **spent,
+                    "machine": machine(),
+                    "gflop": round(self._gflop(member), 1),
+                    **self.identity(member),
+                    "rows": {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")},
+                },
+            )
+            if keep_models:
+                shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            else:
+                shutil.rmtree(run)
+
+    @staticmethod
+    def _run_script(path: Path, device: str | None, lock: int, running: set[subprocess.Popen], name: str) -> None:
+        environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        with open(path / "log.txt", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, SCRIPT, path / "recipe.yaml"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock],  # held on if this process dies first
+            )
+            running.add(process)
+            try:
+                code = process.wait()
+            finally:
+                running.discard(process)
+        if code:
+            lines = (path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            said = lines[-1] if lines else f"exit status {code}"
+            raise InputError(f"training {name} failed: {said.removeprefix('error: ')} (its log: {path}/log.txt)")
+
+
+def machine() -> str:
+    """What a training's time was measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def _gflops() -> float:
+    """Rate of a matrix product as a layer has them, here and now."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    a, b = torch.ones(1024, 768, device=device), torch.ones(768, 768, device=device)
+    spent = []
+    for _ in range(7):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        spent.append(time.perf_counter() - start)
+    return 2e-9 * 1024 * 768 * 768 / min(spent)
+
+
+@contextmanager
+def _lock(path: Path, name: str):
+    """An exclusive lock that a child process shares; waits for whoever has it."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{name}: being trained by a process of an earlier start; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def _convert_predictions(source: Path, target: Path) -> None:
+    """predictions.tsv as tensors by split, their row ids and labels in the file's metadata."""
+    with open(source, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file, delimiter="\t")
+    ids: dict[str, list[str]] = {}
+    values: dict[str, list[list[float]]] = {}
+    for split, row_id, _, _, *numbers in rows:
+        ids.setdefault(split, []).append(row_id)
+        values.setdefault(split, []).append([float(number) for number in numbers])
+    described = json.dumps({"ids": ids, "labels": header[4:]}, ensure_ascii=False)
+    tensors = {split: np.array(numbers, dtype=np.float32) for split, numbers in values.items()}
+    partial = target.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"emodeberta": described})
+    partial.replace(target)
