@@ -45,7 +45,7 @@ def main() -> None:
     if "memory" in args.parts:
         bench_memory.measure(results, device)
     if "inference" in args.parts:
-        bench_inference.measure(results, args.data_dir, 300 if args.full else 60, 3 if args.full else 1, device)
+        bench_inference.measure(results, args.data_dir, 300 if args.full else 40, 3 if args.full else 1, device)
     if "encoder" in args.parts:
         bench_encoder.measure(results, 1024, 5 if args.full else 1, ["float32", "bfloat16"], device)
     if "training" in args.parts:

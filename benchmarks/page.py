@@ -56,7 +56,8 @@ def write(folder: Path) -> Path:
 def section(content: dict, source: str) -> list[str]:
     """One machine's tables."""
     machine = next(iter(content.values()))["settings"]["machine"]
-    lines = [f"## {machine['name']}, {machine['cores']} cores\n"]
+    quick = ", quick run" if source.endswith("-quick.json") else ""
+    lines = [f"## {machine['name']}, {machine['cores']} cores{quick}\n"]
     lines.append(f"torch {machine['torch']}, {machine['threads']} threads; [`results/{source}`](../results/{source}).")
     if {"peak, float32", "peak, bfloat16"} <= content.keys():
         rate = content["peak, bfloat16"]["gflops"] / content["peak, float32"]["gflops"]
