@@ -45,7 +45,7 @@ from trainer_ext.corpora import (
     load_corpus,
     split_off_validation,
 )
-from trainer_ext.errors import InputError
+from trainer_ext.errors import InputError, run_command
 from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, confusion_counts
 from trainer_ext.model_card import write_model_card
 from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
@@ -482,13 +482,8 @@ def print_results(results: dict[str, float]) -> None:
 
 
 def command() -> None:
-    """Console entry point: what a user can put right is one line on standard error, not a traceback."""
-    try:
-        main()
-    except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Console entry point."""
+    run_command(main)
 
 
 if __name__ == "__main__":

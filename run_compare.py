@@ -43,7 +43,7 @@ from trainer_ext.arguments import (
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
-from trainer_ext.errors import InputError
+from trainer_ext.errors import InputError, run_command
 from trainer_ext.members import Member, Members, resolve
 from trainer_ext.plots import plot_comparison
 from trainer_ext.run_folder import write_json, write_text
@@ -241,15 +241,8 @@ def collect(members: Members, of_seed: list[Member], ids: list[str], split: str)
 
 
 def command() -> None:
-    """Console entry point: what a user can put right is one line on standard error, not a traceback."""
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped; start it again in the same way to go on", file=sys.stderr)
-        sys.exit(130)
+    """Console entry point."""
+    run_command(main)
 
 
 if __name__ == "__main__":

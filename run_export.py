@@ -11,7 +11,6 @@ pip install 'emodeberta[onnx]'.
 import argparse
 import logging
 import shutil
-import sys
 import warnings
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import token_budget_batches
 from trainer_ext.corpora import read_texts
-from trainer_ext.errors import InputError
+from trainer_ext.errors import InputError, run_command
 from trainer_ext.run_folder import write_json
 from trainer_ext.warm_start import resolve_checkpoint
 
@@ -177,12 +176,8 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
 
 
 def command() -> None:
-    """Console entry point: what a user can put right is one line on standard error, not a traceback."""
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Console entry point."""
+    run_command(main)
 
 
 if __name__ == "__main__":
