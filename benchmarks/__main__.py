@@ -15,11 +15,11 @@ import os
 
 import torch
 
-from benchmarks import bench_encoder, bench_inference, bench_memory, bench_training, page
+from benchmarks import bench_child_tuning, bench_encoder, bench_inference, bench_memory, bench_training, page
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.run_folder import write_json
 
-PARTS = ["encoder", "memory", "inference", "training"]
+PARTS = ["encoder", "memory", "inference", "training", "child_tuning"]
 
 
 def main() -> None:
@@ -48,6 +48,8 @@ def main() -> None:
         bench_inference.measure(results, args.data_dir, 300 if args.full else 40, 3 if args.full else 1, device)
     if "encoder" in args.parts:
         bench_encoder.measure(results, 1024, 5 if args.full else 1, ["float32", "bfloat16"], device)
+    if "child_tuning" in args.parts:
+        bench_child_tuning.measure(results, 9 if args.full else 3, device)
     if "training" in args.parts:
         bench_training.measure(
             results,

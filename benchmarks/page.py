@@ -32,6 +32,8 @@ the largest.
   `pipeline("text-classification")` on the library's model in float32 at its best batch size of 1, 8 and 32.
 - **Fine-tuning**: MiniLM with DeBERTa's relative positions, one epoch of WASSA's training essays, `Trainer` with its
   default collator on the library's class in float32 against `TokenBudgetTrainer`, same weights, seeds and function.
+- **Child-Tuning**: AdamW on the base size with a vocabulary of 128,100, 8 × 128 tokens, float32; the published
+  algorithm draws a float mask for every parameter.
 - **Memory**: peak of a training step at base size, 8 texts of 512 tokens, beyond weights, gradients and optimizer.
 """
 
@@ -90,6 +92,16 @@ def section(content: dict, source: str) -> list[str]:
             losses = [f"{row[key]['mean']:.3f} ± {row[key]['sd'] or 0:.3f}" for key in ("loss", "validation_loss")]
             lines.append(f"| {side.replace('bfloat16', 'bf16')} | {shown(row)} | {' | '.join(losses)} |")
         lines.append("")
+    if "child tuning" in content:
+        part = content["child tuning"]
+        lines.append(
+            f"Child-Tuning, p = {part['settings']['p']}, over the plain step, {part['settings']['rounds']} rounds:\n"
+        )
+        lines += ["| | step / plain step | masking alone, of the plain step |", "|---|---|---|"]
+        for side, step in part["step"].items():
+            name = "published algorithm of F" if side == "published" else side
+            lines.append(f"| {name} | {shown(step)} | {part['masking_alone'][side]:.1%} |")
+        lines.append(f"\nMasking is {shown(part['published_over_F'])} times as fast as published.\n")
     if "memory" in content:
         part = content["memory"]
         lines.append(f"Memory of a training step: {part['share']:.0%} of the library's.\n")

@@ -1,11 +1,15 @@
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 from datasets import Dataset
-from transformers import BertConfig, BertForTokenClassification, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
 from trainer_ext import child_tuning as module
-from trainer_ext.child_tuning import draw_dropped, mask_seed
+from trainer_ext.child_tuning import ChildNetwork, Draws, highest_share, keep, mask_seed, put_back
 from trainer_ext.warm_start import warm_start
 
 BATCHES = 20
@@ -25,7 +29,9 @@ def train(v3_folder, tokenizer, dataset, tmp_path):
     def run(trainer_class=ChildTuningTrainer, arguments_class=ChildTuningArguments, model=None, train=True, **options):
         options = {"max_steps": BATCHES, "learning_rate": 1e-3, "report_to": "none", "disable_tqdm": True} | options
         args = arguments_class(
-            output_dir=str(tmp_path / "run"), per_device_train_batch_size=4, save_strategy="no", use_cpu=True, **options
+            output_dir=str(tmp_path / "run"),
+            use_cpu=True,
+            **({"save_strategy": "no", "per_device_train_batch_size": 4} | options),
         )
         torch.manual_seed(7)
         if model is None:
@@ -72,7 +78,7 @@ def test_it_is_the_published_algorithm_given_the_same_masks(train):
             parameter.grad = gradient.clone()
         optimizer.step()
         for i, gradient in enumerate(gradients):
-            child = (~draw_dropped(gradient, 0.25, mask_seed(42, step, i))).float() / 0.25
+            child = Draws(0.25, mask_seed(42, step, i), "cpu").next(gradient.numel()).view(gradient.shape) / 0.25
             first[i].mul_(0.9).add_(gradient * child, alpha=0.1)
             second[i].mul_(0.999).add_((gradient * child) ** 2, alpha=0.001)
             denominator = (second[i] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
@@ -84,7 +90,7 @@ def test_it_is_the_published_algorithm_given_the_same_masks(train):
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.3, 0.5, 0.9])
 def test_kept_fraction_is_p(p):
     n = 10_000_000
-    kept = n - int(draw_dropped(torch.empty(n), p, mask_seed(1, 2, 3)).sum())
+    kept = int(Draws(p, mask_seed(1, 2, 3), "cpu").next(n).sum())
     assert abs(kept / n - p) < 4 * (p * (1 - p) / n) ** 0.5
 
 
@@ -95,26 +101,204 @@ def test_p_at_the_ends_neither_wraps_nor_drops_all(p, train):
         plain, ours = weights(train(Trainer, TrainingArguments)), weights(train(child_tuning="F", child_tuning_p=p))
         assert all(torch.equal(plain[name], ours[name]) for name in plain)
     else:
-        kept = (~draw_dropped(torch.empty(10_000_000), p, 1)).sum().item()
+        kept = Draws(p, 1, "cpu").next(10_000_000).sum().item()
         assert 70 < kept < 260  # 10,000,000 / 65,536 = 153
 
 
-def test_masks_are_keyed_by_seed_step_and_parameter():
-    gradient = torch.empty(100_000)
-    reference = draw_dropped(gradient, 0.3, mask_seed(1, 2, 3))
-    assert torch.equal(reference, draw_dropped(gradient, 0.3, mask_seed(1, 2, 3)))
-    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1)):
-        agree = (reference == draw_dropped(gradient, 0.3, mask_seed(*other))).float().mean().item()
-        assert abs(agree - (0.3**2 + 0.7**2)) < 0.01  # independent
+def test_masks_are_keyed_and_neither_steps_nor_parameters_nor_shards_are_correlated():
+    n = 1_000_000
+    reference = Draws(0.3, mask_seed(1, 2, 3), "cpu").next(n)
+    assert torch.equal(reference, Draws(0.3, mask_seed(1, 2, 3), "cpu").next(n))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (3, 2, 1), (1, 2, 3, 0), (1, 2, 3, 1)):
+        both = (reference & Draws(0.3, mask_seed(*other), "cpu").next(n)).float().mean().item()
+        assert abs(both - 0.09) < 5 * (0.09 * 0.91 / n) ** 0.5
+    for lag in (1, 2, 3, 4, 64):  # nor the entries of one mask
+        both = (reference[lag:] & reference[:-lag]).float().mean().item()
+        assert abs(both - 0.09) < 5 * (0.09 * 0.91 / n) ** 0.5
+
+
+def one_parameter(value: torch.Tensor, gradient: torch.Tensor, **options):
+    """A parameter with a gradient under SGD with learning rate 1, and its child network."""
+    parameter = torch.nn.Parameter(value.clone())
+    parameter.grad = gradient.clone()
+    return parameter, ChildNetwork(torch.optim.SGD([parameter], lr=1.0), **options)
+
+
+def test_the_mean_of_fs_gradient_is_the_gradient():
+    gradient = torch.randn(40, generator=torch.Generator().manual_seed(0)).double()
+    total = torch.zeros_like(gradient)
+    parameter, child = one_parameter(torch.zeros_like(gradient), gradient, p=0.3, seed=5)
+    rounds = 20_000
+    for _ in range(rounds):
+        parameter.grad = gradient.clone()
+        child.optimizer.step()
+        total += parameter.grad
+    error = (total / rounds - gradient).abs() / (gradient.abs() * (0.7 / 0.3 / rounds) ** 0.5)
+    assert error.max() < 4.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_masks_keep_bits_in_every_precision_and_layout(dtype, contiguous):
+    values, before = torch.randn(2, 700, 301).to(dtype)
+    if not contiguous:
+        values, before = values.t(), before.t()
+    kept = torch.rand(values.numel()) < 0.4
+    zeroed, restored = (values.clone(memory_format=torch.preserve_format) for _ in range(2))
+    keep(zeroed, kept)
+    put_back(restored, before, kept)
+    assert torch.equal(zeroed, torch.where(kept.view(values.shape), values, 0))
+    assert torch.equal(restored, torch.where(kept.view(values.shape), values, before))
+
+
+def test_rows_of_an_embedding_without_a_gradient_stay_as_they_are():
+    gradient = torch.zeros(20_000, 16)
+    used = torch.tensor([3, 4, 700, 19_999])
+    gradient[used] = 1.0
+    parameter, child = one_parameter(torch.zeros_like(gradient), gradient, p=0.25)
+    child.measure = True
+    child.optimizer.step()
+    assert set(parameter.grad[used].unique().tolist()) == {0.0, 4.0}
+    assert parameter.grad.count_nonzero() == parameter.grad[used].count_nonzero()
+    assert child.kept[1] == used.numel() * 16
 
 
 def test_a_second_train_masks_once(train, monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "draw_dropped", lambda *args: calls.append(1) or draw_dropped(*args))
+    monkeypatch.setattr(module.Draws, "next", lambda self, n, real=Draws.next: calls.append(1) or real(self, n))
     trainer = train(child_tuning="F", child_tuning_p=0.5, max_steps=3)
     once = len(calls)
     trainer.train()
     assert len(calls) == 2 * once > 0
+
+
+@pytest.mark.parametrize("variant", ["F", "D"])
+def test_update_moves_the_child_and_nothing_else(variant, train):
+    """With momentum and decay; in the child the step is the plain one."""
+    options = {"max_steps": 1, "weight_decay": 0.1, "max_grad_norm": 0.0}
+    before, plain = weights(train(train=False)), weights(train(Trainer, TrainingArguments, **options))
+    trainer = train(child_tuning=variant, child_tuning_target="update", child_tuning_p=0.3, **options)
+    after, moved, total = weights(trainer), 0, 0
+    for name, old in before.items():
+        stayed, stepped = after[name] == old, after[name] == plain[name]
+        assert (stayed | stepped).all(), name
+        if variant == "D" and "layer" not in name:
+            assert torch.equal(after[name], plain[name])
+        elif "word_embeddings" not in name:
+            changes = plain[name] != old
+            moved, total = moved + int((changes & ~stayed).sum()), total + int(changes.sum())
+    assert 0.2 < moved / total < 0.4
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+@pytest.mark.parametrize("variant", ["F", "D"])
+def test_every_optimizer_of_torch_is_masked(optim, variant, train):
+    before = weights(train(train=False))
+    options = {"optim": optim, "max_steps": 3, "child_tuning": variant, "child_tuning_scope": "all"}
+    trainer = train(child_tuning_target="update", child_tuning_p=0.2, child_tuning_seed=1, **options)
+    after = weights(trainer)
+    stayed = sum(int((after[name] == old).sum()) for name, old in before.items())
+    share = stayed / sum(old.numel() for old in before.values())
+    assert share > (0.8**3 - 0.01 if variant == "F" else 0.79)
+    assert share < 1
+
+
+# ---- D ------------------------------------------------------------------------------------------------------------
+def test_ds_child_is_the_share_with_the_highest_squared_gradients(train):
+    one_text = {"per_device_train_batch_size": 1, "max_steps": 1}  # the same batches in any order
+    trainer = train(train=False, child_tuning="D", child_tuning_p=0.3, **one_text)
+    for layer in trainer.model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    trainer.train()
+    child, names = trainer._child, {id(p): name for name, p in trainer.model.named_parameters()}
+    masks = {names[id(p)]: mask for p, mask in zip(child.parameters(), child.masks, strict=True) if mask is not None}
+    assert masks.keys() == {name for name in names.values() if "layer" in name}
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert kept / sum(mask.numel() for mask in masks.values()) == pytest.approx(0.3, abs=1e-3)
+
+    again = train(train=False, **one_text)  # the same weights, squares summed by hand
+    for layer in again.model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    squares = {name: torch.zeros_like(p) for name, p in again.model.named_parameters()}
+    for batch in again.get_train_dataloader():
+        again.model(**batch).loss.backward()
+        for name, p in again.model.named_parameters():
+            if p.grad is not None:
+                squares[name] += p.grad**2
+        again.model.zero_grad()
+    joined = torch.cat([squares[name].flatten() for name in masks])
+    found = torch.cat([mask.flatten() for mask in masks.values()])
+    threshold = joined.sort(descending=True).values[kept - 1]
+    assert ((joined >= threshold) == found).float().mean() > 0.9999  # sums in another order
+
+
+def test_the_threshold_is_that_of_sorting():
+    values = [torch.rand(1000) ** 8, torch.rand(30, 40) ** 8]
+    for p in (0.001, 0.3, 0.999, 1.0):
+        threshold = highest_share(values, p)
+        joined = torch.cat([value.flatten() for value in values])
+        assert threshold == joined.sort(descending=True).values[round(p * len(joined)) - 1]
+    assert highest_share([torch.zeros(10)], 0.5) > 0  # without information nothing is in the child
+
+
+def test_finding_a_child_leaves_the_random_state_and_the_data_order(train, monkeypatch):
+    """D with every weight in its child takes the steps of plain training."""
+    plain = weights(train(Trainer, TrainingArguments))
+    monkeypatch.setattr(module, "highest_share", lambda values, p, sharded: -1.0)
+    ours = weights(train(child_tuning="D", child_tuning_p=0.3))
+    assert all(torch.equal(plain[name], ours[name]) for name in plain)
+
+
+def test_d_without_a_child_or_a_scope_says_so(train):
+    trainer = train(train=False, child_tuning="D")
+    optimizer = trainer.create_optimizer()
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with pytest.raises(RuntimeError, match=r"call find\(\)"):
+        optimizer.step()
+    parameter, child = one_parameter(torch.zeros(3), torch.zeros(3), variant="D")
+    model = torch.nn.Module()
+    model.weight = parameter
+    with pytest.raises(ValueError, match="use scope all"):
+        child.find(model, [])
+    parameter, child = one_parameter(torch.zeros(3), torch.zeros(3), variant="D", scope="all")
+    with pytest.raises(ValueError, match="no batches"):
+        child.find(model, [])
+
+
+def test_masks_go_through_a_file_and_are_refused_where_they_do_not_fit(tmp_path):
+    _, child = one_parameter(torch.zeros(30), torch.zeros(30), variant="D", p=0.5, scope="all")
+    child.masks = [torch.rand(30) < 0.5]
+    child.save(tmp_path / "masks.safetensors")
+    _, other = one_parameter(torch.zeros(30), torch.zeros(30), variant="D", p=0.5, scope="all")
+    other.load(tmp_path / "masks.safetensors")
+    assert torch.equal(other.masks[0], child.masks[0])
+    for value, p in ((torch.zeros(30), 0.4), (torch.zeros(31), 0.5)):
+        _, other = one_parameter(value, value, variant="D", p=p, scope="all")
+        with pytest.raises(ValueError, match="child network of"):
+            other.load(tmp_path / "masks.safetensors")
+
+
+@pytest.mark.parametrize("variant", ["F", "D"])
+@pytest.mark.parametrize("target", ["gradient", "update"])
+def test_a_resumed_run_is_bit_exact(variant, target, train, tmp_path):
+    """From a checkpoint in the middle, with accumulation 2 and clipping at 1.0."""
+    options = {"child_tuning": variant, "child_tuning_target": target, "gradient_accumulation_steps": 2}
+    options |= {"max_grad_norm": 1.0, "max_steps": 8, "save_strategy": "steps", "save_steps": 3}
+    straight = weights(train(**options))
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    masks = checkpoint / "child_network.safetensors"
+    assert masks.exists() == (variant == "D")
+    trainer = train(train=False, **options)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    resumed = weights(trainer)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    if variant == "D":
+        masks.unlink()
+        with pytest.raises(ValueError, match="without its child"):
+            train(train=False, **options).train(resume_from_checkpoint=str(checkpoint))
 
 
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
@@ -160,15 +344,18 @@ def test_p_outside_its_range_is_refused(p, tmp_path):
 
 
 def test_another_variant_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="one of none, F"):
-        ChildTuningArguments(output_dir=str(tmp_path), child_tuning="G")
+    for name, value in (("child_tuning", "G"), ("child_tuning_target", "weights"), ("child_tuning_scope", "head")):
+        with pytest.raises(ValueError, match=f"{name} is '{value}'; it must be one of"):
+            ChildTuningArguments(output_dir=str(tmp_path), **{name: value})
 
 
 def test_no_default_of_training_arguments_is_changed(tmp_path):
     plain = TrainingArguments(output_dir=str(tmp_path)).to_dict()
     ours = ChildTuningArguments(output_dir=str(tmp_path)).to_dict()
     assert {key: ours[key] for key in plain} == plain
-    assert ours.keys() - plain.keys() == {"child_tuning", "child_tuning_p", "child_tuning_seed"}
+    assert {name.removeprefix("child_tuning") for name in ours.keys() - plain.keys()} == {
+        *("", "_p", "_target", "_scope", "_seed")
+    }
 
 
 def test_plain_arguments_are_refused(train):
@@ -176,17 +363,88 @@ def test_plain_arguments_are_refused(train):
         train(ChildTuningTrainer, TrainingArguments, train=False)
 
 
-def test_a_foreign_model_trains(train, tokenizer, tmp_path):
-    model = BertForTokenClassification(
-        BertConfig(vocab_size=600, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+FOREIGN = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        first = name.partition(".")[0]
+        ours = first in {"baselines", "benchmarks", "trainer_ext"} or first.startswith("run_")
+        if (ours or first.endswith("_emodeberta")) and name not in ("trainer_ext", "trainer_ext.child_tuning"):
+            raise ImportError(f"{name} is blocked in this process")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from transformers import BertConfig, BertForTokenClassification
+from trainer_ext.child_tuning import ChildTuningArguments, ChildTuningTrainer
+
+shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+rows = [{"input_ids": [2, 7 + i, 9, 3], "labels": [0, 1, i % 2, 0]} for i in range(16)]
+for variant in ("F", "D"):
+    for target in ("gradient", "update"):
+        model = BertForTokenClassification(BertConfig(vocab_size=60, **shape))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        args = ChildTuningArguments(
+            output_dir=sys.argv[1], child_tuning=variant, child_tuning_target=target, max_steps=3, save_strategy="no",
+            use_cpu=True, report_to="none", disable_tqdm=True,
+        )
+        assert ChildTuningTrainer(model=model, args=args, train_dataset=rows).train().global_step == 3
+        assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+"""
+
+
+def test_a_foreign_model_trains_where_no_other_module_of_the_project_can_be_imported(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
-    rows = tokenizer(["They closed the gate"] * 16, return_token_type_ids=False)
-    data = Dataset.from_dict({**rows, "labels": [[1] * len(ids) for ids in rows["input_ids"]]})
-    args = ChildTuningArguments(
-        output_dir=str(tmp_path), child_tuning="F", max_steps=2, save_strategy="no", use_cpu=True
-    )
-    trainer = ChildTuningTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
-    assert trainer.train().global_step == 2
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("target", ["gradient", "update"])
+def test_a_step_that_the_loss_scaler_skips_moves_nothing_and_draws_nothing(target):
+    parameter, child = one_parameter(torch.zeros(4000), torch.zeros(4000), p=0.5, target=target, seed=9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for gradient in (float("inf"), 1.0):
+        scaler.scale(parameter.sum() * 0)
+        parameter.grad = torch.full((4000,), gradient * scaler.get_scale())
+        scaler.unscale_(child.optimizer)
+        scaler.step(child.optimizer)
+        scaler.update()
+        if gradient != 1.0:
+            assert parameter.count_nonzero() == 0
+            assert child.step == 0
+    moved = parameter != 0
+    assert torch.equal(moved, Draws(0.5, mask_seed(9, 0, 0), "cpu").next(4000))
+    assert set(parameter[moved].tolist()) == {-2.0 if target == "gradient" else -1.0}
+
+
+def test_a_child_network_is_taken_off_again():
+    parameter, child = one_parameter(torch.zeros(100), torch.ones(100), p=0.5)
+    child.remove()
+    child.optimizer.step()
+    assert torch.equal(parameter.detach(), -torch.ones(100))
+
+
+def test_deepspeed_is_refused(train):
+    class UnderDeepSpeed(ChildTuningTrainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            self.is_deepspeed_enabled = True
+
+    with pytest.raises(ValueError, match="does not work under DeepSpeed"):
+        train(UnderDeepSpeed, train=False, child_tuning="F")
+
+
+def test_bf16_trains_the_child(train):
+    before = weights(train(train=False))
+    trainer = train(child_tuning="F", child_tuning_target="update", child_tuning_p=0.2, bf16=True, max_steps=1)
+    name = "classifier.out_proj.weight"
+    moved = (weights(trainer)[name] != before[name]).float().mean()
+    assert 0 < moved < 0.45
 
 
 def test_it_needs_no_other_module_of_the_project():
@@ -200,4 +458,5 @@ def test_it_needs_no_other_module_of_the_project():
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    assert {name.partition(".")[0] for name in imported} <= {"dataclasses", "typing", "torch", "transformers"}
+    allowed = {*sys.stdlib_module_names, "numpy", "safetensors", "torch", "tqdm", "transformers"}
+    assert {name.partition(".")[0] for name in imported} <= allowed

@@ -233,8 +233,16 @@ def test_a_validation_split_can_be_carved_out(in_process):
 # ---- Kill and resume, two processes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batches", [[], ["--tokens_per_batch", 1500]])  # the latter: several epochs
-def test_a_killed_run_resumes_bit_exact(batches, run_classify, v3_folder, tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--child_tuning", "F"],
+        # several epochs
+        ["--child_tuning", "D", "--child_tuning_target", "update", "--tokens_per_batch", 1500],
+    ],
+    ids=["F", "D, update, token budget"],
+)
+def test_a_killed_run_resumes_bit_exact(options, run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on."""
     flags = [
         "--model_name_or_path",
@@ -244,10 +252,9 @@ def test_a_killed_run_resumes_bit_exact(batches, run_classify, v3_folder, tmp_pa
         40,
         "--save_steps",
         10,
-        "--child_tuning",
-        "F",
+        *options,
     ]
-    flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1, *batches]
+    flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1]
     run_classify(*flags, "--output_dir", tmp_path / "straight")
     process = run_classify(*flags, "--output_dir", tmp_path / "killed", popen=True)
     seen = ""

@@ -3,6 +3,6 @@
 Only Child-Tuning is imported here, so that people with no interest in emotions can use it on its own.
 """
 
-from .child_tuning import ChildTuningArguments, ChildTuningTrainer
+from .child_tuning import ChildNetwork, ChildTuningArguments, ChildTuningTrainer
 
-__all__ = ["ChildTuningArguments", "ChildTuningTrainer"]
+__all__ = ["ChildNetwork", "ChildTuningArguments", "ChildTuningTrainer"]
