@@ -307,7 +307,8 @@ def test_two_processes_end_with_identical_replicas(launcher, batches, run_classi
     if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     else:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+        config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
         command += ["--main_process_port", port]
     hook = tmp_path / "sitecustomize.py"  # every process writes down its weights' hash when it ends
     hook.write_text(
@@ -321,7 +322,7 @@ def test_two_processes_end_with_identical_replicas(launcher, batches, run_classi
         "        open(f\"replica-{os.environ['RANK']}\", 'w').write(digest.hexdigest())\n"
         "atexit.register(note)\n"
     )
-    env = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(tmp_path)}
+    env = {"PYTHONPATH": str(tmp_path)} | ({"ACCELERATE_USE_CPU": "true"} if launcher == "torchrun" else {})
     done = run_classify(
         *("--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"),
         *("--output_dir", tmp_path / "out", *batches),
