@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from conftest import ROOT
@@ -107,28 +105,23 @@ def test_help_has_sections_and_examples(parser, capsys):
     assert text.index("--child_tuning_p") < text.index("--per_device_train_batch_size")
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_bf16_is_chosen_where_it_is_faster_and_can_be_refused(parser, recipe, faster, monkeypatch):
-    monkeypatch.setattr(arguments, "is_faster_in_bf16", lambda on_cpu: faster)
+@pytest.mark.parametrize("has_unit", [True, False])
+def test_bf16_is_chosen_where_the_machine_has_it_and_can_be_refused(parser, recipe, has_unit, monkeypatch):
+    monkeypatch.setattr(arguments, "has_bf16_unit", lambda on_cpu: has_unit)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    assert parser.parse(["--output_dir", "x"])[3].bf16 is faster
+    assert parser.parse(["--output_dir", "x"])[3].bf16 is has_unit
     for refusal in (["--bf16", "false"], ["--bf16=false"], ["--fp16", "false"]):
         assert parser.parse(["--output_dir", "x", *refusal])[3].bf16 is False
     assert parser.parse([recipe("output_dir: x\nbf16: false\n")])[3].bf16 is False
     assert parser.parse(["--output_dir", "x", "--use_cpu", "--bf16"])[3].mixed_precision == "bf16"
 
 
-def test_bf16_is_not_chosen_without_instructions_for_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert not arguments.is_faster_in_bf16(on_cpu=True)
-
-
-def test_the_choice_of_bf16_follows_the_clock(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    for float32, bf16, faster in ((2, 1, True), (1, 2, False), (1.1, 1, False)):
-        clock = iter([0, float32] * 7 + [0, bf16] * 7)
-        monkeypatch.setattr(arguments, "time", SimpleNamespace(perf_counter=clock.__next__))
-        assert arguments.is_faster_in_bf16(on_cpu=True) is faster
+@pytest.mark.parametrize(
+    ("capabilities", "chosen"), [({}, False), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, True)]
+)
+def test_only_a_matrix_unit_counts(capabilities, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert arguments.has_bf16_unit(on_cpu=True) is chosen
 
 
 def test_data_dir_comes_from_the_environment(parser, monkeypatch):

@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import sys
-import time
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -291,7 +290,7 @@ def training_settings(
 
 
 def choose_precision(values: dict[str, Any], given: set[str]) -> None:
-    """Mixed precision with bf16 where the machine is faster in it and nobody said otherwise, in place.
+    """Mixed precision with bf16 where the machine has a matrix unit for it and nobody said otherwise, in place.
 
     Args:
         values: Values of `TrainingArguments`' fields; `bf16` and `use_cpu` may change.
@@ -299,33 +298,21 @@ def choose_precision(values: dict[str, Any], given: set[str]) -> None:
     """
     on_cpu = values["use_cpu"] or not torch.accelerator.is_available()
     undecided = not given & {"bf16", "fp16"} and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no"
-    if undecided and is_faster_in_bf16(on_cpu):
+    if undecided and has_bf16_unit(on_cpu):
         values["bf16"] = True
     if values["bf16"] and on_cpu:
         values["use_cpu"] = True  # `TrainingArguments` wants the word
 
 
-def is_faster_in_bf16(on_cpu: bool) -> bool:
-    """Whether the machine multiplies matrices in bf16 well faster than in float32.
+def has_bf16_unit(on_cpu: bool) -> bool:
+    """Whether the machine has a matrix unit for bf16: a GPU's, AMX, or Arm's.
 
-    Timed on a CPU that has instructions for it, since those of AVX-512 double the rate on some and halve it on others.
+    AVX-512's instructions alone do not count: they double float32's rate on some processors and halve it on others.
     """
-    if not on_cpu:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    if not any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
-        return False
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(512, 768, dtype=dtype)
-        b = torch.ones(768, 768, dtype=dtype)
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        best[dtype] = min(times)
-    return best[torch.float32] > 1.3 * best[torch.bfloat16]
+    if on_cpu:
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("amx_bf16", "bf16"))
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
