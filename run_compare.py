@@ -91,7 +91,7 @@ def main() -> None:
         cross_validation_folds(corpus, folds)  # says at once if there are too few writers
 
     # ---- Trainings ------------------------------------------------------------------------------------------------
-    members = Members(args.members_dir, shared, corpus, str(args.comparison))
+    members = Members(args.members_dir, shared, corpus, str(args.comparison), args.jobs)
     variants: dict[str, list[list[Member]]] = {}  # by name: for each seed, one member a fold
     for name, overrides in content["variants"].items():
         overrides = overrides | inner_validation(shared | overrides, folds, name)
@@ -172,8 +172,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--columns", nargs="*", help="columns of the data to break F1 down by, in errors.md")
     made.add_argument("--errors_of", metavar="VARIANT", help="the variant that errors.md is about (default: the first)")
     made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
+    made.add_argument(
+        "--jobs",
+        type=int,
+        help="trainings at a time (default: one a GPU, or one); a small model leaves room for several on a GPU, and on "
+        "CPU two with half of the cores each finish earlier than one after the other",
+    )
     made.add_argument("--output_dir", type=Path, help="default: results/compare/<name of the YAML file>")
-    made.add_argument("--members_dir", type=Path, default=Path("outputs/members"), help="default: outputs/members")
+    made.add_argument("--members_dir", type=Path, default=Path("results/members"), help="default: results/members")
     return made
 
 

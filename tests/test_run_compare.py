@@ -117,7 +117,7 @@ def test_another_reading_of_the_probability_files_gives_the_same_figures(compare
     for variant in json.loads((folder / "comparison.json").read_text())["variants"]:
         predicted, folds = {}, set()
         for name in variant["members"]:
-            path = comparison / "outputs" / "members" / name / "probabilities.safetensors"
+            path = comparison / "results" / "members" / name / "probabilities.safetensors"
             with safe_open(path, framework="numpy") as file:
                 described = json.loads(file.metadata()["emodeberta"])
                 values = file.get_tensor("test")
@@ -132,14 +132,17 @@ def test_another_reading_of_the_probability_files_gives_the_same_figures(compare
 def test_a_second_start_trains_nothing(compared, comparison):
     folder, _ = compared
     before = figures(folder)
-    kept = {path: path.stat().st_mtime_ns for path in (comparison / "outputs").rglob("*") if path.is_file()}
+    cache = comparison / "results" / "members"
+    kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
     plan = start("mine.yaml", "--plan", cwd=comparison)
     assert "4 trainings, 4 of them done; the rest takes about 0.0 h" in plan.stdout
     done = start("mine.yaml", cwd=comparison)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "4 of 4 trainings are done already" in done.stdout
     assert figures(folder) == before
-    assert kept == {path: path.stat().st_mtime_ns for path in (comparison / "outputs").rglob("*") if path.is_file()}
+    assert kept == {
+        path: path.stat().st_mtime_ns for path in (comparison / "results" / "members").rglob("*") if path.is_file()
+    }
 
 
 def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
@@ -194,7 +197,7 @@ def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeyp
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line
-    assert not (tmp_path / "outputs").exists()
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "compare").glob("*.yaml")), ids=lambda path: path.stem)
@@ -246,27 +249,9 @@ def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypa
     ]
     corpus.splits["train"] = corpus.splits["train"].select(range(80))
     different.append(path())
-    monkeypatch.setattr(members, "code_digest", lambda files: "another")
+    monkeypatch.setattr(members, "COMPUTATION", 0)
     different.append(path())
     assert len({same, *different}) == len(different) + 1
-
-
-def test_code_counts_where_a_flag_uses_it(cache, monkeypatch):
-    make, _ = cache
-    monkeypatch.setattr(members, "code_digest", lambda files: " ".join(files))
-    plain, child = ({}, {"child_tuning": "F"})
-    code = [make().identity(Member(overrides, None, 1, ""))["code"] for overrides in (plain, child)]
-    assert "child_tuning" not in code[0]
-    assert "child_tuning.py" in code[1]
-
-
-def test_comments_and_docstrings_are_not_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(members, "SCRIPT", tmp_path / "run_classify.py")
-    digests = []
-    for text in ('"""One."""\nx = 1\n', '"""Another."""\nx = 1  # a comment\n', "x = 2\n"):
-        (tmp_path / "code.py").write_text(text)
-        digests.append(members.code_digest(["code.py"]))
-    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_choice_of_epoch_is_made_on_writers_of_its_own():

@@ -1,0 +1,67 @@
+"""What a training computes, against losses recorded before: cached members are valid as long as these hold.
+
+Where a change is meant to compute otherwise, raise `trainer_ext.members.COMPUTATION` and record anew:
+
+    RECORD_LOSSES=1 python -m pytest tests/test_reference.py -n 0
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ESSAY_FLAGS
+
+import run_classify
+from trainer_ext.members import COMPUTATION
+
+RECORDED = Path(__file__).parent / "reference" / "losses.json"
+STEPS = 6
+# The flags that have code of their own in a training.
+SETTINGS = {
+    "plain": [],
+    "relative attention, [CLS]": ["--relative_attention", "--pooling", "cls"],
+    "single layer": ["--classifier_hidden_size", 0],
+    "class weights, label smoothing": ["--class_weights", "balanced", "--label_smoothing_factor", 0.1],
+    "F": ["--child_tuning", "F", "--child_tuning_p", 0.3],
+    "D": ["--child_tuning", "D", "--child_tuning_p", 0.3],
+    "F, update": ["--child_tuning", "F", "--child_tuning_p", 0.3, "--child_tuning_target", "update"],
+    "tokens_per_batch": ["--tokens_per_batch", 512],
+    "average": ["--select", "average", "--max_train_samples", 24, "--num_train_epochs", 2],
+}  # fmt: skip
+
+
+def losses(flags: list, checkpoint: Path, folder: Path, monkeypatch) -> list[float]:
+    """Of each step, and at last on validation, which the final weights decide."""
+    command = [
+        *("run_classify.py", "--model_name_or_path", checkpoint, *ESSAY_FLAGS, "--learning_rate", 2e-2),
+        *("--logging_steps", 1, "--save_steps", STEPS, "--bf16", "false", "--output_dir", folder, "--seed", 1),
+        *("--max_eval_samples", 40, "--max_predict_samples", 2),
+        *([] if "--num_train_epochs" in flags else ["--max_steps", STEPS]),
+        *flags,
+    ]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    run_classify.main()
+    state = max(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
+    found = [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+    return [*found, json.loads((folder / "all_results.json").read_text())["eval_loss"]]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_training_computes_what_it_did(name, bert_folder, tmp_path, monkeypatch):
+    found = losses(SETTINGS[name], bert_folder, tmp_path / "run", monkeypatch)
+    if os.environ.get("RECORD_LOSSES"):
+        content = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"losses": {}}
+        content = {"computation": COMPUTATION, "losses": content["losses"] | {name: found}}
+        RECORDED.parent.mkdir(exist_ok=True)
+        RECORDED.write_text(json.dumps(content, indent=1) + "\n")
+    recorded = json.loads(RECORDED.read_text())["losses"][name]
+    assert found == pytest.approx(recorded, abs=1e-3), "see the top of this file"
+
+
+def test_the_recorded_losses_are_those_of_this_computation():
+    content = json.loads(RECORDED.read_text())
+    assert content["computation"] == COMPUTATION
+    assert content["losses"].keys() == SETTINGS.keys()
+    assert len({tuple(found) for found in content["losses"].values()}) == len(SETTINGS)  # each setting shows
