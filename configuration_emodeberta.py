@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 AUTO_MAP = {
     "AutoConfig": "configuration_emodeberta.EmoDebertaConfig",
     "AutoModel": "modeling_emodeberta.EmoDebertaModel",
+    "AutoModelForMaskedLM": "modeling_emodeberta.EmoDebertaForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_emodeberta.EmoDebertaForSequenceClassification",
 }
 # Likewise for `pipeline("text-classification", …)`.

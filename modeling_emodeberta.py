@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2Embeddings,
     DebertaV2Model,
+    DebertaV2OnlyMLMHead,
     DebertaV2PreTrainedModel,
 )
 
@@ -243,7 +244,87 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         return outputs if return_dict else outputs.to_tuple()
 
 
+class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
+    """`EmoDebertaModel` and the masked-language head of DeBERTa v1/v2: dense, activation, normalisation, the word
+    embeddings transposed, a bias.
+
+    The parameters are those of `DebertaV2ForMaskedLM` under `legacy=False`, as Microsoft's checkpoints have them
+    (`lm_predictions.lm_head.*`), and the configuration says so.
+    """
+
+    config_class = EmoDebertaConfig
+    config: EmoDebertaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: EmoDebertaConfig):
+        super().__init__(config)
+        config.legacy = False
+        self.deberta = EmoDebertaModel(config)
+        self.lm_predictions = DebertaV2OnlyMLMHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        full_logits: bool | None = None,
+        **kwargs,
+    ) -> tuple | MaskedLMOutput:
+        """Predict masked tokens; the arguments of [`EmoDebertaModel`], and:
+
+        Args:
+            labels: `(batch, length)`, the token to predict, -100 where there is none.
+            num_items_in_batch: What `Trainer` counted of them over all accumulation steps and devices; the sum of the
+                losses is divided by it. `None` divides by this batch's own count.
+            full_logits: Logits of every token although there are labels.
+
+        Returns:
+            `loss` (if there are labels) and `logits`, in float32: without labels `(batch, length, vocabulary)`; with
+            labels only those of the tokens that have one, `(labels, vocabulary)` in their order, since a vocabulary
+            of 128,100 at every token costs more than the encoder. On request `hidden_states` and `attentions`. As a
+            tuple with `return_dict=False`.
+        """
+        return_dict = return_dict if return_dict is not None else self.config.return_dict
+        encoded = self.deberta(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        states = encoded.last_hidden_state
+        loss, chosen = None, None
+        if labels is not None:
+            chosen = labels != -100
+            labels = labels[chosen]
+        if chosen is not None and not full_logits:
+            states = states[chosen]
+        logits = self.lm_predictions(states, self.deberta.embeddings.word_embeddings).float()
+        if labels is not None:
+            scored = logits[chosen] if full_logits else logits
+            items = labels.numel() if num_items_in_batch is None else num_items_in_batch
+            loss = F.cross_entropy(scored, labels, reduction="sum")
+            loss = loss / torch.as_tensor(items, device=loss.device).clamp(min=1)
+        outputs = MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+        return outputs if return_dict else outputs.to_tuple()
+
+
 EmoDebertaModel.register_for_auto_class("AutoModel")
+EmoDebertaForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 EmoDebertaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__all__ = ["EmoDebertaForSequenceClassification", "EmoDebertaModel", "EmotionPipeline"]
+__all__ = ["EmoDebertaForMaskedLM", "EmoDebertaForSequenceClassification", "EmoDebertaModel", "EmotionPipeline"]

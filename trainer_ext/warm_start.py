@@ -18,7 +18,7 @@ from transformers import AutoConfig, DebertaV2Config, PretrainedConfig, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from configuration_emodeberta import EmoDebertaConfig
-from modeling_emodeberta import EmoDebertaForSequenceClassification
+from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification
 
 from .errors import InputError
 
@@ -52,6 +52,11 @@ _OTHER_HEADS = ("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predi
 _NOT_READ = (*_OTHER_HEADS, "embeddings.position_", "embeddings.word_embeddings._weight")
 _BERT_TO_DEBERTA = {r"^bert\.": ""} | {
     rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")
+}
+# BERT's head for masked words, and the one the library makes for DeBERTa under `legacy=True`: the same layers.
+_TO_LM_HEAD = {
+    r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
+    r"^cls\.predictions\.bias$": "lm_predictions.lm_head.bias",
 }
 
 
@@ -124,15 +129,20 @@ def warm_start(
       position projections start at zero and the query projection is multiplied by sqrt(3), since DeBERTa divides the
       scores by sqrt(d * (1 + |c2p| + |p2c|)).
     - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
+    - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT is taken over. One beside `mask_predictions` is
+      not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never used.
     - `from_scratch`: the configuration alone, weights drawn anew (the paper's "w/o PLM" row).
 
     Args:
         name_or_path: Folder or Hub id. Weights are read from safetensors only.
-        model_class: `EmoDebertaForSequenceClassification` or `EmoDebertaModel`.
+        model_class: `EmoDebertaForSequenceClassification`, `EmoDebertaForMaskedLM` or `EmoDebertaModel`.
         from_scratch: Take nothing but the configuration.
         revision, cache_dir, token: As in `from_pretrained`.
         config_overrides: Fields of `EmoDebertaConfig` to set, for example `id2label`, `pooling` or
             `relative_attention` (of a BERT-shaped checkpoint).
+
+    Returns:
+        The model; its attribute `drawn_anew` names the modules that the checkpoint did not have.
 
     Raises:
         InputError: if there is no such checkpoint, it has another architecture, a setting is out of range, or the
@@ -146,10 +156,12 @@ def warm_start(
     config = _emodeberta_config(source, name_or_path, config_overrides)
     if from_scratch:
         logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
-        return model_class(config)
+        model = model_class(config)
+        model.drawn_anew = set()
+        return model
 
-    fresh = ["classifier."]  # parameters that may be missing from the checkpoint, by prefix
-    renames = {}
+    fresh = ["classifier.", "lm_predictions."]  # parameters that may be missing from the checkpoint, by prefix
+    renames = dict(_TO_LM_HEAD) if model_class is EmoDebertaForMaskedLM else {}
     if source.model_type == "bert":
         renames |= _BERT_TO_DEBERTA
         if config.relative_attention:
@@ -172,7 +184,14 @@ def warm_start(
             f"want a model.safetensors beside its config.json. {_first_line(error)}"
         ) from error
     model._weight_conversions = None  # else `save_pretrained` would give the checkpoint's names back to the parameters
-    _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
+    model.drawn_anew = _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
+    if model_class is EmoDebertaForMaskedLM:
+        if any(key.startswith("mask_predictions.") for key in info["unexpected_keys"]):
+            model.lm_predictions = type(model.lm_predictions)(config)
+            model.lm_predictions.apply(model._init_weights)
+            model.drawn_anew.add("lm_predictions.lm_head")
+        if any(module.startswith("lm_predictions") for module in model.drawn_anew):
+            logger.info(f"{name_or_path}: no usable head for masked words; a new one is tied to the word embeddings")
     if source.model_type == "emodeberta" and source.id2label != config.id2label and hasattr(model, "classifier"):
         logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
         model.classifier = type(model.classifier)(config)
@@ -239,7 +258,9 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
         raise InputError(f"{name}: {_first_line(error.__cause__ or error)}") from error
 
 
-def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> None:
+def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[str]:
+    """The modules that were drawn anew, and a line about them and one about what was not used."""
+
     def fits(key: str, allowed: list[str] | tuple[str, ...]) -> bool:
         return any(f".{part}" in f".{key}" if part[0] != "." else part in key for part in allowed)
 
@@ -254,10 +275,12 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> None:
     if problems:
         raise InputError(f"{name}: the checkpoint does not fit its configuration. Parameters {'; '.join(problems)}")
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if new:
-        logger.info(f"{name}: drawn anew: {', '.join(sorted({_module(key, prefix) for key in new}))}")
+    drawn = {_module(key, prefix) for key in new}
+    if drawn:
+        logger.info(f"{name}: drawn anew: {', '.join(sorted(drawn))}")
     if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
         logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
+    return drawn
 
 
 def _module(key: str, prefix: str) -> str:
