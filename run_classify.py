@@ -15,16 +15,11 @@ and two plots. A run that was killed goes on from its last checkpoint when it is
 import csv
 import logging
 import os
-import platform
-import shlex
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.special import expit, softmax
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from baselines.tfidf import fit_tfidf
@@ -51,7 +46,7 @@ from trainer_ext.model_card import write_model_card
 from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
 from trainer_ext.sampling import TokenBudgetTrainer
 from trainer_ext.significance import bootstrap_macro_f1
-from trainer_ext.warm_start import resolve_checkpoint, warm_start
+from trainer_ext.warm_start import load_tokenizer, warm_start
 
 logger = logging.getLogger("run_classify")
 
@@ -99,7 +94,9 @@ def main() -> None:
         **hub_access,
         **config_overrides(model_args, args, corpus),
     )
-    tokenizer = load_tokenizer(model_args, data_args.max_seq_length, model.config, hub_access)
+    tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
+    access = hub_access | ({"revision": None} if model_args.tokenizer_name else {})
+    tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
     encoded, truncated = {}, {}
     for name, rows in corpus.splits.items():
         encoded[name], truncated[name] = encode(rows, tokenizer, data_args.max_seq_length)
@@ -131,7 +128,7 @@ def main() -> None:
     )
     tfidf = tfidf_results(corpus, metric, args.seed) if run_args.tfidf_baseline and args.process_index == 0 else {}
     hint = " (--bf16 false for float32)" if args.bf16 else ""
-    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}{hint}")
+    logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}{hint}")
     trained = trainer.train(resume_from_checkpoint=resume)
     if run_args.select == "average":
         trainer.accelerator.wait_for_everyone()  # the last checkpoint may still be written
@@ -163,7 +160,7 @@ def main() -> None:
             write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
             write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args)
-            run_folder.write_json(folder / "run.json", provenance(args))
+            run_folder.write_json(folder / "run.json", run_folder.provenance(args))
             run_folder.write_json(folder / run_folder.RESULTS, results)
         print_results(results)
         print(f"\nsaved to {output_dir}/")
@@ -283,38 +280,6 @@ def config_overrides(model_args: ModelArguments, args: ChildTuningArguments, cor
     return overrides
 
 
-def load_tokenizer(
-    model_args: ModelArguments, max_seq_length: int, config, hub_access: dict
-) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, which from now on cuts at `max_seq_length` where it is asked to cut."""
-    name = model_args.tokenizer_name or model_args.model_name_or_path
-    path = resolve_checkpoint(name, **hub_access)
-    access = {"cache_dir": hub_access["cache_dir"], "token": hub_access["token"]}
-    if path == name and not model_args.tokenizer_name:
-        access["revision"] = hub_access["revision"]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{name}: no tokenizer there ({str(error).strip().splitlines()[0]}); give --tokenizer_name"
-        ) from error
-    if config.position_biased_input and max_seq_length > config.max_position_embeddings:
-        raise InputError(
-            f"--max_seq_length is {max_seq_length}; {name} has positions for {config.max_position_embeddings}"
-        )
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"{name}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}"
-        )
-    tokenizer.model_max_length = max_seq_length
-    if tokenizer.is_fast:  # sentence-transformers checkpoints carry a fixed length of 128 in tokenizer.json
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-    return tokenizer
-
-
 def encode(rows, tokenizer: PreTrainedTokenizerBase, max_seq_length: int):
     """Token ids (and labels) of a split, and how many texts were cut."""
     whole = tokenizer(rows["text"][:], truncation=False, verbose=False)["input_ids"]
@@ -346,11 +311,6 @@ def decide(logits: np.ndarray, corpus: Corpus) -> np.ndarray:
     if corpus.problem_type == "multi_label_classification":
         return (logits > 0).astype(int)
     return logits.argmax(axis=1)
-
-
-def precision(args: ChildTuningArguments) -> str:
-    """Of training: float32, bf16 or fp16."""
-    return "float32" if args.mixed_precision == "no" else args.mixed_precision
 
 
 def tfidf_results(corpus: Corpus, metric: EmotionMetric, seed: int) -> dict[str, float]:
@@ -431,38 +391,8 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         child_tuning_p=args.child_tuning_p,
         epochs=f"{results['epoch']:.3g}",
         minutes=f"{results['train_runtime'] / 60:.1f}",
-        **provenance(args),
+        **run_folder.provenance(args),
     )
-
-
-def provenance(args: ChildTuningArguments) -> dict:
-    """What it takes to do the run again; no secrets."""
-    return {
-        "command": f"python run_classify.py {shlex.join(without_secrets(sys.argv[1:]))}",
-        "seed": args.seed,
-        "precision": precision(args),
-        "hardware": hardware(args),
-        "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
-    }
-
-
-def without_secrets(argv: list[str]) -> list[str]:
-    """The command line with tokens blotted out."""
-    shown = list(argv)
-    for index, argument in enumerate(shown):
-        flag = argument.partition("=")[0].replace("-", "_")
-        if flag in ("__token", "__hub_token"):
-            if "=" in argument:
-                shown[index] = argument.partition("=")[0] + "=***"
-            elif index + 1 < len(shown):
-                shown[index + 1] = "***"
-    return shown
-
-
-def hardware(args: ChildTuningArguments) -> str:
-    if args.device.type == "cuda":
-        return f"{args.world_size} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {args.world_size} process(es)"
 
 
 def print_results(results: dict[str, float]) -> None:

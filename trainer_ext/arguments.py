@@ -1,4 +1,4 @@
-"""Flags and YAML recipes: the dataclasses of `run_classify.py`, parsed by `HfArgumentParser`.
+"""Flags and YAML recipes: the dataclasses of the scripts, parsed by `HfArgumentParser`.
 
 A recipe is a YAML file of flag names and values. It is read as if its entries stood on the command line before the
 real ones, so every flag overrides it, and both are checked alike.
@@ -24,7 +24,8 @@ from .errors import InputError
 _NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
-    "log_level", "log_level_replica", "report_to", "run_name", "project", "local_rank", "tfidf_baseline",
+    "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
+    "tfidf_baseline",
 }  # fmt: skip
 
 
@@ -33,8 +34,8 @@ def _flag(default: Any, help: str, **metadata: Any) -> Any:
 
 
 @dataclass
-class ModelArguments:
-    """What to start from, and the head."""
+class CheckpointArguments:
+    """What to start from."""
 
     _argument_group_name = "Model"
 
@@ -51,6 +52,14 @@ class ModelArguments:
     relative_attention: bool = _flag(
         False, "Give a BERT-shaped checkpoint DeBERTa's relative positions; it still computes the same at step 0."
     )
+    cache_dir: str | None = _flag(None, "Where downloads from the Hub are kept.")
+    token: str | None = _flag(None, "Hub token, if not the one of `hf auth login`.")
+
+
+@dataclass
+class ModelArguments(CheckpointArguments):
+    """What to start from, and the head."""
+
     pooling: Literal["mean", "cls"] | None = _flag(
         None, "Text vector: mean of the token states (the paper), or [CLS]; as in an EmoDeBERTa checkpoint, else mean."
     )
@@ -64,8 +73,6 @@ class ModelArguments:
     class_weights: Literal["none", "balanced"] = _flag(
         "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
     )
-    cache_dir: str | None = _flag(None, "Where downloads from the Hub are kept.")
-    token: str | None = _flag(None, "Hub token, if not the one of `hf auth login`.")
 
 
 @dataclass
@@ -144,6 +151,79 @@ class RunArguments:
     tfidf_baseline: bool = _flag(
         False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
     )
+
+
+@dataclass
+class PretrainingArguments:
+    """What `run_mlm.py` reads, masks and leaves out."""
+
+    _argument_group_name = "Pre-training"
+
+    dataset_name: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "go_emotions and xed (built in: from --data_dir, else from the Hub), or one dataset on the Hub."
+        },
+    )
+    dataset_config_name: str | None = _flag(None, "Configuration of the Hub dataset.")
+    data_dir: str | None = field(
+        default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
+        metadata={
+            "help": "Folder with goemotions/, xed/ and wassa2022/; the environment's EMODEBERTA_DATA if not given."
+        },
+    )
+    train_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Files of texts: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet."},
+    )
+    validation_file: list[str] = field(
+        default_factory=list, metadata={"help": "Files of texts to measure perplexity on; else see the next flag."}
+    )
+    validation_split_percentage: float = _flag(
+        5.0, "Without --validation_file, hold out about this share of the texts for perplexity; 0 for none."
+    )
+    text_column_name: str = _flag("text", "Column with the text.")
+    streaming: bool = _flag(
+        False,
+        "Read --train_file or the Hub dataset as it is trained on, for corpora larger than memory: give --max_steps. "
+        "Texts are then not deduplicated, and --tokens_per_batch is not offered.",
+    )
+    line_by_line: bool = _flag(
+        True,
+        "A text is one row, cut at --max_seq_length; false: a longer text becomes several rows and nothing is cut. "
+        "Either way no attention goes from one text to another.",
+    )
+    max_seq_length: int = _flag(256, "Longest row in tokens.")
+    mlm_probability: float = _flag(0.15, "Share of tokens to predict (the paper's, after BERT).")
+    whole_word_masking: bool = _flag(False, "Choose whole words instead of tokens. Needs a fast tokenizer.")
+    target_dataset_name: str | None = _flag(
+        None,
+        "wassa2022: what equals, nearly equals, holds or is part of one of its dev or test essays is removed from the "
+        "corpus, counted and named.",
+    )
+    target_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "The same for files of a target of your own: its validation and test texts."},
+    )
+    target_text_column_name: str = _flag("text", "Column with the text in --target_file.")
+    include_target_train: bool = _flag(
+        False, "Also train on the training essays of --target_dataset_name (not the paper's way)."
+    )
+    max_train_samples: int | None = _flag(None, "Use only so many texts, for a quick try.")
+    max_eval_samples: int | None = _flag(None, "Measure perplexity on only so many; of a stream 1,000.")
+    preprocessing_num_workers: int | None = _flag(None, "Processes that tokenise.")
+    head_warmup_steps: int = _flag(
+        0,
+        "Where the checkpoint has no usable head for masked words (DeBERTa-v3, MiniLM), train the new one alone for so "
+        "many steps first, the encoder frozen.",
+    )
+    head_learning_rate: float = _flag(1e-3, "Of these steps.")
+    tokens_per_batch: int | None = _flag(
+        None,
+        "Pack batches: texts of like length, as many as make so many tokens, one after the other without padding in "
+        "the layers or attention across them; in place of --per_device_train_batch_size.",
+    )
+    overwrite_output_dir: bool = _flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
 
 
 class RecipeParser(HfArgumentParser):
@@ -281,11 +361,10 @@ def corpus_arguments(data_args: DataArguments, model_args: ModelArguments) -> di
     }
 
 
-def training_settings(
-    model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, args: TrainingArguments
-) -> dict[str, Any]:
-    """The flags that decide what is learnt."""
-    settings = {k: v for part in (model_args, data_args, run_args) for k, v in asdict(part).items()} | args.to_dict()
+def training_settings(*parts: Any) -> dict[str, Any]:
+    """The flags that decide what is learnt, from the dataclasses of a script; `TrainingArguments` come last."""
+    *parts, args = parts
+    settings = {key: value for part in parts for key, value in asdict(part).items()} | args.to_dict()
     return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
 
 

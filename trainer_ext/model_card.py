@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .metrics import SEVEN_FIGURES
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+PRETRAINING_TEMPLATE = Path(__file__).with_name("pretraining_card_template.md")
 
 
 def write_model_card(
@@ -75,7 +76,7 @@ def write_model_card(
         library_name="transformers",
         pipeline_tag="text-classification",
         tags=["emotion", "emodeberta", "deberta-v2", "child-tuning"],
-        base_model=base_model if "/" in base_model and not Path(base_model).exists() else None,
+        base_model=_hub_id(base_model),
         model_name=model_name,
         eval_results=evaluations or None,
     )
@@ -91,3 +92,28 @@ def write_model_card(
         **facts,
     )
     target.write_text(str(card), encoding="utf-8")
+
+
+def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **facts: object) -> None:
+    """The card of `run_mlm.py`'s folder; `facts` are what its template prints."""
+    data = ModelCardData(
+        language="en",
+        license="other" if facts["corpus"].target_licence else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["emotion", "emodeberta", "deberta-v2"],
+        base_model=_hub_id(base_model),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=PRETRAINING_TEMPLATE.read_text(encoding="utf-8"),
+        model_name=model_name,
+        base_model=base_model,
+        **facts,
+    )
+    target.write_text(str(card), encoding="utf-8")
+
+
+def _hub_id(name: str) -> str | None:
+    """The name, if it is one on the Hub and no folder here."""
+    return name if "/" in name and not Path(name).exists() else None

@@ -69,3 +69,23 @@ def plot_comparison(source: Path, target: Path) -> None:
     score_axes.set(xlabel="macro F1, 95% interval; grey strokes: seeds")
     difference_axes.set(xlabel=f"difference to {variants[0]['name']}; orange: p (Holm) < .05")
     figure.savefig(target, dpi=150)
+
+
+def plot_pretraining(source: Path, target: Path) -> None:
+    """Draw `Trainer`'s log history of masked-language training: held-out perplexity and the loss, by step."""
+    history = json.loads(source.read_text(encoding="utf-8"))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    loss_axes = figure.subplots()
+    perplexity_axes = loss_axes.twinx()
+    for axes, key, label, style in (
+        (loss_axes, "loss", "training loss", {"color": "tab:blue"}),
+        (perplexity_axes, "eval_perplexity", "held-out perplexity", {"color": "tab:orange", "marker": "o"}),
+    ):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+    loss_axes.set(xlabel="step", ylabel="loss")
+    perplexity_axes.set(ylabel="perplexity", yscale="log")
+    if loss_axes.lines or perplexity_axes.lines:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(target, dpi=150)

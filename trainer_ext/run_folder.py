@@ -1,17 +1,23 @@
-"""The folder of a run: whether it may be used, where to resume, and files that appear whole or not at all."""
+"""The folder of a run: whether it may be used, where to resume, files that appear whole or not at all, and what the
+run was."""
 
 import hashlib
 import json
 import os
+import platform
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from .errors import InputError
 
@@ -142,3 +148,44 @@ def staged(folder: Path) -> Iterator[Path]:
 def digest(values: object) -> str:
     """Short hash of JSON values, to tell whether data changed."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+# ---- What a run was ----------------------------------------------------------------------------------------------
+
+
+def provenance(args: TrainingArguments) -> dict:
+    """What it takes to do the run again; no secrets."""
+    program = Path(sys.argv[0]).name
+    return {
+        "command": shlex.join(
+            [*(["python"] if program.endswith(".py") else []), program, *without_secrets(sys.argv[1:])]
+        ),
+        "seed": args.seed,
+        "precision": precision(args),
+        "hardware": hardware(args),
+        "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
+    }
+
+
+def without_secrets(argv: list[str]) -> list[str]:
+    """The command line with tokens blotted out."""
+    shown = list(argv)
+    for index, argument in enumerate(shown):
+        flag = argument.partition("=")[0].replace("-", "_")
+        if flag in ("__token", "__hub_token"):
+            if "=" in argument:
+                shown[index] = argument.partition("=")[0] + "=***"
+            elif index + 1 < len(shown):
+                shown[index + 1] = "***"
+    return shown
+
+
+def hardware(args: TrainingArguments) -> str:
+    if args.device.type == "cuda":
+        return f"{args.world_size} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {args.world_size} process(es)"
+
+
+def precision(args: TrainingArguments) -> str:
+    """Of training: float32, bf16 or fp16."""
+    return "float32" if args.mixed_precision == "no" else args.mixed_precision

@@ -14,7 +14,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, DebertaV2Config, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DebertaV2Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from configuration_emodeberta import EmoDebertaConfig
@@ -199,6 +206,45 @@ def warm_start(
     if source.model_type == "bert" and config.relative_attention:
         _keep_function_under_relative_attention(model)
     return model
+
+
+def load_tokenizer(
+    name: str,
+    max_seq_length: int,
+    config: PretrainedConfig,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, which from now on cuts at `max_seq_length` where it is asked to cut.
+
+    Raises:
+        InputError: if there is none, or it does not fit the model's configuration.
+    """
+    path = resolve_checkpoint(name, revision=revision, cache_dir=cache_dir, token=token)
+    access = {"cache_dir": cache_dir, "token": token}
+    if path == name:
+        access["revision"] = revision
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: no tokenizer there ({_first_line(error)}); give --tokenizer_name") from error
+    if config.position_biased_input and max_seq_length > config.max_position_embeddings:
+        raise InputError(
+            f"--max_seq_length is {max_seq_length}; {name} has positions for {config.max_position_embeddings}"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}"
+        )
+    tokenizer.model_max_length = max_seq_length
+    if tokenizer.is_fast:  # sentence-transformers checkpoints carry a fixed length of 128 in tokenizer.json
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 @contextmanager

@@ -1,0 +1,274 @@
+"""Continue masked-language pre-training on texts about emotions; leaves a folder that run_classify.py starts from.
+
+Section 2.1 of the paper (LingJing, WASSA 2022): 15% of the tokens are predicted, 80% of them as [MASK], 10% as a random
+token, 10% unchanged, on GoEmotions and XED. Examples:
+
+    python run_mlm.py recipes/mlm.yaml --data_dir ../shared/data
+    python run_mlm.py --model_name_or_path microsoft/deberta-v2-xlarge --train_file texts.txt --output_dir outputs/mlm
+    python run_mlm.py --model_name_or_path outputs/mlm --train_file more.parquet --streaming --max_steps 20000 \\
+        --output_dir outputs/mlm-more
+    accelerate launch run_mlm.py recipes/mlm.yaml
+    python run_classify.py recipes/wassa2022.yaml --model_name_or_path outputs/mlm
+
+The output folder opens in AutoModelForMaskedLM, AutoModel and pipeline("fill-mask"), with trust_remote_code=True; it
+holds perplexity and masked accuracy (all_results.json), their curve, and what was left out of the corpus and why. A run
+that was killed goes on from its last checkpoint when it is started again in the same way.
+"""
+
+import logging
+from copy import copy
+from pathlib import Path
+
+from datasets import Dataset, disable_progress_bars
+from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from modeling_emodeberta import EmoDebertaForMaskedLM
+from trainer_ext import hub, run_folder
+from trainer_ext.arguments import CheckpointArguments, PretrainingArguments, RecipeParser, training_settings
+from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.errors import InputError, run_command
+from trainer_ext.model_card import write_pretraining_card
+from trainer_ext.plots import plot_pretraining
+from trainer_ext.pretraining import (
+    MaskAnew,
+    MaskedStream,
+    MaskedTexts,
+    Masking,
+    PaddingCollator,
+    PretrainingCorpus,
+    Tokenising,
+    load_pretraining_corpus,
+    masked_metrics,
+    masked_scores,
+)
+from trainer_ext.sampling import TokenBudgetTrainer
+from trainer_ext.warm_start import load_tokenizer, warm_start
+
+logger = logging.getLogger("run_mlm")
+
+SHOWN = 10  # copies of target texts that the log names; all of them are in left_out.json
+
+
+def main() -> None:
+    # ---- Flags and recipe -----------------------------------------------------------------------------------------
+    parser = RecipeParser((CheckpointArguments, PretrainingArguments, ChildTuningArguments), description=__doc__)
+    model_args, data_args, args = parser.parse()
+    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    if args.disable_tqdm:
+        disable_progress_bars()
+    output_dir = complete_arguments(model_args, data_args, args)
+    if args.hub_model_id:
+        hub.check_login(args.hub_token)
+
+    # ---- Corpus ---------------------------------------------------------------------------------------------------
+    corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
+    if args.hub_model_id and corpus.target_licence:
+        refused = f"{corpus.guard.source} is for {corpus.target_licence}; publishing what saw it is not offered"
+        raise InputError(f"--push_to_hub: {refused}")
+    report_corpus(corpus, data_args)
+    if corpus.validation is None:
+        args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+
+    # ---- Output folder --------------------------------------------------------------------------------------------
+    files = [(path, Path(path).stat().st_size) for path in data_args.train_file]
+    settings = training_settings(model_args, data_args, args) | {
+        "training data": files if data_args.streaming else run_folder.digest(corpus.train["text"][:]),
+        "number of processes": args.world_size,
+    }
+    run_folder.check_usable(output_dir, settings, data_args.overwrite_output_dir)
+
+    # ---- Model and tokenizer --------------------------------------------------------------------------------------
+    set_seed(args.seed)
+    hub_access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
+    model = warm_start(
+        model_args.model_name_or_path,
+        EmoDebertaForMaskedLM,
+        from_scratch=model_args.from_scratch,
+        **hub_access,
+        **({"relative_attention": True} if model_args.relative_attention else {}),
+    )
+    tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
+    access = hub_access | ({"revision": None} if model_args.tokenizer_name else {})
+    tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
+
+    # ---- Tokens and masks -----------------------------------------------------------------------------------------
+    whole_words = data_args.whole_word_masking
+    tokenising = Tokenising(tokenizer, data_args.max_seq_length, data_args.line_by_line, whole_words)
+    masking = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed)
+    with args.main_process_first(desc="tokenising"):
+        validation = None
+        if corpus.validation is not None:
+            fixed = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed, stream="evaluation")
+            validation = MaskedTexts(tokenise(corpus.validation, tokenising, data_args), fixed)
+        rows = tokenise(corpus.train, tokenising, data_args)
+    train = MaskedStream(rows, masking) if data_args.streaming else MaskedTexts(rows, masking)
+
+    # ---- Train ----------------------------------------------------------------------------------------------------
+    with args.main_process_first(desc="output folder"):
+        if args.process_index == 0:
+            run_folder.start(output_dir, settings, data_args.overwrite_output_dir)
+            for name in run_folder.remove_incomplete_checkpoints(output_dir):
+                logger.info(f"{name} was cut short and is removed")
+    resume = args.resume_from_checkpoint or next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+    shared = {
+        "model": model,
+        "data_collator": PaddingCollator(tokenizer),
+        "train_dataset": train,
+        "processing_class": tokenizer,
+        "tokens_per_batch": data_args.tokens_per_batch,
+    }
+    logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}")
+    if resume:
+        logger.info(f"going on from {Path(resume).name}")
+    elif data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
+        warm_up_head(shared, data_args, args)
+    trainer = TokenBudgetTrainer(
+        args=args,
+        eval_dataset=validation,
+        compute_metrics=lambda prediction: masked_metrics(prediction.predictions),
+        preprocess_logits_for_metrics=masked_scores,
+        callbacks=[] if data_args.streaming else [MaskAnew(train)],
+        **shared,
+    )
+    trained = trainer.train(resume_from_checkpoint=resume)
+
+    # ---- Evaluate and save ----------------------------------------------------------------------------------------
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    results = {} if validation is None else trainer.evaluate()
+    if args.process_index == 0:
+        results |= trained.metrics | {"seed": args.seed}
+        if not data_args.streaming:
+            results["train_rows"] = len(train)
+        if validation is not None:
+            results["validation_rows"] = len(validation)
+        with run_folder.staged(output_dir) as folder:
+            trainer.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            run_folder.write_json(folder / "learning_curve.json", trainer.state.log_history)
+            plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
+            run_folder.write_json(folder / "left_out.json", left_out(corpus))
+            run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+            write_pretraining_card(
+                folder / "README.md",
+                model_name=output_dir.name,
+                repo_id=args.hub_model_id or output_dir.name,
+                base_model=model_args.model_name_or_path,
+                corpus=corpus,
+                mask_token=tokenizer.mask_token,
+                probability=data_args.mlm_probability,
+                whole_words=whole_words,
+                results=results,
+                **run_folder.provenance(args),
+            )
+            run_folder.write_json(folder / run_folder.RESULTS, results)
+        if validation is not None:
+            print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
+            print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")
+        print(f"saved to {output_dir}/")
+        if args.hub_model_id:
+            address = hub.push_folder(
+                output_dir,
+                args.hub_model_id,
+                private=args.hub_private_repo is not False,
+                token=args.hub_token,
+                revision=args.hub_revision,
+            )
+            print(f"pushed to {address}")
+
+
+def complete_arguments(
+    model_args: CheckpointArguments, data_args: PretrainingArguments, args: ChildTuningArguments
+) -> Path:
+    """Check what the dataclasses cannot and give `Trainer` a subfolder for checkpoints; returns the output folder."""
+    if not model_args.model_name_or_path:
+        raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v2-xlarge")
+    if not args.output_dir:
+        raise InputError("give --output_dir")
+    output_dir = Path(args.output_dir)
+    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
+    args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
+    if data_args.streaming and args.max_steps <= 0:
+        raise InputError("--streaming does not know how long the corpus is; give --max_steps")
+    if data_args.streaming and data_args.tokens_per_batch is not None:
+        raise InputError("--tokens_per_batch sorts texts by length, which a stream does not let it; leave one out")
+    for name in ("tokens_per_batch", "max_train_samples", "max_eval_samples"):
+        value = getattr(data_args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}; want at least 1")
+    if data_args.head_warmup_steps < 0:
+        raise InputError(f"--head_warmup_steps is {data_args.head_warmup_steps}; want 0 or more")
+    if args.train_sampling_strategy != "random":
+        raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: use --tokens_per_batch")
+    if args.load_best_model_at_end and args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = "eval_perplexity", False
+    if args.resume_from_checkpoint and not run_folder.is_complete(Path(args.resume_from_checkpoint)):
+        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: no complete checkpoint there")
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+    return output_dir
+
+
+def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) -> None:
+    """How many texts there are, and what was left out."""
+    if not data_args.streaming:
+        logger.info(f"train: {len(corpus.train)} texts of {corpus.source}")
+    if corpus.validation is not None:
+        logger.info(f"validation: {len(corpus.validation)} texts")
+    for reason, count in corpus.left_out.items():
+        logger.info(f"left out: {count} ({reason})")
+    if corpus.guard is not None:
+        found = corpus.guard.found
+        protected = f"{len(corpus.guard)} texts of {corpus.guard.source}"
+        logger.info(f"left out: {len(found)} that copy one of the target's {protected}")
+        for row_id, copied in found[:SHOWN]:
+            logger.info(f"  {row_id} copies {copied}")
+        if len(found) > SHOWN:
+            logger.info(f"  and {len(found) - SHOWN} more, see left_out.json")
+
+
+def left_out(corpus: PretrainingCorpus) -> dict:
+    """What [`report_corpus`] says, whole; after a stream, as far as it was read."""
+    copies = [] if corpus.guard is None else corpus.guard.found
+    return {
+        "counts": corpus.left_out,
+        "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in copies],
+    }
+
+
+def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):
+    """Rows of token ids from a dataset or a stream of texts."""
+    if not isinstance(rows, Dataset):
+        return rows.map(tokenising, batched=True, remove_columns=["text"])
+    return rows.map(
+        tokenising,
+        batched=True,
+        remove_columns=["text"],
+        num_proc=data_args.preprocessing_num_workers,
+        desc="tokenising",
+    )
+
+
+def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTuningArguments) -> None:
+    """Train the head alone. Quick, so it leaves no checkpoint: a run killed here starts anew, to the same head."""
+    steps = copy(args)
+    steps.max_steps, steps.learning_rate = data_args.head_warmup_steps, data_args.head_learning_rate
+    steps.warmup_steps, steps.child_tuning = 0, "none"
+    steps.eval_strategy, steps.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+    steps.eval_on_start = steps.load_best_model_at_end = False
+    model = shared["model"]
+    logger.info(f"the new head alone: {steps.max_steps} steps")
+    model.deberta.requires_grad_(False)
+    TokenBudgetTrainer(args=steps, **shared).train()
+    model.deberta.requires_grad_(True)
+    set_seed(args.seed)
+
+
+def command() -> None:
+    """Console entry point."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()
