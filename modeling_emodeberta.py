@@ -7,6 +7,7 @@ Shipped inside every saved model; loads with `trust_remote_code=True` where the 
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
@@ -244,6 +245,61 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         return outputs if return_dict else outputs.to_tuple()
 
 
+class Tie:
+    """What the output end of the tied word embeddings leaves for their input end, within one backward pass.
+
+    Autograd alone would make a gradient of the whole table at each end, keep the first through the encoder's backward
+    pass, and add them up. Here the output end leaves its two small factors, the input end multiplies them and adds its
+    rows: one table. It runs last, since its gradient comes through the encoder from the logits.
+    """
+
+    factors: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+class TiedLookup(torch.autograd.Function):
+    """`(batch, length)` ids to their rows of `(vocabulary, hidden)`."""
+
+    @staticmethod
+    def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding: int | None, tie: Tie) -> torch.Tensor:
+        ctx.save_for_backward(ids)
+        ctx.shape, ctx.dtype, ctx.padding, ctx.tie = weight.shape, weight.dtype, padding, tie
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        (ids,) = ctx.saved_tensors
+        rows = gradient.flatten(0, -2).to(ctx.dtype)
+        if ctx.padding is not None:
+            rows = rows.masked_fill((ids == ctx.padding).view(-1, 1), 0)
+        if ctx.tie.factors is None:
+            table = rows.new_zeros(ctx.shape)
+        else:
+            for_logits, states = ctx.tie.factors
+            table = (for_logits.T @ states).to(ctx.dtype)
+            ctx.tie.factors = None
+        return table.index_add_(0, ids.flatten(), rows), None, None, None
+
+
+class TiedLogits(torch.autograd.Function):
+    """`(tokens, hidden)` states to `(tokens, vocabulary)` logits; the weight's gradient is left to [`TiedLookup`]."""
+
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tie: Tie) -> torch.Tensor:
+        logits = F.linear(states, weight, bias)
+        ctx.save_for_backward(states, weight)
+        ctx.bias_dtype, ctx.tie = bias.dtype, tie
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor) -> tuple:
+        states, weight = ctx.saved_tensors
+        ctx.tie.factors = (gradient, states.to(gradient.dtype))
+        for_states = (gradient @ weight.to(gradient.dtype)).to(states.dtype)
+        return for_states, None, gradient.sum(0, dtype=ctx.bias_dtype), None
+
+
 class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
     """`EmoDebertaModel` and the masked-language head of DeBERTa v1/v2: dense, activation, normalisation, the word
     embeddings transposed, a bias.
@@ -293,6 +349,14 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
             tuple with `return_dict=False`.
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
+        words, head, tie = self.deberta.embeddings.word_embeddings, self.lm_predictions.lm_head, None
+        trained = torch.is_grad_enabled() and words.weight.requires_grad and not torch.compiler.is_compiling()
+        if trained and input_ids is not None and inputs_embeds is None:
+            tie = Tie()
+            inputs_embeds = TiedLookup.apply(words.weight, input_ids, words.padding_idx, tie)
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            input_ids = None
         encoded = self.deberta(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -311,7 +375,13 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
             labels = labels[chosen]
         if chosen is not None and not full_logits:
             states = states[chosen]
-        logits = self.lm_predictions(states, self.deberta.embeddings.word_embeddings).float()
+        states = head.LayerNorm(head.transform_act_fn(head.dense(states)))
+        if tie is None:
+            logits = F.linear(states, words.weight, head.bias)
+        else:
+            flat = TiedLogits.apply(states.flatten(0, -2), words.weight, head.bias, tie)
+            logits = flat.unflatten(0, states.shape[:-1])
+        logits = logits.float()
         if labels is not None:
             scored = logits[chosen] if full_logits else logits
             items = labels.numel() if num_items_in_batch is None else num_items_in_batch

@@ -15,11 +15,11 @@ import os
 
 import torch
 
-from benchmarks import bench_child_tuning, bench_encoder, bench_inference, bench_memory, bench_training, page
+from benchmarks import bench_child_tuning, bench_encoder, bench_inference, bench_memory, bench_mlm, bench_training, page
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.run_folder import write_json
 
-PARTS = ["encoder", "memory", "inference", "training", "child_tuning"]
+PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm"]
 
 
 def main() -> None:
@@ -50,6 +50,8 @@ def main() -> None:
         bench_encoder.measure(results, 1024, 5 if args.full else 1, ["float32", "bfloat16"], device)
     if "child_tuning" in args.parts:
         bench_child_tuning.measure(results, 9 if args.full else 3, device)
+    if "mlm" in args.parts:
+        bench_mlm.measure(results, 5 if args.full else 1, device)
     if "training" in args.parts:
         bench_training.measure(
             results,

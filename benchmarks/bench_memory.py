@@ -4,23 +4,13 @@ Each side runs in a process of its own, `python -m benchmarks.bench_memory SIDE 
 process's highest resident size during the step less that before it (Linux), on CUDA the allocator's.
 """
 
-import ctypes
-import gc
 import json
-import re
-import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
-from benchmarks.bench_encoder import SIDES, models
-from benchmarks.measure import ROOT, Results, machine
-
-
-def _resident(key: str) -> int:
-    """Bytes: `VmRSS` now, `VmHWM` the highest since it was last reset."""
-    return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+from benchmarks.bench_encoder import models
+from benchmarks.measure import Results, machine, measures_memory, memory_of_sides, peak_bytes
 
 
 def one_side(side: str, device: torch.device) -> dict:
@@ -37,37 +27,17 @@ def one_side(side: str, device: torch.device) -> dict:
         optimizer.zero_grad(set_to_none=False)
 
     step(1, 8)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(8, 512)
-        return {"bytes": torch.cuda.max_memory_allocated() - before}
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    step(8, 512)
-    return {"bytes": _resident("VmHWM") - before}
+    return {"bytes": peak_bytes(lambda: step(8, 512), device)}
 
 
 def measure(results: Results, device: torch.device) -> None:
     """Ours as a share of the library's."""
 
-    def run() -> dict:
-        found = {}
-        for side in SIDES:
-            command = [sys.executable, "-m", "benchmarks.bench_memory", side, str(device)]
-            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-            found[side] = json.loads(done.stdout.splitlines()[-1])["bytes"]
-        return {
-            "gigabytes": {side: round(count / 1e9, 2) for side, count in found.items()},
-            "share": round(found["ours"] / found["library"], 3),
-        }
-
-    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+    if not measures_memory(device):
         print("\nmemory: only measured on Linux and CUDA")
         return
-    row = results.part("memory", {"batch": "8 x 512", "machine": machine(device)}, run)
+    settings = {"batch": "8 x 512", "machine": machine(device)}
+    row = results.part("memory", settings, lambda: memory_of_sides("benchmarks.bench_memory", device))
     print(f"\nmemory of a training step, 8 x 512: ours is {row['share']:.0%} of the library's", flush=True)
 
 

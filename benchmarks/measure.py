@@ -1,12 +1,16 @@
 """What the benchmarks share: clock, machine and its peak, shapes of the models, texts, and the file of results."""
 
 import csv
+import ctypes
+import gc
 import json
 import os
 import platform
 import random
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +64,44 @@ def ratio(peer: list[float], ours: list[float]) -> dict:
     """Peer / ours, round by round: above 1 is faster than the peer."""
     ratios = [a / b for a, b in zip(peer, ours, strict=True)]
     return {"ratio": round(statistics.median(ratios), 3), "range": [round(min(ratios), 3), round(max(ratios), 3)]}
+
+
+def measures_memory(device: torch.device) -> bool:
+    """On CPU only Linux tells a process's highest resident size of a stretch."""
+    return device.type == "cuda" or Path("/proc/self/clear_refs").exists()
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Highest memory during `run()` less that before it: the allocator's on CUDA, else the process's resident size."""
+
+    def resident(key: str) -> int:
+        """`VmRSS` now, `VmHWM` the highest since it was last reset."""
+        return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    run()
+    return resident("VmHWM") - before
+
+
+def memory_of_sides(module: str, device: torch.device) -> dict:
+    """`python -m MODULE SIDE DEVICE` for the library and for ours: what each prints, and ours as a share."""
+    found = {}
+    for side in ("library", "ours"):
+        command = [sys.executable, "-m", module, side, str(device)]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        found[side] = json.loads(done.stdout.splitlines()[-1])["bytes"]
+    return {
+        "gigabytes": {side: round(count / 1e9, 2) for side, count in found.items()},
+        "share": round(found["ours"] / found["library"], 3),
+    }
 
 
 def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:

@@ -34,6 +34,8 @@ the largest.
   default collator on the library's class in float32 against `TokenBudgetTrainer`, same weights, seeds and function.
 - **Child-Tuning**: AdamW on the base size with a vocabulary of 128,100, 8 × 128 tokens, float32; the published
   algorithm draws a float mask for every parameter.
+- **Masked-language training**: base size, vocabulary 128,100, 8 × 128 tokens, 15% to predict; `DebertaV2ForMaskedLM`
+  and `EmoDebertaForMaskedLM`, same weights and masks, both under plain `Trainer`; memory as below.
 - **Memory**: peak of a training step at base size, 8 texts of 512 tokens, beyond weights, gradients and optimizer.
 """
 
@@ -102,6 +104,17 @@ def section(content: dict, source: str) -> list[str]:
             name = "published algorithm of F" if side == "published" else side
             lines.append(f"| {name} | {shown(step)} | {part['masking_alone'][side]:.1%} |")
         lines.append(f"\nMasking is {shown(part['published_over_F'])} times as fast as published.\n")
+    if "mlm" in content:
+        part = content["mlm"]
+        lines.append(f"Masked-language training, {part['settings']['rounds']} rounds:\n")
+        lines += ["| | library's time / ours | tokens a second, library / ours |", "|---|---|---|"]
+        for name in ("float32", "bf16"):
+            if name in part:
+                rate = part[name]["tokens_per_second"]
+                lines.append(f"| {name} | {shown(part[name])} | {rate['library']} / {rate['ours']} |")
+        if "mlm memory" in content:
+            lines.append(f"\nIts memory: {content['mlm memory']['share']:.0%} of the library's.")
+        lines.append("")
     if "memory" in content:
         part = content["memory"]
         lines.append(f"Memory of a training step: {part['share']:.0%} of the library's.\n")

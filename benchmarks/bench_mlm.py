@@ -1,0 +1,137 @@
+"""Masked-language training at base size with DeBERTa-v3's vocabulary, 8 texts of 128 tokens: the library's
+`DebertaV2ForMaskedLM` under plain `Trainer`, and `EmoDebertaForMaskedLM` under the same.
+
+Both start from the same weights and see the same masks; their losses are compared before anything is timed. Memory is
+that of a step beyond weights, gradients and optimizer state, each side in a process of its own:
+`python -m benchmarks.bench_mlm SIDE DEVICE`.
+"""
+
+import json
+import sys
+import tempfile
+import time
+
+import torch
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.measure import DEBERTA, SIZES, Results, machine, measures_memory, memory_of_sides, peak_bytes, ratio
+from configuration_emodeberta import EmoDebertaConfig
+from modeling_emodeberta import EmoDebertaForMaskedLM
+from trainer_ext.arguments import has_bf16_unit
+
+SHAPE = DEBERTA | SIZES["base"] | {"vocab_size": 128_100}
+SIDES = {
+    "library": lambda: DebertaV2ForMaskedLM(DebertaV2Config(**SHAPE, legacy=False)),
+    "ours": lambda: EmoDebertaForMaskedLM(EmoDebertaConfig(**SHAPE)),
+}
+MASK = 4
+TIMED = 2  # steps of each `train()` after the first, which makes the optimizer's state
+
+
+def masked_rows(count: int, length: int = 128) -> list[dict[str, torch.Tensor]]:
+    """Random tokens, 15% of them to predict."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, SHAPE["vocab_size"], (count, length), generator=generator)
+    chosen = torch.rand(ids.shape, generator=generator) < 0.15
+    labels = ids.where(chosen, -100)
+    ids = ids.masked_fill(chosen, MASK)
+    return [{"input_ids": a, "attention_mask": torch.ones_like(a), "labels": b} for a, b in zip(ids, labels)]  # noqa: B905
+
+
+class Clock(TrainerCallback):
+    """When each step began and ended."""
+
+    def __init__(self):
+        self.began: list[float] = []
+        self.spent: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self._synchronise()
+        self.began.append(time.perf_counter())
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._synchronise()
+        self.spent.append(time.perf_counter() - self.began[-1])
+
+    @staticmethod
+    def _synchronise() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def train(model: torch.nn.Module, bf16: bool, device: torch.device) -> list[float]:
+    """Seconds of `TIMED` steps under `Trainer`."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            folder,
+            max_steps=1 + TIMED,
+            per_device_train_batch_size=8,
+            learning_rate=1e-5,
+            bf16=bf16,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            logging_strategy="no",
+            remove_unused_columns=False,
+        )
+        Trainer(model, args, train_dataset=masked_rows(8 * (1 + TIMED)), callbacks=[clock]).train()
+    return clock.spent[1:]
+
+
+def one_side(side: str, device: torch.device) -> dict:
+    """Peak bytes of one step, after a small one that makes gradients and optimizer state."""
+    torch.manual_seed(0)
+    model = SIDES[side]().to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+
+    def step(count: int, length: int) -> None:
+        rows = masked_rows(count, length)
+        batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    step(1, 16)
+    return {"bytes": peak_bytes(lambda: step(8, 128), device)}
+
+
+def measure(results: Results, rounds: int, device: torch.device) -> None:
+    """Library's time over ours, and our memory as a share of the library's."""
+
+    def speed() -> dict:
+        torch.manual_seed(0)
+        models = {side: make().to(device) for side, make in SIDES.items()}
+        models["ours"].load_state_dict(models["library"].state_dict())
+        batch = {name: torch.stack([row[name] for row in masked_rows(8)]).to(device) for name in masked_rows(1)[0]}
+        with torch.no_grad():
+            losses = {side: model.eval()(**batch).loss.item() for side, model in models.items()}
+        difference = abs(losses["ours"] / losses["library"] - 1)
+        assert difference < 1e-5, f"losses differ: {losses}"
+        found = {"relative_difference_of_losses": difference}
+        for name, bf16 in (("float32", False), ("bf16", True)):
+            if bf16 and not has_bf16_unit(device.type == "cpu"):
+                continue  # slower than float32, and never chosen
+            times: dict[str, list[float]] = {side: [] for side in models}
+            for _ in range(rounds):
+                for side, model in models.items():
+                    times[side] += train(model, bf16, device)
+            tokens = {side: round(8 * 128 / min(spent)) for side, spent in times.items()}
+            found[name] = ratio(times["library"], times["ours"]) | {"tokens_per_second": tokens}
+        return found
+
+    settings = {"batch": "8 x 128", "vocabulary": SHAPE["vocab_size"], "machine": machine(device)}
+    row = results.part("mlm", settings | {"rounds": rounds}, speed)
+    print("\nmasked-language training under Trainer, library's time / ours:", flush=True)
+    for name in ("float32", "bf16"):
+        if name in row:
+            print(f"  {name}: {row[name]['ratio']:.2f}", flush=True)
+    if measures_memory(device):
+        row = results.part("mlm memory", settings, lambda: memory_of_sides("benchmarks.bench_mlm", device))
+        print(f"  memory of a step: {row['share']:.0%} of the library's", flush=True)
+
+
+if __name__ == "__main__":
+    print(json.dumps(one_side(sys.argv[1], torch.device(sys.argv[2]))))
