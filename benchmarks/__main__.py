@@ -15,11 +15,20 @@ import os
 
 import torch
 
-from benchmarks import bench_child_tuning, bench_encoder, bench_inference, bench_memory, bench_mlm, bench_training, page
+from benchmarks import (
+    bench_child_tuning,
+    bench_encoder,
+    bench_inference,
+    bench_memory,
+    bench_mlm,
+    bench_streaming,
+    bench_training,
+    page,
+)
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.run_folder import write_json
 
-PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm"]
+PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm", "streaming"]
 
 
 def main() -> None:
@@ -52,6 +61,8 @@ def main() -> None:
         bench_child_tuning.measure(results, 9 if args.full else 3, device)
     if "mlm" in args.parts:
         bench_mlm.measure(results, 5 if args.full else 1, device)
+    if "streaming" in args.parts:
+        bench_streaming.measure(results, 2_000_000 if args.full else 50_000, device)
     if "training" in args.parts:
         bench_training.measure(
             results,

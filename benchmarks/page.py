@@ -115,6 +115,13 @@ def section(content: dict, source: str) -> list[str]:
         if "mlm memory" in content:
             lines.append(f"\nIts memory: {content['mlm memory']['share']:.0%} of the library's.")
         lines.append("")
+    if "streaming" in content:
+        part = content["streaming"]
+        sizes = ", ".join(f"{size:.0f}" for size in part["megabytes"])
+        lines.append(
+            f"`run_mlm.py --streaming` over {part['settings']['rows']:,} rows: {sizes} MB in the tenths of the run; "
+            f"last / first {part['last_over_first']:.3f}.\n"
+        )
     if "memory" in content:
         part = content["memory"]
         lines.append(f"Memory of a training step: {part['share']:.0%} of the library's.\n")
