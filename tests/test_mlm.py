@@ -262,8 +262,8 @@ def corpus_file(tmp_path_factory):
     return path
 
 
-def run_mlm(*arguments, cwd, popen=False, check=True):
-    command = [sys.executable, ROOT / "run_mlm.py", *arguments]
+def run_mlm(*arguments, cwd, popen=False, check=True, program=(ROOT / "run_mlm.py",)):
+    command = [sys.executable, *program, *arguments]
     options = {
         "cwd": cwd,
         "env": os.environ | {"OMP_NUM_THREADS": "1"},
@@ -363,6 +363,18 @@ def test_killed_and_resumed_it_is_bit_exact(pretrained, v3_folder, corpus_file, 
     wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_two_processes_train_one_model(v3_folder, corpus_file, tmp_path):
+    port = 20000 + time.time_ns() % 20000
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port, ROOT / "run_mlm.py")
+    flags = ("--model_name_or_path", v3_folder, "--train_file", corpus_file, *FLAGS, "--max_steps", 8)
+    done = run_mlm(*flags, "--output_dir", "two", cwd=tmp_path, program=torchrun)
+    assert "training with world size 2" in done.stderr
+    history = json.loads((tmp_path / "two" / "learning_curve.json").read_text())
+    assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in history if "loss" in entry)
+    results = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert results["validation_rows"] == 12
 
 
 def test_a_stream_is_trained_on_without_being_held(v3_folder, tmp_path):

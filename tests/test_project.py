@@ -22,9 +22,10 @@ OURS = {
     "run_classify",
     "run_compare",
     "run_export",
+    "run_mlm",
     "trainer_ext",
 }
-SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export"}
+SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export", "run_mlm"}
 
 
 def imports_of(path) -> set[str]:
@@ -66,10 +67,10 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta, run_classify, run_compare, run_export, trainer_ext.model_card
-for module in (modeling_emodeberta, run_classify, run_compare, run_export, trainer_ext.model_card):
+import modeling_emodeberta, run_classify, run_compare, run_export, run_mlm, trainer_ext.model_card
+for module in (modeling_emodeberta, run_classify, run_compare, run_export, run_mlm, trainer_ext.model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
-assert trainer_ext.model_card.TEMPLATE.is_file()
+assert trainer_ext.model_card.TEMPLATE.is_file() and trainer_ext.model_card.PRETRAINING_TEMPLATE.is_file()
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
@@ -130,6 +131,15 @@ def test_the_readmes_figures_are_those_in_results(name):
         for system in filter(None, (run["figures"], run.get("tfidf"))):
             row = " | ".join(f"{system[figure]:.3f}" for figure in SEVEN_FIGURES)
             assert f"| {row} |" in readme
+
+
+def test_the_readmes_pretraining_speeds_are_those_in_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    content = json.loads((ROOT / "results" / "bench-amd-epyc-2-cores.json").read_text(encoding="utf-8"))
+    low, high = content["mlm"]["float32"]["range"]
+    assert f"{content['mlm']['float32']['ratio']:.2f} ({low:.2f} to {high:.2f}) times as fast" in readme
+    assert f"in {content['mlm memory']['share']:.0%} of its memory" in readme
+    assert f"{content['streaming']['last_over_first'] - 1:+.1%} between the first and the last tenth" in readme
 
 
 def test_the_readmes_speeds_are_those_in_results():
