@@ -67,32 +67,15 @@ def measure(results: Results, rows: int, device) -> None:
             folder = Path(name)
             make_checkpoint(folder / "model")
             make_rows(folder / "rows.parquet", rows)
-            command = [
-                *(sys.executable, ROOT / "run_mlm.py", "--model_name_or_path", folder / "model", "--streaming"),
-                *("--train_file", folder / "rows.parquet", "--output_dir", folder / "out", "--max_seq_length", 16),
-                *(
-                    "--max_steps",
-                    rows // BATCH - 1,
-                    "--per_device_train_batch_size",
-                    BATCH,
-                    "--max_eval_samples",
-                    BATCH,
-                ),
-                *(
-                    "--save_strategy",
-                    "no",
-                    "--eval_strategy",
-                    "no",
-                    "--use_cpu",
-                    "--bf16",
-                    "false",
-                    "--logging_steps",
-                    1,
-                ),
-            ]
+            flags = (
+                "--streaming --train_file rows.parquet --model_name_or_path model --output_dir out --max_seq_length 16 "
+                f"--max_steps {rows // BATCH - 1} --per_device_train_batch_size {BATCH} --max_eval_samples {BATCH} "
+                "--save_strategy no --eval_strategy no --use_cpu --bf16 false"
+            )
+            command = [sys.executable, str(ROOT / "run_mlm.py"), *flags.split()]
             sizes: list[tuple[float, int]] = []
             with open(folder / "log", "wb") as log:
-                process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
                 while process.poll() is None:
                     size = resident(process.pid)
                     if size:

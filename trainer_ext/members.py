@@ -139,7 +139,7 @@ class Members:
                 for split, rows in corpus.splits.items()
             }
         )
-        self._libraries = {name: version(name) for name in LIBRARIES}
+        self._libraries = {name: version(name).partition("+")[0] for name in LIBRARIES}  # 2.9.0+cpu is 2.9.0
         self._defaults = training_settings(*resolve({}, source))
         self._settings: dict[str, dict] = {}
         self._paths: dict[str, Path] = {}
@@ -169,7 +169,8 @@ class Members:
         """The member's folder."""
         key = self._key(member)
         if key not in self._paths:
-            self._paths[key] = self.folder / digest(self.identity(member))
+            identity = json.loads(json.dumps(self.identity(member), sort_keys=True))  # whatever the flags' order
+            self._paths[key] = self.folder / digest(identity)
         return self._paths[key]
 
     def _key(self, member: Member) -> str:
