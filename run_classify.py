@@ -165,14 +165,7 @@ def main() -> None:
         print_results(results)
         print(f"\nsaved to {output_dir}/")
         if args.hub_model_id:
-            address = hub.push_folder(
-                output_dir,
-                args.hub_model_id,
-                private=args.hub_private_repo is not False,
-                token=args.hub_token,
-                revision=args.hub_revision,
-            )
-            print(f"pushed to {address}")
+            hub.push_run(output_dir, args)
 
 
 def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: ChildTuningArguments) -> Path:

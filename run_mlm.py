@@ -167,14 +167,7 @@ def main() -> None:
             print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")
         print(f"saved to {output_dir}/")
         if args.hub_model_id:
-            address = hub.push_folder(
-                output_dir,
-                args.hub_model_id,
-                private=args.hub_private_repo is not False,
-                token=args.hub_token,
-                revision=args.hub_revision,
-            )
-            print(f"pushed to {address}")
+            hub.push_run(output_dir, args)
 
 
 def complete_arguments(

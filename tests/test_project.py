@@ -142,6 +142,14 @@ def test_the_readmes_pretraining_speeds_are_those_in_results():
     assert f"{content['streaming']['last_over_first'] - 1:+.1%} between the first and the last tenth" in readme
 
 
+def test_the_readmes_child_tuning_costs_are_those_in_results():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    content = json.loads((ROOT / "results" / "bench-amd-epyc-2-cores.json").read_text(encoding="utf-8"))
+    alone = content["child tuning"]["masking_alone"]
+    assert f"masking alone takes {alone['F']:.1%} of a plain step for F, {alone['D']:.1%} for D" in readme
+    assert f"and {alone['published']:.0%} as published" in readme
+
+
 def test_the_readmes_speeds_are_those_in_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     path = ROOT / "results" / "bench-intel-r-xeon-r-processor-2-cores.json"

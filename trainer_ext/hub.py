@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import TrainingArguments
 
 from .errors import InputError
 from .run_folder import CHECKPOINTS
@@ -36,3 +37,15 @@ def push_folder(folder: Path, repo_id: str, *, private: bool, token: str | None,
     except (HfHubHTTPError, OSError) as error:
         raise InputError(f"{repo_id}: {str(error).strip().splitlines()[0]}; the model is safe in {folder}") from error
     return commit.commit_url
+
+
+def push_run(folder: Path, args: TrainingArguments) -> None:
+    """[`push_folder`] as a run's flags say, private unless `--hub_private_repo false`; prints the address."""
+    address = push_folder(
+        folder,
+        args.hub_model_id,
+        private=args.hub_private_repo is not False,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+    print(f"pushed to {address}")
