@@ -5,13 +5,19 @@ Where a change is meant to compute otherwise, raise `trainer_ext.members.COMPUTA
     RECORD_LOSSES=1 python -m pytest tests/test_reference.py -n 0
 """
 
+import csv
 import json
 import os
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ESSAY_FLAGS
+import torch
+from conftest import ESSAY_FLAGS, ESSAYS, TINY
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import run_classify
 from trainer_ext.members import COMPUTATION
@@ -32,6 +38,29 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """BERT-shaped, with the essays' most frequent words: the same everywhere, which trained word pieces are not."""
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        words = Counter(
+            word for row in csv.DictReader(file, delimiter="\t") for word in re.findall(r"\w+", row["text"].lower())
+        )
+    frequent = sorted(words, key=lambda word: (-words[word], word))[:595]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *frequent])}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    folder = tmp_path_factory.mktemp("reference")
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {key: TINY[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    BertModel(BertConfig(**shape, intermediate_size=64)).save_pretrained(folder)
+    return folder
+
+
 def losses(flags: list, checkpoint: Path, folder: Path, monkeypatch) -> list[float]:
     """Of each step, and at last on validation, which the final weights decide."""
     command = [
@@ -49,8 +78,8 @@ def losses(flags: list, checkpoint: Path, folder: Path, monkeypatch) -> list[flo
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_training_computes_what_it_did(name, bert_folder, tmp_path, monkeypatch):
-    found = losses(SETTINGS[name], bert_folder, tmp_path / "run", monkeypatch)
+def test_a_training_computes_what_it_did(name, checkpoint, tmp_path, monkeypatch):
+    found = losses(SETTINGS[name], checkpoint, tmp_path / "run", monkeypatch)
     if os.environ.get("RECORD_LOSSES"):
         content = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"losses": {}}
         content = {"computation": COMPUTATION, "losses": content["losses"] | {name: found}}

@@ -403,7 +403,7 @@ def test_positions_limit_the_length(bert_folder, in_process, tmp_path):
 
 def test_secrets_do_not_reach_the_card():
     argv = ["r.yaml", "--token", "hf_a", "--hub_token=hf_b", "--hub-token", "hf_c", "--seed", "1"]
-    assert script.without_secrets(argv) == [
+    assert run_folder.without_secrets(argv) == [
         "r.yaml",
         "--token",
         "***",
