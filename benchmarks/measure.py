@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -183,6 +184,7 @@ class Results:
         """`measure()`, unless the file holds this part with the same settings."""
         settings = json.loads(json.dumps(settings))
         if self.content.get(name, {}).get("settings") != settings:
-            self.content[name] = {"settings": settings, **measure()}
+            command = f"python -m benchmarks {shlex.join(sys.argv[1:])}"
+            self.content[name] = {"settings": settings, "command": command, **measure()}
             write_json(self.path, self.content)
         return self.content[name]

@@ -85,3 +85,14 @@ def test_a_common_phrase_is_no_copy():
     assert guard.copied("i do not know what to say but the families deserve to hear the truth") == "a"
     assert guard.copied("") is None
     assert len(guard) == 1
+
+
+def test_a_short_copy_is_found_beside_a_longer_likeness():
+    """Most of what the text shares, it shares with a protected text that it is no copy of."""
+    short = "The whole street was gone by morning."
+    likeness = "the families deserve to hear the truth about that bridge"
+    rest = " and nobody at the town hall answers the telephone any more though all of us have tried it many times"
+    guard = LeakageGuard("target")
+    guard.protect(["short", "long"], [short, likeness + rest])
+    text = f"{short} Still, {likeness}, and that is all there is to say about what they did to us."
+    assert guard.copied(text) == "short"

@@ -8,7 +8,7 @@ from .emotion_corpora import normalised
 
 # Words in a row that two texts must share to be compared at all.
 SHINGLE = 4
-# Share of shingles from which a text counts as a copy: of both texts' together (Jaccard), or of the shorter one's.
+# Share of the shorter text's shingles, also found in the other, from which it counts as a copy.
 NEAR = 0.7
 
 
@@ -61,7 +61,7 @@ class LeakageGuard:
             return self._ids[exact]
         of_text = shingles(text)
         shared = Counter(position for shingle in of_text for position in self._index.get(shingle, ()))
-        for position, count in shared.most_common(1):
+        for position, count in shared.most_common():
             smaller = min(len(of_text), self._sizes[position])
             if count >= 3 and count >= NEAR * smaller:
                 return self._ids[position]
