@@ -6,6 +6,9 @@ One stage, one Trainer. Examples:
     python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data --seed 2
     python run_classify.py --model_name_or_path microsoft/deberta-v3-base --train_file train.csv \\
         --validation_file dev.csv --text_column_name text --label_column_name emotion --output_dir outputs/mine
+    python run_classify.py recipes/transfer.yaml --data_dir ../shared/data
+    python run_classify.py recipes/wassa2022.yaml --model_name_or_path outputs/transfer \\
+        --augmentation BA --transfer_datasets go_emotions xed
     accelerate launch run_classify.py recipes/wassa2022.yaml --child_tuning F --child_tuning_p 0.3
 
 The output folder holds the model, its code, tokenizer and card, all_results.json, predictions.tsv (probabilities)
@@ -25,12 +28,23 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from baselines.tfidf import fit_tfidf
 from trainer_ext import hub, run_folder
 from trainer_ext.arguments import (
+    CLASSIFY_ARGUMENTS,
     DataArguments,
     ModelArguments,
     RecipeParser,
     RunArguments,
+    TransferArguments,
     corpus_arguments,
     training_settings,
+)
+from trainer_ext.augmentation import (
+    TransferRows,
+    add_rows,
+    as_corpus,
+    check_transfer,
+    choose_rows,
+    load_transfer_rows,
+    rows_by_label,
 )
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.corpora import (
@@ -41,6 +55,7 @@ from trainer_ext.corpora import (
     split_off_validation,
 )
 from trainer_ext.errors import InputError, run_command
+from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
 from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, confusion_counts
 from trainer_ext.model_card import write_model_card
 from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
@@ -55,15 +70,15 @@ PREFIX = {"validation": "eval", "test": "test"}
 
 def main() -> None:
     # ---- Flags and recipe -----------------------------------------------------------------------------------------
-    parser = RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments), description=__doc__)
-    model_args, data_args, run_args, args = parser.parse()
+    parser = RecipeParser(CLASSIFY_ARGUMENTS, description=__doc__)
+    model_args, data_args, transfer_args, run_args, args = parser.parse()
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     output_dir = complete_arguments(model_args, run_args, args)
     if args.hub_model_id:
         hub.check_login(args.hub_token)
 
     # ---- Data -----------------------------------------------------------------------------------------------------
-    corpus = read_corpus(data_args, model_args, args.seed)
+    corpus, transferred, guard = read_corpus(data_args, model_args, transfer_args, args.seed)
     if args.hub_model_id and corpus.licence:
         raise InputError(
             f"--push_to_hub: {corpus.source} is for {corpus.licence}; publishing what saw it is not offered"
@@ -77,9 +92,15 @@ def main() -> None:
         args.eval_strategy = IntervalStrategy.NO
     for name, rows in corpus.splits.items():
         logger.info(f"{name}: {len(rows)} rows{'' if 'labels' in rows.column_names else ', unlabelled'}")
+    if transferred is not None:
+        for name, counts in transferred.counts().items():
+            shown = ", ".join(f"{label} {count}" for label, count in counts.items())
+            logger.info(f"of {name}: {sum(counts.values())} rows ({shown})")
+    left_out = {} if transferred is None else transferred.left_out
+    report_left_out(left_out, guard)
 
     # ---- Output folder --------------------------------------------------------------------------------------------
-    settings = training_settings(model_args, data_args, run_args, args) | {
+    settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
         "training data": run_folder.digest(corpus.splits["train"].remove_columns("id").to_list()),
         "number of processes": args.world_size,
     }
@@ -155,11 +176,16 @@ def main() -> None:
         results |= tfidf | {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
         results |= {f"{split}_truncated_texts": count for split, count in truncated.items()}
         results |= trained.metrics | {"seed": args.seed}
+        if transferred is not None:
+            results["transfer_rows"] = len(transferred)
         with run_folder.staged(output_dir) as folder:
             save_model(folder, trainer, tokenizer)
             write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
-            write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args)
+            if guard is not None or transferred is not None:
+                run_folder.write_json(folder / "left_out.json", left_out_rows(left_out, guard))
+            sources = {"transferred": transferred, "augmentation": transfer_args, "guard": guard}
+            write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources)
             run_folder.write_json(folder / "run.json", run_folder.provenance(args))
             run_folder.write_json(folder / run_folder.RESULTS, results)
         print_results(results)
@@ -223,10 +249,28 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     return output_dir
 
 
-def read_corpus(data_args: DataArguments, model_args: ModelArguments, seed: int) -> Corpus:
-    """The corpus of the flags, with splits carved out and rows capped where asked for."""
-    corpus = load_corpus(**corpus_arguments(data_args, model_args))
+def read_corpus(
+    data_args: DataArguments, model_args: ModelArguments, transfer_args: TransferArguments, seed: int
+) -> tuple[Corpus, TransferRows | None, LeakageGuard | None]:
+    """The corpus of the flags, with splits carved out, rows capped and rows of other corpora added where asked for;
+    the rows of other corpora; and what kept copies of the target's evaluation texts out."""
+    described = corpus_arguments(data_args, model_args)
+    is_stage = check_transfer(transfer_args, described)
+    reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
+    guard, _ = guard_of_target(transfer_args, data_args.data_dir)
+    transferred = None
+    if is_stage:
+        rows = load_transfer_rows(transfer_args, label_names=described["label_names"], guard=guard, **reading)
+        transferred = choose_rows(rows, transfer_args, seed)
+        corpus = as_corpus(transferred)
+    else:
+        corpus = load_corpus(**described)
+        if guard is not None:
+            guard.filter_train(corpus)
     check_trainable(corpus)
+    if transfer_args.augmentation != "none" and guard is None:
+        guard = LeakageGuard(corpus.source)
+        guard.protect_splits(corpus)
     if data_args.cv_folds is not None:
         hold_out_fold(corpus, data_args.cv_folds, data_args.cv_fold)
     if not 0 <= data_args.validation_split_percentage <= 50:
@@ -243,7 +287,12 @@ def read_corpus(data_args: DataArguments, model_args: ModelArguments, seed: int)
         if limit is not None and split in corpus.splits:
             corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
     check_trainable(corpus)
-    return corpus
+    if transfer_args.augmentation != "none" and not is_stage:
+        guard.protect_splits(corpus)  # the fold too
+        rows = load_transfer_rows(transfer_args, label_names=corpus.label_names, guard=guard, **reading)
+        transferred = choose_rows(rows, transfer_args, seed, present=rows_by_label(corpus))
+        add_rows(corpus, transferred)
+    return corpus, transferred, guard
 
 
 def config_overrides(model_args: ModelArguments, args: ChildTuningArguments, corpus: Corpus) -> dict:
@@ -364,7 +413,7 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
         plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
 
 
-def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args) -> None:
+def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources) -> None:
     """The model card, from what the run knows."""
     write_model_card(
         folder / "README.md",
@@ -384,6 +433,7 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         child_tuning_p=args.child_tuning_p,
         epochs=f"{results['epoch']:.3g}",
         minutes=f"{results['train_runtime'] / 60:.1f}",
+        **sources,
         **run_folder.provenance(args),
     )
 

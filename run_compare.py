@@ -32,15 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer_ext.arguments import (
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RunArguments,
-    corpus_arguments,
-    read_recipe,
-)
-from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser, corpus_arguments, read_recipe
 from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.errors import InputError, run_command
@@ -218,7 +210,7 @@ def flags_given(argv: list[str]) -> dict:
     Raises:
         InputError: for an unknown flag, or a value that does not fit.
     """
-    checker = RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments))
+    checker = RecipeParser(CLASSIFY_ARGUMENTS)
     checker.parse(["--output_dir", "-", *argv])
     for action in checker._actions:
         action.default = argparse.SUPPRESS

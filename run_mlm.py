@@ -28,6 +28,7 @@ from trainer_ext import hub, run_folder
 from trainer_ext.arguments import CheckpointArguments, PretrainingArguments, RecipeParser, training_settings
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.errors import InputError, run_command
+from trainer_ext.leakage import left_out_rows, report_left_out
 from trainer_ext.model_card import write_pretraining_card
 from trainer_ext.plots import plot_pretraining
 from trainer_ext.pretraining import (
@@ -46,8 +47,6 @@ from trainer_ext.sampling import TokenBudgetTrainer
 from trainer_ext.warm_start import load_tokenizer, warm_start
 
 logger = logging.getLogger("run_mlm")
-
-SHOWN = 10  # copies of target texts that the log names; all of them are in left_out.json
 
 
 def main() -> None:
@@ -147,7 +146,7 @@ def main() -> None:
             tokenizer.save_pretrained(folder)
             run_folder.write_json(folder / "learning_curve.json", trainer.state.log_history)
             plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
-            run_folder.write_json(folder / "left_out.json", left_out(corpus))
+            run_folder.write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
             run_folder.write_json(folder / "run.json", run_folder.provenance(args))
             write_pretraining_card(
                 folder / "README.md",
@@ -209,25 +208,7 @@ def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) ->
         logger.info(f"train: {len(corpus.train)} texts of {corpus.source}")
     if corpus.validation is not None:
         logger.info(f"validation: {len(corpus.validation)} texts")
-    for reason, count in corpus.left_out.items():
-        logger.info(f"left out: {count} ({reason})")
-    if corpus.guard is not None:
-        found = corpus.guard.found
-        protected = f"{len(corpus.guard)} texts of {corpus.guard.source}"
-        logger.info(f"left out: {len(found)} that copy one of the target's {protected}")
-        for row_id, copied in found[:SHOWN]:
-            logger.info(f"  {row_id} copies {copied}")
-        if len(found) > SHOWN:
-            logger.info(f"  and {len(found) - SHOWN} more, see left_out.json")
-
-
-def left_out(corpus: PretrainingCorpus) -> dict:
-    """What [`report_corpus`] says, whole; after a stream, as far as it was read."""
-    copies = [] if corpus.guard is None else corpus.guard.found
-    return {
-        "counts": corpus.left_out,
-        "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in copies],
-    }
+    report_left_out(corpus.left_out, corpus.guard)
 
 
 def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):

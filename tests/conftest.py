@@ -1,6 +1,7 @@
 """Small checkpoints and a tokenizer, made here; real corpora where EMODEBERTA_DATA names a folder."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
+
+import run_classify as script
 
 ROOT = Path(__file__).parents[1]
 ESSAYS = ROOT / "examples" / "essays.tsv"
@@ -153,6 +156,22 @@ def run_classify(tmp_path):
         if check and done.returncode:
             pytest.fail(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
         return done
+
+    return run
+
+
+@pytest.fixture
+def in_process(monkeypatch, tmp_path, v3_folder):
+    """Call run_classify.main() here: cheaper than a process, for runs whose isolation does not matter."""
+
+    def run(*arguments):
+        recipe = [arguments[0]] if str(arguments[0]).endswith(".yaml") else []
+        argv = [*recipe, "--model_name_or_path", v3_folder, "--output_dir", tmp_path / "out", "--use_cpu"]
+        argv += ["--max_seq_length", 32, "--per_device_train_batch_size", 8, *arguments[len(recipe) :]]
+        monkeypatch.setattr(sys, "argv", ["run_classify.py", *map(str, argv)])
+        monkeypatch.chdir(tmp_path)
+        script.main()
+        return json.loads((tmp_path / "out" / "all_results.json").read_text())
 
     return run
 

@@ -23,6 +23,7 @@ import run_classify
 from trainer_ext.members import COMPUTATION
 
 RECORDED = Path(__file__).parent / "reference" / "losses.json"
+ESSAYS_AS_A_CORPUS = Path(__file__).parent / "reference" / "essays.yaml"
 STEPS = 6
 # The flags that have code of their own in a training.
 SETTINGS = {
@@ -34,6 +35,11 @@ SETTINGS = {
     "D": ["--child_tuning", "D", "--child_tuning_p", 0.3],
     "F, update": ["--child_tuning", "F", "--child_tuning_p", 0.3, "--child_tuning_target", "update"],
     "tokens_per_batch": ["--tokens_per_batch", 512],
+    "BA": ["--transfer_datasets", ESSAYS_AS_A_CORPUS, "--augmentation", "BA", "--augmentation_rows", 40],
+    "RA, joined": [
+        *("--transfer_datasets", ESSAYS_AS_A_CORPUS, "--augmentation", "RA", "--augmentation_rows", 40),
+        *("--join_to_words", 100),
+    ],
     "average": ["--select", "average", "--max_train_samples", 24, "--num_train_epochs", 2],
 }  # fmt: skip
 

@@ -14,7 +14,6 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-import run_classify as script
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from trainer_ext import run_folder
 from trainer_ext.corpora import WASSA_LABELS
@@ -141,29 +140,6 @@ def test_a_folder_is_the_next_stages_start(finished, run_classify, tmp_path):
 
 
 # ---- Kinds of targets and selections ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def in_process(monkeypatch, tmp_path, v3_folder):
-    """Call main() here: cheaper than a process, for runs whose isolation does not matter."""
-
-    def run(*arguments):
-        argv = [
-            "--model_name_or_path",
-            v3_folder,
-            "--output_dir",
-            tmp_path / "out",
-            "--use_cpu",
-            "--max_seq_length",
-            32,
-        ]
-        argv += ["--per_device_train_batch_size", 8, "--report_to", "none", *arguments]
-        monkeypatch.setattr(sys, "argv", ["run_classify.py", *map(str, argv)])
-        monkeypatch.chdir(tmp_path)
-        script.main()
-        return json.loads((tmp_path / "out" / "all_results.json").read_text())
-
-    return run
 
 
 def test_several_classes_a_row(in_process, tmp_path):

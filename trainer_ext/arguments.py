@@ -18,6 +18,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .child_tuning import ChildTuningArguments
 from .errors import InputError
 
 # Flags that do not change what is learnt; a run may go on with others.
@@ -81,11 +82,17 @@ class DataArguments:
 
     _argument_group_name = "Data"
 
-    dataset_name: str | None = _flag(None, "wassa2022 (built in; needs --data_dir), or a dataset on the Hub.")
+    dataset_name: str | None = _flag(
+        None,
+        "wassa2022 (built in; needs --data_dir), go_emotions or xed with their own labels, several a row (built in; "
+        "from --data_dir, else from the Hub), or a dataset on the Hub.",
+    )
     dataset_config_name: str | None = _flag(None, "Configuration of the Hub dataset.")
     data_dir: str | None = field(
         default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
-        metadata={"help": "Folder that holds wassa2022/; the environment's EMODEBERTA_DATA if not given."},
+        metadata={
+            "help": "Folder with wassa2022/, goemotions/ and xed/; the environment's EMODEBERTA_DATA if not given."
+        },
     )
     train_file: str | None = _flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet.")
     validation_file: str | None = _flag(None, "Validation file.")
@@ -130,6 +137,57 @@ class DataArguments:
 
 
 @dataclass
+class TargetArguments:
+    """Whose evaluation texts a stage before the target's must not see."""
+
+    target_dataset_name: str | None = _flag(
+        None,
+        "wassa2022: what equals, nearly equals, holds or is part of one of its dev or test essays is removed from the "
+        "corpus, counted and named.",
+    )
+    target_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "The same for files of a target of your own: its validation and test texts."},
+    )
+    target_text_column_name: str = _flag("text", "Column with the text in --target_file.")
+
+
+@dataclass
+class TransferArguments(TargetArguments):
+    """Other corpora under the target's labels."""
+
+    _argument_group_name = "Supervised transfer"
+
+    transfer_datasets: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Corpora to transfer from: go_emotions, xed (from --data_dir, else from the Hub), or a .yaml file "
+            "that maps the labels of one of your own, as those in trainer_ext/label_maps do. With --dataset_name or "
+            "--train_file give --augmentation; without, they are what is trained on: a stage whose folder is the next "
+            "one's --model_name_or_path."
+        },
+    )
+    augmentation: Literal["none", "RA", "BA"] = _flag(
+        "none",
+        "Which rows of --transfer_datasets to take (paper, section 2.3.1): Random Augmentation, any; Balanced "
+        "Augmentation, equally many of each class. Only rows with exactly one of the target's labels are taken.",
+    )
+    augmentation_rows: int | None = _flag(
+        None, "RA: rows in all, 1000 if not given; BA: rows a class, 400 if not given (Mundra et al. 2021)."
+    )
+    ba_mode: Literal["added", "topped_up"] = _flag(
+        "added",
+        "BA adds so many rows to each class, or tops each class up to so many rows, the target's own counted; the "
+        "literature does not say which.",
+    )
+    join_to_words: int | None = _flag(
+        None,
+        "Join texts of one label to about so many words (half to one and a half times as many), before rows are "
+        "chosen: comments have 13 words, WASSA's essays 82.",
+    )
+
+
+@dataclass
 class RunArguments:
     """What to do around training."""
 
@@ -154,7 +212,7 @@ class RunArguments:
 
 
 @dataclass
-class PretrainingArguments:
+class PretrainingArguments(TargetArguments):
     """What `run_mlm.py` reads, masks and leaves out."""
 
     _argument_group_name = "Pre-training"
@@ -196,16 +254,6 @@ class PretrainingArguments:
     max_seq_length: int = _flag(256, "Longest row in tokens.")
     mlm_probability: float = _flag(0.15, "Share of tokens to predict (the paper's, after BERT).")
     whole_word_masking: bool = _flag(False, "Choose whole words instead of tokens. Needs a fast tokenizer.")
-    target_dataset_name: str | None = _flag(
-        None,
-        "wassa2022: what equals, nearly equals, holds or is part of one of its dev or test essays is removed from the "
-        "corpus, counted and named.",
-    )
-    target_file: list[str] = field(
-        default_factory=list,
-        metadata={"help": "The same for files of a target of your own: its validation and test texts."},
-    )
-    target_text_column_name: str = _flag("text", "Column with the text in --target_file.")
     include_target_train: bool = _flag(
         False, "Also train on the training essays of --target_dataset_name (not the paper's way)."
     )
@@ -224,6 +272,10 @@ class PretrainingArguments:
         "the layers or attention across them; in place of --per_device_train_batch_size.",
     )
     overwrite_output_dir: bool = _flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+
+
+# What run_classify.py takes.
+CLASSIFY_ARGUMENTS = (ModelArguments, DataArguments, TransferArguments, RunArguments, ChildTuningArguments)
 
 
 class RecipeParser(HfArgumentParser):

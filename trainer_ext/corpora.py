@@ -22,6 +22,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, load_dataset
 from sklearn.model_selection import StratifiedGroupKFold
 
+from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
 from .errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 _PROBABILITY_TOLERANCE = 1e-3
+_MANY_GROUPS = 5000
 _INTEGER = re.compile(r"-?[0-9]+")
 
 csv.field_size_limit(2**31 - 1)
@@ -96,9 +98,10 @@ def load_corpus(
     """Read a corpus.
 
     Args:
-        dataset_name: `wassa2022` (built in, needs `data_dir`) or a dataset on the Hub; or give `files`.
+        dataset_name: `wassa2022` (built in, needs `data_dir`), `go_emotions` or `xed` (built in, their training rows
+            with their own labels) or a dataset on the Hub; or give `files`.
         dataset_config_name: Configuration of a Hub dataset.
-        data_dir: Folder that holds `wassa2022/`.
+        data_dir: Folder that holds the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
         split_names: Names of a Hub dataset's splits, where they differ from `train`, `validation` and `test`.
         text_column: Column with the text; `text` if not given.
@@ -116,14 +119,17 @@ def load_corpus(
     Raises:
         InputError: for anything that cannot be read as described.
     """
-    if dataset_name == "wassa2022":
+    if dataset_name in ("wassa2022", *BUILT_IN):
         described = {
             "files": files, "text_column": text_column, "label_column": label_column, "id_column": id_column,
             "split_column": split_column, "split_names": split_names, "label_names": label_names,
+            **({} if dataset_name == "wassa2022" else {"group_column": group_column, "extra_columns": extra_columns}),
         }  # fmt: skip
         if given := [name for name, value in described.items() if value]:
-            raise InputError(f"wassa2022 has its own {', '.join(given)}; leave out the flags that say otherwise")
-        return _load_wassa2022(data_dir, group_column or "response_id", extra_columns)
+            raise InputError(f"{dataset_name} has its own {', '.join(given)}; leave out the flags that say otherwise")
+        if dataset_name == "wassa2022":
+            return _load_wassa2022(data_dir, group_column or "response_id", extra_columns)
+        return _load_emotion_corpus(dataset_name, data_dir, cache_dir, token)
     if dataset_name and files:
         raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
     if dataset_name:
@@ -187,9 +193,26 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
             f"{corpus.source}: {len(set(groups))} groups in train cannot give {percentage}% for validation; "
             "name a validation file"
         )
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    kept, held_out = next(splitter.split(classes, classes, groups))
+    if len(set(groups)) > _MANY_GROUPS:
+        kept, held_out = _split_many_groups(np.asarray(groups), classes, percentage, seed)
+    else:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        kept, held_out = next(splitter.split(classes, classes, groups))
     corpus.splits["train"], corpus.splits["validation"] = train.select(kept), train.select(held_out)
+
+
+def _split_many_groups(
+    groups: np.ndarray, classes: np.ndarray, percentage: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of both sides: of the groups whose first row has a class, the same share of each class is held out.
+
+    `StratifiedGroupKFold` weighs every group against every fold, minutes for a corpus of unrelated rows."""
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(first), dtype=bool)
+    for label in np.unique(classes):
+        of_class = np.flatnonzero(classes[first] == label)
+        chosen[rng.permutation(of_class)[: round(len(of_class) * percentage / 100)]] = True
+    return np.flatnonzero(~chosen[group_of]), np.flatnonzero(chosen[group_of])
 
 
 def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
@@ -310,6 +333,20 @@ def _load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Sequ
         source="wassa2022",
         licence="research use only, not redistributable",
     )
+
+
+def _load_emotion_corpus(name: str, data_dir: str | None, cache_dir: str | None, token: str | None) -> Corpus:
+    """Its training rows under its own labels, several a row; texts that differ in case and punctuation alone are one
+    group."""
+    read = read_emotion_corpus(name, data_dir, cache_dir, token)
+    for reason, count in read.left_out.items():
+        logger.info(f"{name}: left out: {count} ({reason})")
+    index = {label: position for position, label in enumerate(read.label_names)}
+    labels = np.zeros((len(read.ids), len(index)))
+    for row, names in enumerate(read.labels):
+        labels[row, [index[label] for label in names]] = 1
+    columns = {"id": read.ids, "text": read.texts, "group": text_groups(read.texts), "labels": labels.tolist()}
+    return Corpus({"train": Dataset.from_dict(columns)}, read.label_names, "multi_label_classification", source=name)
 
 
 # ---- Files and Hub datasets ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""GoEmotions and XED as they were published: texts, their own labels, and what was left out and why.
+"""GoEmotions and XED: texts, the labels they were published with, and what was left out and why.
 
 GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372), Reddit comments, CC BY 4.0. XED (Öhman et
 al. 2020, https://aclanthology.org/2020.coling-main.575), film subtitles, CC BY. They are read from a folder that holds
@@ -14,10 +14,14 @@ from datasets import load_dataset
 
 from .errors import InputError
 
+BUILT_IN = ("go_emotions", "xed")
 GO_EMOTIONS_HUB = "google-research-datasets/go_emotions"
 XED_HUB = "Helsinki-NLP/xed_en_fi"
 XED_LABELS = ["neutral", "anger", "anticipation", "disgust", "fear", "joy", "sadness", "surprise", "trust"]
 _XED_NEUTRAL = "9"  # in neu_en.txt; the Hub's files say 0
+# What the corpora put in place of names: as words of English, each one token of any English vocabulary.
+MASKS = {"NAME": "someone", "PERSON": "someone", "LOCATION": "somewhere", "RELIGION": "religion"}
+_MASK = re.compile(rf"\[({'|'.join(MASKS)})\]")
 
 
 @dataclass
@@ -27,7 +31,7 @@ class EmotionCorpus:
     Attributes:
         name, licence: Of the corpus.
         ids: Of the rows: file and row, counted from 1.
-        texts: As published.
+        texts: As published, but for `MASKS`.
         labels: Names of each row's labels, one or more.
         label_names: All of them, in the corpus' order.
         left_out: How many rows are not in here, by reason.
@@ -43,7 +47,7 @@ class EmotionCorpus:
 
     def add(self, row_id: str, text: str, labels: list[str]) -> None:
         self.ids.append(row_id)
-        self.texts.append(text)
+        self.texts.append(_MASK.sub(lambda mask: MASKS[mask[1]], text))
         self.labels.append(labels)
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -54,6 +58,11 @@ class EmotionCorpus:
 def normalised(text: str) -> str:
     """Lower-cased, every run of non-word characters one space: what makes two texts the same."""
     return re.sub(r"\W+", " ", text.lower()).strip()
+
+
+def text_groups(texts: Iterable[str]) -> list[str]:
+    """Equal for texts that differ in case and punctuation alone, so that no split divides them."""
+    return [normalised(text) or text for text in texts]
 
 
 def read_emotion_corpus(

@@ -1,15 +1,22 @@
 """Keep a target's evaluation texts out of what a model is trained on: exact, near and contained copies."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from .arguments import TargetArguments
+from .corpora import Corpus, load_corpus, read_texts
 from .emotion_corpora import normalised
+
+logger = logging.getLogger(__name__)
 
 # Words in a row that two texts must share to be compared at all.
 SHINGLE = 4
 # Share of the shorter text's shingles, also found in the other, from which it counts as a copy.
 NEAR = 0.7
+SHOWN = 10  # copies that the log names; all of them are in left_out.json
 
 
 def shingles(text: str) -> set[str]:
@@ -41,11 +48,13 @@ class LeakageGuard:
     _exact: dict[str, int] = field(default_factory=dict, repr=False)
 
     def protect(self, ids: Iterable[str], texts: Iterable[str]) -> None:
-        """Add texts that must not be trained on."""
+        """Add texts that must not be trained on; one that is there already, but for case and punctuation, is not
+        added again."""
         for row_id, text in zip(ids, texts, strict=True):
             position = len(self._ids)
+            if self._exact.setdefault(normalised(text), position) != position:
+                continue
             self._ids.append(row_id)
-            self._exact.setdefault(normalised(text), position)
             of_text = shingles(text)
             self._sizes.append(len(of_text))
             for shingle in of_text:
@@ -73,3 +82,50 @@ class LeakageGuard:
         if copy is not None:
             self.found.append((row_id, copy))
         return copy is None
+
+    def protect_splits(self, corpus: Corpus) -> None:
+        """As `protect`, all splits of a corpus but the training rows."""
+        for split, rows in corpus.splits.items():
+            if split != "train":
+                self.protect(rows["id"], rows["text"])
+
+    def filter_train(self, corpus: Corpus) -> None:
+        """Remove training rows that copy a protected text, in place."""
+        train = corpus.splits["train"]
+        kept = [i for i, row in enumerate(zip(train["id"], train["text"], strict=True)) if self.keeps(*row)]
+        corpus.splits["train"] = train.select(kept)
+
+
+def guard_of_target(args: TargetArguments, data_dir: str | None) -> tuple[LeakageGuard | None, Corpus | None]:
+    """A guard over the evaluation texts of the target that the flags name, if any; the target, if it is a corpus."""
+    if not args.target_dataset_name and not args.target_file:
+        return None, None
+    guard, target = LeakageGuard(", ".join(filter(None, [args.target_dataset_name, *args.target_file]))), None
+    if args.target_dataset_name:
+        target = load_corpus(dataset_name=args.target_dataset_name, data_dir=data_dir)
+        guard.protect_splits(target)
+    for path in args.target_file:
+        texts = read_texts(path, args.target_text_column_name)
+        guard.protect((f"{Path(path).name}, text {number}" for number in range(1, len(texts) + 1)), texts)
+    return guard, target
+
+
+def report_left_out(left_out: dict[str, int], guard: LeakageGuard | None) -> None:
+    """Log how many rows were left out, by reason, and which copy a protected text."""
+    for reason, count in left_out.items():
+        logger.info(f"left out: {count} ({reason})")
+    if guard is not None:
+        logger.info(f"left out: {len(guard.found)} that copy one of {len(guard)} texts of {guard.source}")
+        for row_id, copied in guard.found[:SHOWN]:
+            logger.info(f"  {row_id} copies {copied}")
+        if len(guard.found) > SHOWN:
+            logger.info(f"  and {len(guard.found) - SHOWN} more, see left_out.json")
+
+
+def left_out_rows(left_out: dict[str, int], guard: LeakageGuard | None) -> dict:
+    """What [`report_left_out`] says, whole, as JSON values."""
+    copies = [] if guard is None else guard.found
+    return {
+        "counts": left_out,
+        "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in copies],
+    }

@@ -34,8 +34,8 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from .arguments import DataArguments, ModelArguments, RecipeParser, RunArguments, recipe_arguments, training_settings
-from .child_tuning import ChildTuningArguments
+from .arguments import CLASSIFY_ARGUMENTS, RecipeParser, recipe_arguments, training_settings
+from .augmentation import transfer_digest
 from .corpora import Corpus
 from .errors import InputError
 from .run_folder import RESULTS, digest, write_json, write_text
@@ -94,7 +94,7 @@ def resolve(flags: dict[str, Any], source: str) -> tuple[Any, ...]:
     Raises:
         InputError: for an unknown flag or a value that does not fit; begins with `source`.
     """
-    parser = RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments))
+    parser = RecipeParser(CLASSIFY_ARGUMENTS)
     try:
         return parser.parse(recipe_arguments(parser, {**flags, "output_dir": "-"}, source))
     except InputError as error:
@@ -144,6 +144,7 @@ class Members:
         self._settings: dict[str, dict] = {}
         self._paths: dict[str, Path] = {}
         self._weights: dict[str, int] = {}
+        self._transfer: dict[tuple[str, ...], str] = {}
 
     def settings(self, member: Member) -> dict[str, Any]:
         """The flags that decide the member's result, resolved."""
@@ -159,11 +160,23 @@ class Members:
         if not settings["model_name_or_path"]:
             raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
         changed = {name: value for name, value in settings.items() if value != self._defaults[name]}
-        changed = {name: value for name, value in changed.items() if not name.endswith("_file")}  # their rows are in it
+        for name in ("train_file", "validation_file", "test_file"):
+            changed.pop(name, None)  # their rows are in `data`
         changed["model_name_or_path"] = checkpoint_digest(settings["model_name_or_path"])
-        return {
+        identity = {
             "settings": changed, "data": self._data, "computation": COMPUTATION, "libraries": self._libraries
         }  # fmt: skip
+        if settings["transfer_datasets"]:
+            identity["transfer_data"] = self._transfer_digest(settings)
+        return identity
+
+    def _transfer_digest(self, settings: dict[str, Any]) -> str:
+        names = tuple(settings["transfer_datasets"])
+        if names not in self._transfer:
+            # `data_dir` is no setting: where the files lie does not matter
+            data_dir = self.recipe.get("data_dir") or os.environ.get("EMODEBERTA_DATA")
+            self._transfer[names] = transfer_digest(names, data_dir)
+        return self._transfer[names]
 
     def path(self, member: Member) -> Path:
         """The member's folder."""

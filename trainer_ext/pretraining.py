@@ -13,14 +13,13 @@ from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
 
 from .arguments import PretrainingArguments
-from .corpora import load_corpus, read_texts
-from .emotion_corpora import normalised, read_emotion_corpus
+from .corpora import read_texts
+from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .errors import InputError
-from .leakage import LeakageGuard
+from .leakage import LeakageGuard, guard_of_target
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN = ("go_emotions", "xed")
 STREAM_VALIDATION_ROWS = 1000
 SHUFFLE_BUFFER = 10_000
 _STREAMED = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -116,24 +115,14 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
 
 def _target(data: PretrainingArguments) -> tuple[LeakageGuard | None, list[tuple[str, str]], str | None]:
     """A guard over the target's evaluation texts; its training texts and their terms."""
-    if not data.target_dataset_name and not data.target_file:
+    guard, target = guard_of_target(data, data.data_dir)
+    if target is None:
         if data.include_target_train:
             raise InputError("--include_target_train needs --target_dataset_name")
-        return None, [], None
-    guard = LeakageGuard(", ".join(filter(None, [data.target_dataset_name, *data.target_file])))
-    train, licence = [], None
-    if data.target_dataset_name:
-        target = load_corpus(dataset_name=data.target_dataset_name, data_dir=data.data_dir)
-        licence = target.licence
-        for split in ("validation", "test"):
-            if split in target.splits:
-                guard.protect(target.splits[split]["id"], target.splits[split]["text"])
-        ids, texts = target.splits["train"]["id"][:], target.splits["train"]["text"][:]
-        train = [(f"{data.target_dataset_name} train, {i}", text) for i, text in zip(ids, texts, strict=True)]
-    for path in data.target_file:
-        texts = read_texts(path, data.target_text_column_name)
-        guard.protect((f"{Path(path).name}, text {number}" for number in range(1, len(texts) + 1)), texts)
-    return guard, train, licence
+        return guard, [], None
+    ids, texts = target.splits["train"]["id"][:], target.splits["train"]["text"][:]
+    train = [(f"{data.target_dataset_name} train, {i}", text) for i, text in zip(ids, texts, strict=True)]
+    return guard, train, target.licence
 
 
 def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | None) -> list[tuple[str, str]]:

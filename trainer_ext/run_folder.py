@@ -27,7 +27,7 @@ _SETTINGS = "run.json"
 _STAGING = ".incomplete"
 # What a run leaves in its folder; an overwritten run's files go, so that none of them passes for the new one's.
 _OUTPUTS = (
-    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "learning_curve.*",
+    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "learning_curve.*", "left_out.json",
     "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "*token*", "vocab.txt",
     "spm.model",
 )  # fmt: skip
