@@ -5,12 +5,11 @@ from transformers import TrainingArguments
 
 from trainer_ext import ChildTuningArguments, arguments
 from trainer_ext.arguments import (
+    CLASSIFY_ARGUMENTS,
     CheckpointArguments,
     DataArguments,
-    ModelArguments,
     PretrainingArguments,
     RecipeParser,
-    RunArguments,
 )
 from trainer_ext.errors import InputError
 
@@ -26,7 +25,7 @@ per_device_train_batch_size gradient_accumulation_steps resume_from_checkpoint
 
 @pytest.fixture
 def parser() -> RecipeParser:
-    return RecipeParser((ModelArguments, DataArguments, RunArguments, ChildTuningArguments), prog="run_classify.py")
+    return RecipeParser(CLASSIFY_ARGUMENTS, prog="run_classify.py")
 
 
 @pytest.fixture
@@ -45,10 +44,10 @@ def test_familiar_flags_are_there(parser):
 
 def test_every_flag_overrides_the_recipe(parser, recipe):
     path = recipe("output_dir: out\nlearning_rate: 2e-5\npooling: cls\nlabel_set: [b, a]\nbf16: false\nmax_steps: -1\n")
-    model, data, run, training = parser.parse([path])
+    model, data, _, run, training = parser.parse([path])
     assert (model.pooling, data.label_set, run.select) == ("cls", ["b", "a"], "last")
     assert (training.learning_rate, training.max_steps, training.bf16) == (2e-5, -1, False)
-    model, data, _, training = parser.parse(
+    model, data, _, _, training = parser.parse(
         [path, "--learning_rate", "1e-3", "--pooling=mean", "--label_set", "c", "--max-steps", "5"]
     )
     assert (training.learning_rate, model.pooling, data.label_set, training.max_steps) == (1e-3, "mean", ["c"], 5)
@@ -58,7 +57,7 @@ def test_dictionaries_and_nulls_pass(parser, recipe):
     path = recipe(
         "output_dir: out\nlr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 0.4}\ntest_file: null\n"
     )
-    _, data, _, training = parser.parse([path])
+    _, data, _, _, training = parser.parse([path])
     assert training.lr_scheduler_kwargs == {"num_cycles": 0.4}
     assert data.test_file is None
 
@@ -119,11 +118,11 @@ def test_help_has_sections_and_examples(parser, capsys):
 def test_bf16_is_chosen_where_the_machine_has_it_and_can_be_refused(parser, recipe, has_unit, monkeypatch):
     monkeypatch.setattr(arguments, "has_bf16_unit", lambda on_cpu: has_unit)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    assert parser.parse(["--output_dir", "x"])[3].bf16 is has_unit
+    assert parser.parse(["--output_dir", "x"])[-1].bf16 is has_unit
     for refusal in (["--bf16", "false"], ["--bf16=false"], ["--fp16", "false"]):
-        assert parser.parse(["--output_dir", "x", *refusal])[3].bf16 is False
-    assert parser.parse([recipe("output_dir: x\nbf16: false\n")])[3].bf16 is False
-    assert parser.parse(["--output_dir", "x", "--use_cpu", "--bf16"])[3].mixed_precision == "bf16"
+        assert parser.parse(["--output_dir", "x", *refusal])[-1].bf16 is False
+    assert parser.parse([recipe("output_dir: x\nbf16: false\n")])[-1].bf16 is False
+    assert parser.parse(["--output_dir", "x", "--use_cpu", "--bf16"])[-1].mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize(
