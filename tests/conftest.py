@@ -1,6 +1,7 @@
 """Small checkpoints and a tokenizer, made here; real corpora where EMODEBERTA_DATA names a folder."""
 
 import csv
+import fcntl
 import json
 import os
 import subprocess
@@ -110,30 +111,37 @@ def batch(tokenizer) -> dict[str, torch.Tensor]:
     return dict(tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False))
 
 
+def once(tmp_path_factory, name: str, make) -> tuple[Path, subprocess.CompletedProcess]:
+    """What `make(folder)` started and the folder it left, by whichever of pytest-xdist's workers comes first; the
+    others wait for it. The folder is for looking at."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, record = base / name, base / f"{name}.json"
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            folder.mkdir()
+            done = make(folder)
+            assert done.returncode == 0, done.stderr[-4000:]
+            record.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+    return folder, subprocess.CompletedProcess(*json.loads(record.read_text()))
+
+
 @pytest.fixture(scope="session")
 def finished(bert_folder, tmp_path_factory):
     """One finished run on the project's essays, shared by the tests that only look at it: BERT-shaped at the start,
     with DeBERTa's positions, so that names and shapes differ from the checkpoint's."""
-    folder = tmp_path_factory.mktemp("finished") / "model"
-    command = [
-        *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", bert_folder, *ESSAY_FLAGS),
-        *(
-            "--relative_attention",
-            "--max_steps",
-            24,
-            "--eval_strategy",
-            "steps",
-            "--eval_steps",
-            12,
-            "--save_steps",
-            12,
-            "--tfidf_baseline",
-        ),
-        *("--output_dir", folder, "--child_tuning", "F"),
-    ]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done
+
+    def make(folder):
+        command = [
+            *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", bert_folder, *ESSAY_FLAGS),
+            *("--relative_attention", "--max_steps", 24, "--eval_strategy", "steps", "--eval_steps", 12),
+            *("--save_steps", 12, "--tfidf_baseline", "--output_dir", folder / "model", "--child_tuning", "F"),
+        ]
+        return subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    folder, done = once(tmp_path_factory, "finished", make)
+    return folder / "model", done
 
 
 @pytest.fixture

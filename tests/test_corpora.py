@@ -299,7 +299,7 @@ def test_too_few_groups_to_carve_from(write):
         split_off_validation(corpus, 20, seed=0)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_folds_keep_groups_whole_and_classes_in_their_shares(seed):
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import ESSAY_FLAGS, ESSAYS, ROOT, TINY
+from conftest import ESSAY_FLAGS, ESSAYS, ROOT, TINY, once
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -289,9 +289,11 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def pretrained(v3_folder, corpus_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrained")
     flags = ("--model_name_or_path", v3_folder, "--train_file", corpus_file, *FLAGS, "--max_steps", 40)
-    return folder / "model", run_mlm(*flags, "--output_dir", "model", cwd=folder)
+    folder, done = once(
+        tmp_path_factory, "pretrained", lambda folder: run_mlm(*flags, "--output_dir", "model", cwd=folder)
+    )
+    return folder / "model", done
 
 
 def test_the_output_folder_is_whole_and_says_what_was_left_out(pretrained):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ESSAYS, ROOT
+from conftest import ESSAYS, ROOT, once
 from safetensors import safe_open
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold
@@ -40,9 +40,24 @@ def start(*arguments, cwd, popen=False):
 
 
 @pytest.fixture(scope="session")
-def comparison(tmp_path_factory, v3_folder):
-    """A user's csv with labels of its own and no groups, and what to compare on it."""
-    folder = tmp_path_factory.mktemp("compare")
+def compared(tmp_path_factory, v3_folder):
+    """A comparison on a user's csv, with labels of its own and no groups: the folder of the table, and what it said."""
+
+    def make(folder):
+        write_comparison(folder, v3_folder)
+        return start("mine.yaml", cwd=folder)
+
+    folder, done = once(tmp_path_factory, "compared", make)
+    return folder / "results" / "compare" / "mine", done
+
+
+@pytest.fixture(scope="session")
+def comparison(compared):
+    """The folder it was made in."""
+    return compared[0].parents[2]
+
+
+def write_comparison(folder, v3_folder) -> None:
     with open(ESSAYS, newline="", encoding="utf-8") as file:
         essays = list(csv.DictReader(file, delimiter="\t"))[:90]
     with open(folder / "mine.csv", "w", newline="", encoding="utf-8") as file:
@@ -68,14 +83,6 @@ def comparison(tmp_path_factory, v3_folder):
     variants = {"mean": {}, "first token": {"pooling": "cls"}}
     content = {"settings": settings, "variants": variants, "cv_folds": 2, "columns": ["length"]}
     (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def compared(comparison):
-    done = start("mine.yaml", cwd=comparison)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return comparison / "results" / "compare" / "mine", done
 
 
 def figures(path) -> dict:
