@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from transformers import TextClassificationPipeline
-from transformers.modeling_outputs import SequenceClassifierOutput
+import torch
+from transformers import AutoTokenizer, TextClassificationPipeline
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -32,49 +32,139 @@ def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[
         yield batch
 
 
+def _is_text(value: object) -> bool:
+    """A string with something in it that is Unicode: half of a surrogate pair is not."""
+    try:
+        return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 class EmotionPipeline(TextClassificationPipeline):
     """`TextClassificationPipeline` whose batches follow the texts' lengths; results come in the order of the texts.
 
     `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or `pipeline(...)` as above. Takes a text, a
     list or any other iterable of texts (a generator, a dataset's column); gives what the library's pipeline gives:
     a list for a list, a generator for another iterable. Texts beyond the tokenizer's `model_max_length` are cut, and
-    how many is said.
+    how many is said. What is no text, or an empty one, gets `{"label": None, "score": None, "error": …}` among the
+    results of a list or stream, so that one bad row does not lose the others; how many is said.
+
+    An ensemble's texts are tokenised once for each tokenizer of its members and sorted once.
 
     Args:
+        stride: A text beyond the tokenizer's `model_max_length` is read in windows that share so many tokens, and gets
+            the mean of their probabilities, in place of being cut.
         tokens_per_batch: Tokens in a batch, padding included: 2,048 in float32 and 4,096 in half precision on CPU,
             where larger ones leave the cache, and 65,536 on an accelerator, unless given. `batch_size` is not used.
-
-    Raises:
-        ValueError: if an input is not a text; says which.
+        abstain_below: A result whose best label is less probable than this says `None` for its label.
+        thresholds: Of a model with several classes a text: by label, the probability from which it counts (0.5 for
+            labels that are not named); a result is the list of labels that count, the most probable first.
+        return_members: Of an ensemble, each result is one dictionary with `label` and `score`, `scores` of all
+            labels, `members` (label and score of each, by name) and `disagreement`, the share of the members that
+            have another label.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        families = getattr(self.model.config, "families", None) or [0]
+        self.tokenizers = [self.tokenizer] + [
+            AutoTokenizer.from_pretrained(
+                self.model.config.name_or_path,
+                subfolder=f"tokenizer_{family}",
+                revision=getattr(self.model.config, "_commit_hash", None),
+            )
+            for family in range(1, max(families) + 1)
+        ]
 
     def check_model_type(self, supported_models) -> None:
         """The library's list has no models that ship with their own code."""
 
-    def _sanitize_parameters(self, tokens_per_batch=None, **kwargs):
+    def _sanitize_parameters(
+        self,
+        tokens_per_batch=None,
+        stride=None,
+        abstain_below=None,
+        thresholds=None,
+        return_members=None,
+        **kwargs,
+    ):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         preprocess.setdefault("truncation", True)
+        if stride is not None:
+            room = self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
+            if not 0 <= stride < room or not self.tokenizer.is_fast:
+                raise ValueError(f"stride is {stride}; want 0 to {room - 1} shared tokens, and a fast tokenizer")
+            if len(self.tokenizers) > 1:
+                raise ValueError("stride: the members' tokenizers cut the windows of a text at different places")
+            preprocess |= {"stride": stride, "return_overflowing_tokens": True}
+        if thresholds is not None:
+            if self.model.config.problem_type != "multi_label_classification":
+                raise ValueError("thresholds are for models with several classes a text")
+            labels = list(self.model.config.id2label.values())
+            if unknown := sorted(set(thresholds) - set(labels)):
+                raise ValueError(f"thresholds: {unknown[0]!r} is no label; those are {', '.join(labels)}")
+            postprocess["thresholds"] = thresholds
         if tokens_per_batch is not None:
             if tokens_per_batch < 1:
                 raise ValueError(f"tokens_per_batch is {tokens_per_batch}; want at least 1")
             forward["tokens_per_batch"] = tokens_per_batch
+        if abstain_below is not None:
+            if not 0 <= abstain_below <= 1:
+                raise ValueError(f"abstain_below is {abstain_below}; want a probability, 0 to 1")
+            postprocess["abstain_below"] = abstain_below
+        if return_members is not None:
+            if return_members and not hasattr(self.model, "members"):
+                raise ValueError("return_members: this model is no ensemble")
+            postprocess["return_members"] = return_members
         return preprocess, forward, postprocess
 
     def _forward(self, model_inputs, tokens_per_batch=None):
         return super()._forward(model_inputs)
 
+    def postprocess(self, model_outputs, abstain_below=None, thresholds=None, return_members=False, **kwargs):
+        """The library's result, with members or without a label where the parameters say so."""
+        if thresholds is not None:
+            every = super().postprocess(model_outputs, **kwargs | {"top_k": None, "_legacy": False})
+            return [entry for entry in every if entry["score"] >= thresholds.get(entry["label"], 0.5)]
+        result = self._with_members(model_outputs) if return_members else super().postprocess(model_outputs, **kwargs)
+        best = result if isinstance(result, dict) else max(result, key=lambda entry: entry["score"])
+        if abstain_below is not None and best["score"] < abstain_below:
+            result = best | {"label": None}
+        return result
+
+    def _with_members(self, outputs) -> dict[str, Any]:
+        names = [self.model.config.id2label[label] for label in range(outputs["logits"].shape[-1])]
+        scores = outputs["logits"][0].float().softmax(dim=-1)
+        of_members = outputs["member_logits"][0].float().softmax(dim=-1)
+        label = names[int(scores.argmax())]
+        members = {
+            name: {"label": names[int(row.argmax())], "score": float(row.max())}
+            for name, row in zip(self.model.config.member_names, of_members, strict=True)
+        }
+        return {
+            "label": label,
+            "score": float(scores.max()),
+            "scores": dict(zip(names, scores.tolist(), strict=True)),
+            "members": members,
+            "disagreement": sum(member["label"] != label for member in members.values()) / len(members),
+        }
+
     def __call__(self, inputs: str | dict | Iterable[str], **kwargs: Any) -> Any:
         """Classify; see the class for what goes in and comes out."""
-        if isinstance(inputs, str | dict):
+        own_way = isinstance(inputs, str) and (hasattr(self.model, "members") or kwargs.get("stride") is not None)
+        if isinstance(inputs, str | dict) and not own_way:
             return super().__call__(inputs, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("batch_size", "num_workers")}
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         results = self._classify(
-            inputs,
+            [inputs] if own_way else inputs,
             self._preprocess_params | preprocess,
             (self._forward_params | forward).get("tokens_per_batch"),
             self._postprocess_params | postprocess,
         )
+        if own_way:  # in the form that the library gives one text's result
+            result = next(results)
+            return result if isinstance(result, list) else [result]
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def _classify(
@@ -82,26 +172,62 @@ class EmotionPipeline(TextClassificationPipeline):
     ) -> Iterator[Any]:
         if tokens_per_batch is None:
             tokens_per_batch = 8192 // self.model.dtype.itemsize if self.device.type == "cpu" else 65536
-        texts, seen, cut = iter(texts), 0, 0
+        texts, seen, cut, bad = iter(texts), 0, 0, 0
         while window := list(islice(texts, WINDOW)):
+            results: list[Any] = [None] * len(window)
+            usable = []
             for position, text in enumerate(window):
-                if not isinstance(text, str):
-                    raise ValueError(f"input {seen + position}: {text!r:.60}; want a text")
-            encoded = self.tokenizer(window, **preprocess)
-            cut += sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
-            yield from self._classify_window(encoded, tokens_per_batch, postprocess)
+                if _is_text(text):
+                    usable.append(position)
+                else:
+                    problem = f"input {seen + position}: {text!r:.60}; want a text"
+                    results[position] = {"label": None, "score": None, "error": problem}
+            if usable:
+                kept = [window[position] for position in usable]
+                encoded = [tokenizer(kept, **preprocess) for tokenizer in self.tokenizers]
+                if "stride" not in preprocess:
+                    cut += sum(bool(encoding.overflowing) for encoding in encoded[0].encodings or ())
+                of_text = encoded[0].pop("overflow_to_sample_mapping", range(len(kept)))
+                outputs: list[list[dict]] = [[] for _ in kept]
+                members = bool(postprocess.get("return_members"))
+                for position, output in zip(of_text, self._outputs(encoded, tokens_per_batch, members), strict=True):
+                    outputs[position].append(output)
+                for position, of_one in zip(usable, outputs, strict=True):
+                    results[position] = self.postprocess(self._joined(of_one), **postprocess)
+            yield from results
             seen += len(window)
+            bad += len(window) - len(usable)
         if cut:
             logger.warning(
                 f"{cut} of {seen} texts are longer than {self.tokenizer.model_max_length} tokens and were cut"
             )
+        if bad:
+            logger.warning(f"{bad} of {seen} inputs are no texts, or empty, and have an error in place of a label")
 
-    def _classify_window(self, encoded: dict, tokens_per_batch: int, postprocess: dict) -> list[Any]:
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+    def _outputs(self, encoded: list[dict], tokens_per_batch: int, members: bool) -> list[dict[str, torch.Tensor]]:
+        """Logits `(1, labels)` of each row of tokens, and on request those of an ensemble's members."""
+        lengths = [len(ids) for ids in encoded[0]["input_ids"]]
         results: list[Any] = [None] * len(lengths)
         for batch in token_budget_batches(lengths, tokens_per_batch):
-            rows = {name: [values[position] for position in batch] for name, values in encoded.items()}
-            logits = self.forward(dict(self.tokenizer.pad(rows, return_tensors="pt")))["logits"]
-            for position, row in zip(batch, logits, strict=True):
-                results[position] = self.postprocess(SequenceClassifierOutput(logits=row[None]), **postprocess)
+            inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
+            for family, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
+                rows = {name: [values[position] for position in batch] for name, values in values_of.items()}
+                for name, values in tokenizer.pad(rows, return_tensors="pt").items():
+                    inputs[f"{name}_{family}" if family else name] = values
+            outputs = self.forward(inputs)
+            names = ("logits", "member_logits") if members else ("logits",)
+            for row, position in enumerate(batch):
+                results[position] = {name: outputs[name][row : row + 1] for name in names}
         return results
+
+    def _joined(self, windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Of the windows of one text, logits whose probabilities are the mean of theirs."""
+        if len(windows) == 1:
+            return windows[0]
+        several = self.model.config.problem_type == "multi_label_classification"
+        joined = {}
+        for name in windows[0]:
+            logits = torch.cat([window[name] for window in windows]).float()
+            mean = (logits.sigmoid() if several else logits.softmax(dim=-1)).mean(dim=0, keepdim=True)
+            joined[name] = mean.logit() if several else mean.log()
+        return joined

@@ -68,10 +68,34 @@ def test_a_stream_stays_one(classify, monkeypatch):
     assert [first, *results] == classify(TEXTS)
 
 
-@pytest.mark.parametrize("bad", [None, 7, b"text", ["a", "b"], float("nan")])
-def test_what_is_not_a_text_is_named(classify, bad):
-    with pytest.raises(ValueError, match=r"input 2: .*; want a text"):
-        classify(["a", "b", bad])
+@pytest.mark.parametrize("bad", [None, 7, b"text", ["a", "b"], float("nan"), "", " \n"])
+def test_one_bad_row_does_not_lose_the_others(classify, bad, monkeypatch, caplog):
+    monkeypatch.setattr(module.logger, "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        results = classify(["a", bad, "b"])
+    assert [results[0], results[2]] == classify(["a", "b"])
+    assert (results[1]["label"], results[1]["score"]) == (None, None)
+    assert results[1]["error"].startswith("input 1: ")
+    assert "1 of 3 inputs are no texts" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f642\U0001f62d", "\x00\x07\x1b[31m", "\ufeff\u200b word", "a" * 1_000_000, "\ud800"]
+)
+def test_odd_texts_get_a_label_or_an_error(classify, text):
+    result = classify(["road", text, "river"])
+    assert result[0]["label"]
+    assert result[2]["label"]
+    assert result[1]["label"] or result[1]["error"]
+
+
+def test_abstaining(classify):
+    plain = classify(TEXTS)
+    middle = sorted(result["score"] for result in plain)[30]
+    for got, want in zip(classify(TEXTS, abstain_below=middle), plain, strict=True):
+        assert got == (want if want["score"] >= middle else want | {"label": None})
+    with pytest.raises(ValueError, match="want a probability"):
+        classify(TEXTS, abstain_below=2)
 
 
 def test_a_budget_below_one_is_refused(classify):
@@ -93,3 +117,41 @@ def test_lower_precision_and_several_classes(v3_folder, tokenizer):
     for row in results:
         assert all(0 <= entry["score"] <= 1 for entry in row)
         assert sum(entry["score"] for entry in row) != pytest.approx(1, abs=1e-3)  # sigmoid, each label by itself
+
+
+def test_long_texts_are_read_in_windows(classify, parts, tokenizer, monkeypatch):
+    """Against windows cut by hand: 14 tokens and the two special ones in each, 4 of them shared."""
+    monkeypatch.setattr(tokenizer, "model_max_length", 16)
+    long = "the river took the road and nobody told us why it had to be so " * 3
+    (short, got) = classify(["nobody told us", long], stride=4, top_k=None)
+    ids = tokenizer(long, add_special_tokens=False, truncation=False)["input_ids"]
+    windows = [ids[start : start + 14] for start in range(0, len(ids) - 4, 10)]
+    assert len(windows) > 3
+    batch = [torch.tensor([[tokenizer.cls_token_id, *window, tokenizer.sep_token_id]]) for window in windows]
+    with torch.no_grad():
+        mean = torch.cat([parts["model"](ids).logits.softmax(dim=-1) for ids in batch]).mean(dim=0)
+    labels = {label: number for number, label in parts["model"].config.id2label.items()}
+    for entry in got:
+        assert entry["score"] == pytest.approx(float(mean[labels[entry["label"]]]), abs=1e-5)
+    assert short == classify(["nobody told us"], top_k=None)[0]
+    assert classify(long, stride=4) == classify([long], stride=4)
+    with pytest.raises(ValueError, match="want 0 to 13 shared tokens"):
+        classify([long], stride=14)
+
+
+def test_thresholds_choose_labels(v3_folder, tokenizer):
+    labels = {0: "anger", 1: "fear", 2: "joy"}
+    model = warm_start(str(v3_folder), id2label=labels, problem_type="multi_label_classification").eval()
+    classify = EmotionPipeline(model=model, tokenizer=tokenizer)
+    every = classify(TEXTS[:20], top_k=None)
+    middle = sorted(entry["score"] for row in every for entry in row if entry["label"] == "fear")[10]
+    for got, row in zip(classify(TEXTS[:20], thresholds={"fear": middle, "joy": 1.0}), every, strict=True):
+        want = {"fear": middle, "joy": 1.0, "anger": 0.5}
+        assert got == [entry for entry in row if entry["score"] >= want[entry["label"]]]
+    with pytest.raises(ValueError, match="'hope' is no label"):
+        classify(TEXTS, thresholds={"hope": 0.5})
+
+
+def test_thresholds_are_for_several_classes(classify):
+    with pytest.raises(ValueError, match="several classes a text"):
+        classify(TEXTS, thresholds={"fear": 0.5})
