@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import DebertaV2Config
+from transformers import DebertaV2Config, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 # Written into every config.json, so that each auto class finds the code that lies beside the weights.
@@ -14,6 +14,11 @@ AUTO_MAP = {
     "AutoModel": "modeling_emodeberta.EmoDebertaModel",
     "AutoModelForMaskedLM": "modeling_emodeberta.EmoDebertaForMaskedLM",
     "AutoModelForSequenceClassification": "modeling_emodeberta.EmoDebertaForSequenceClassification",
+}
+ENSEMBLE_AUTO_MAP = {
+    "AutoConfig": "configuration_emodeberta.EmoDebertaEnsembleConfig",
+    "AutoModel": "ensemble_emodeberta.EmoDebertaEnsembleModel",
+    "AutoModelForSequenceClassification": "ensemble_emodeberta.EmoDebertaEnsembleForSequenceClassification",
 }
 # Likewise for `pipeline("text-classification", …)`.
 CUSTOM_PIPELINES = {
@@ -92,4 +97,58 @@ class EmoDebertaConfig(DebertaV2Config):
                 raise ValueError("class_weights must be non-negative, and not all zero")
 
 
+@strict
+class EmoDebertaEnsembleConfig(PreTrainedConfig):
+    """Several EmoDeBERTa classifiers with the same labels, and how their answers become one (paper, section 2.4).
+
+    Args:
+        members: The configuration of each, as the values of an `EmoDebertaConfig`.
+        member_names: What to call them.
+        families: The tokenizer of each, counted from 0: that of family 0 lies beside the weights, that of family n in
+            the subfolder `tokenizer_n`.
+        fusion: `hard` counts votes, ties go to the higher mean probability (the paper's); `soft` takes the mean of
+            the probabilities.
+        weights: One a member for the mean of the probabilities, adding up to 1; `None` weighs all alike.
+        temperature: Divides the logits of the fused distribution; above 1 it makes the ensemble less sure.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: for values of another type, or that do not fit each other.
+    """
+
+    model_type = "emodeberta-ensemble"
+
+    members: list[dict] | None = None
+    member_names: list[str] | None = None
+    families: list[int] | None = None
+    fusion: Literal["hard", "soft"] = "hard"
+    weights: list[float] | None = None
+    temperature: float | int = 1.0
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.auto_map = dict(ENSEMBLE_AUTO_MAP)
+        self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
+
+    def to_dict(self) -> dict:
+        """As the library's; see `EmoDebertaConfig.to_dict`."""
+        return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
+
+    def validate_members(self):
+        """Checked by `@strict` after every construction."""
+        count = len(self.members or ())
+        for name in ("member_names", "families", "weights"):
+            values = getattr(self, name)
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name} has {len(values)} values for {count} members")
+        if self.families and set(self.families) != set(range(max(self.families) + 1)):
+            raise ValueError(f"families are {self.families}; want numbers from 0 on, none left out")
+        if self.weights is not None and (min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6):
+            raise ValueError(f"weights are {self.weights}; want none below 0, and a sum of 1")
+        if self.weights is not None and self.fusion == "hard":
+            raise ValueError("weights are for the soft vote; a hard vote counts every member once")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; want more than 0")
+
+
 EmoDebertaConfig.register_for_auto_class()
+EmoDebertaEnsembleConfig.register_for_auto_class()

@@ -49,11 +49,13 @@ from trainer_ext.augmentation import (
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.corpora import (
     Corpus,
+    bootstrap_groups,
     check_trainable,
     hold_out_fold,
     load_corpus,
     split_off_validation,
 )
+from trainer_ext.distillation import soften_labels
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
 from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, confusion_counts
@@ -268,7 +270,8 @@ def read_corpus(
         if guard is not None:
             guard.filter_train(corpus)
     check_trainable(corpus)
-    if transfer_args.augmentation != "none" and guard is None:
+    adds_rows = transfer_args.augmentation != "none" and not is_stage
+    if adds_rows and guard is None:
         guard = LeakageGuard(corpus.source)
         guard.protect_splits(corpus)
     if data_args.cv_folds is not None:
@@ -286,12 +289,16 @@ def read_corpus(
             raise InputError(f"the sample limit of {split} is {limit}; want at least 1")
         if limit is not None and split in corpus.splits:
             corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+    if data_args.bagging:
+        bootstrap_groups(corpus, seed)
     check_trainable(corpus)
-    if transfer_args.augmentation != "none" and not is_stage:
+    if adds_rows:
         guard.protect_splits(corpus)  # the fold too
         rows = load_transfer_rows(transfer_args, label_names=corpus.label_names, guard=guard, **reading)
         transferred = choose_rows(rows, transfer_args, seed, present=rows_by_label(corpus))
         add_rows(corpus, transferred)
+    if transfer_args.distill_from:
+        soften_labels(corpus, Path(transfer_args.distill_from), transferred)
     return corpus, transferred, guard
 
 
@@ -376,8 +383,8 @@ def save_model(folder: Path, trainer: TokenBudgetTrainer, tokenizer: PreTrainedT
 
 
 def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
-    """predictions.tsv: split, id, gold, predicted and a probability per label; predictions_EMO.tsv for the test rows
-    in the shared task's form, one label a line."""
+    """predictions.tsv: split, id, group (its writer, if known), gold, predicted and a probability per label;
+    predictions_EMO.tsv for the test rows in the shared task's form, one label a line."""
     multi_label = corpus.problem_type == "multi_label_classification"
 
     def name(classes: np.ndarray) -> str:
@@ -387,14 +394,16 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
 
     with open(folder / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["split", "id", "gold", "predicted", *corpus.label_names])
+        writer.writerow(["split", "id", "group", "gold", "predicted", *corpus.label_names])
         for split, rows in probabilities.items():
             labelled = "labels" in corpus.splits[split].column_names
             gold = corpus.classes(split) if labelled else [None] * len(rows)
             predicted = rows > 0.5 if multi_label else rows.argmax(axis=1)
-            for row_id, truth, guess, row in zip(corpus.splits[split]["id"], gold, predicted, rows, strict=True):
+            ids = corpus.splits[split]["id"]
+            groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else [""] * len(ids)
+            for row_id, group, truth, guess, row in zip(ids, groups, gold, predicted, rows, strict=True):
                 truth = "" if truth is None else name(truth)
-                writer.writerow([split, row_id, truth, name(guess), *(f"{value:.9g}" for value in row)])
+                writer.writerow([split, row_id, group, truth, name(guess), *(f"{value:.9g}" for value in row)])
     if "test" in probabilities and not multi_label:
         lines = [corpus.label_names[label] for label in probabilities["test"].argmax(axis=1)]
         (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -32,25 +32,15 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser, corpus_arguments, read_recipe
+from trainer_ext.arguments import corpus_arguments
 from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.members import Member, Members, resolve
+from trainer_ext.members import OWN, SHARED, Member, Members, flags_given, inner_validation, read_variants, resolve
 from trainer_ext.plots import plot_comparison
 from trainer_ext.run_folder import write_json, write_text
 
-INNER_VALIDATION = 20  # percent of the training writers, where a variant chooses its epoch
-KEYS = {"recipe", "settings", "variants", "seeds", "cv_folds", "columns"}
-# A variant changes how a model learns, not what it is scored on.
-SHARED = {
-    "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_split_name",
-    "validation_split_name", "split_column_name", "text_column_name", "label_column_name", "group_column_name",
-    "id_column_name", "label_set",
-}  # fmt: skip
-# What the comparison itself decides.
-OWN = {"seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
-       "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples"}  # fmt: skip
+KEYS = ("seeds", "cv_folds", "columns")  # of the YAML file, besides what is compared
 
 
 def main() -> None:
@@ -107,7 +97,7 @@ def main() -> None:
     # ---- Figures --------------------------------------------------------------------------------------------------
     ids = rows["id"][:]
     systems = {
-        name: np.stack([collect(members, of_seed, ids, "test" if folds else "validation") for of_seed in of_variant])
+        name: np.stack([members.collect(of_seed, ids, "test" if folds else "validation") for of_seed in of_variant])
         for name, of_variant in variants.items()
     }
     gold = corpus.classes(split)
@@ -177,65 +167,9 @@ def parser() -> argparse.ArgumentParser:
 
 def read_comparison(path: Path) -> dict:
     """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
-    content = read_recipe(path)
-    if unknown := sorted(map(str, content.keys() - KEYS)):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(KEYS))}")
-    variants = content.get("variants")
-    if not isinstance(variants, dict) or not variants:
-        raise InputError(f"{path}: no variants; want `variants:` with a name and flags for each")
-    settings = {}
-    if content.get("recipe"):
-        settings = read_recipe(path.parent / content["recipe"])
-        settings = {key: value for key, value in settings.items() if key not in OWN}
-    settings |= content.get("settings") or {}
-    for name, overrides in variants.items():
-        overrides = variants[name] = overrides or {}
-        if not isinstance(overrides, dict):
-            raise InputError(f"{path}, {name}: {overrides!r}; want flags of run_classify.py, `{{flag: value}}`")
-        if barred := sorted((OWN | SHARED) & overrides.keys()):
-            raise InputError(f"{path}, {name}: {barred[0]} is the same for all variants; put it under settings")
-        resolve({**settings, **overrides}, f"{path}, {name}")
-    return {
-        "settings": settings,
-        "variants": {str(name): overrides for name, overrides in variants.items()},
-        "seeds": content.get("seeds", [1]),
-        "cv_folds": content.get("cv_folds", 5),
-        "columns": content.get("columns", []),
-    }
-
-
-def flags_given(argv: list[str]) -> dict:
-    """Flags of run_classify.py on the command line, by name, as they were written.
-
-    Raises:
-        InputError: for an unknown flag, or a value that does not fit.
-    """
-    checker = RecipeParser(CLASSIFY_ARGUMENTS)
-    checker.parse(["--output_dir", "-", *argv])
-    for action in checker._actions:
-        action.default = argparse.SUPPRESS
-    given, _ = checker.parse_known_args(argv)
-    return vars(given)
-
-
-def inner_validation(flags: dict, folds: int, name: str) -> dict:
-    """What a variant that chooses its epoch needs: writers of its own training rows to choose on."""
-    if flags.get("select") != "best_on_dev":
-        return {}
-    if not folds:
-        raise InputError(
-            f"{name}: --select best_on_dev would be scored on the rows that chose its epoch; use --cv_folds"
-        )
-    return {} if flags.get("validation_split_percentage") else {"validation_split_percentage": INNER_VALIDATION}
-
-
-def collect(members: Members, of_seed: list[Member], ids: list[str], split: str) -> np.ndarray:
-    """Probabilities `(rows, labels)` in the order of `ids`, each row's from the member that held it out."""
-    found: dict[str, np.ndarray] = {}
-    for member in of_seed:
-        probabilities = members.probabilities(member)
-        found |= dict(zip(probabilities.ids[split], probabilities.values[split], strict=True))
-    return np.stack([found[row_id] for row_id in ids])
+    settings, variants, rest = read_variants(path, "variants", KEYS, OWN | SHARED)
+    defaults = {"seeds": [1], "cv_folds": 5, "columns": []}
+    return {"settings": settings, "variants": variants} | defaults | rest
 
 
 def command() -> None:

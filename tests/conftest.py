@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel, DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
 
 import run_classify as script
 
@@ -142,6 +142,43 @@ def finished(bert_folder, tmp_path_factory):
 
     folder, done = once(tmp_path_factory, "finished", make)
     return folder / "model", done
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory, v3_folder, bert_folder):
+    """Three members of two sizes and two tokenizers, and their ensemble."""
+
+    def make(folder):
+        other = AutoTokenizer.from_pretrained(bert_folder)
+        other.add_tokens(["evacuation"])
+        other_folder = folder / "checkpoint"
+        bert = BertModel.from_pretrained(bert_folder)
+        bert.resize_token_embeddings(len(other))
+        bert.save_pretrained(other_folder)
+        other.save_pretrained(other_folder)
+        flags = [*ESSAY_FLAGS, "--max_steps", 12, "--max_predict_samples", 20]
+        for name, checkpoint, more in (
+            ("first", v3_folder, []),
+            ("cls", v3_folder, ["--pooling", "cls", "--seed", 7]),
+            ("other", other_folder, ["--classifier_hidden_size", 16]),
+        ):
+            command = [
+                *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", checkpoint, *flags, *more),
+                *("--output_dir", folder / name),
+            ]
+            done = subprocess.run([*map(str, command)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            assert done.returncode == 0, done.stderr[-4000:]
+        command = [sys.executable, ROOT / "run_fuse.py", "--members", "first", "cls", "other", "--fusion", "weighted"]
+        return subprocess.run(
+            [*map(str, command), "--output_dir", "all"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    folder, done = once(tmp_path_factory, "fused", make)
+    return folder, done
 
 
 @pytest.fixture

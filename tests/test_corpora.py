@@ -1,5 +1,6 @@
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from trainer_ext.corpora import (
     WASSA_LABELS,
     Corpus,
+    bootstrap_groups,
     check_trainable,
     cross_validation_folds,
     hold_out_fold,
@@ -321,6 +323,28 @@ def test_folds_keep_groups_whole_and_classes_in_their_shares(seed):
         held_out = classes[folds == fold]
         assert np.abs(np.bincount(held_out, minlength=labels) / len(held_out) - whole).max() < 0.03
         assert abs(len(held_out) / len(classes) - 0.2) < 0.03
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=4, max_size=60), st.integers(0, 2**32 - 1))
+def test_a_bootstrap_shares_no_writer_with_the_rows_that_it_leaves_out(writers, seed):
+    columns = {
+        "id": [str(i) for i in range(len(writers))],
+        "group": [str(writer) for writer in writers],
+        "labels": [0] * len(writers),
+    }
+    corpus = Corpus({"train": Dataset.from_dict(columns)}, ["a"], "single_label_classification", "random")
+    bootstrap_groups(corpus, seed)
+    drawn = corpus.splits["train"]
+    out_of_bag = set(columns["id"]) - set(drawn["id"])
+    assert not {columns["group"][int(row)] for row in out_of_bag} & set(drawn["group"])
+    times = Counter(drawn["id"])
+    by_writer = {
+        writer: {times[row] for row, of in zip(columns["id"], columns["group"], strict=True) if of == writer}
+        for writer in set(columns["group"])
+    }
+    assert all(len(counts) == 1 for counts in by_writer.values())  # a writer's rows come together
+    assert sum(counts.pop() for counts in by_writer.values()) == len(set(writers))
 
 
 def test_a_fold_is_held_out_as_test_and_the_rest_trains():

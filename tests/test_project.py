@@ -25,7 +25,7 @@ OURS = {
     "run_mlm",
     "trainer_ext",
 }
-SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export", "run_mlm"}
+SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export", "run_fuse", "run_mlm"}
 
 
 def imports_of(path) -> set[str]:
@@ -67,21 +67,22 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta, run_classify, run_compare, run_export, run_mlm, trainer_ext.model_card
-for module in (modeling_emodeberta, run_classify, run_compare, run_export, run_mlm, trainer_ext.model_card):
+import modeling_emodeberta, run_classify, run_compare, run_export, run_fuse, run_mlm, trainer_ext.model_card
+for module in (modeling_emodeberta, run_classify, run_compare, run_export, run_fuse, run_mlm, trainer_ext.model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 assert trainer_ext.model_card.TEMPLATE.is_file() and trainer_ext.model_card.PRETRAINING_TEMPLATE.is_file()
+assert trainer_ext.model_card.ENSEMBLE_TEMPLATE.is_file()
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
 
 
-def test_the_readmes_code_runs(finished, tmp_path):
-    folder, _ = finished
+def test_the_readmes_code_runs(finished, fused, tmp_path):
     (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "quickstart").symlink_to(folder)
+    (tmp_path / "outputs" / "quickstart").symlink_to(finished[0])
+    (tmp_path / "outputs" / "ensemble").symlink_to(fused[0] / "all")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         done = subprocess.run(
             [sys.executable, "-c", block],
@@ -94,8 +95,10 @@ def test_the_readmes_code_runs(finished, tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_cards_code_runs(finished, tmp_path):
-    folder, _ = finished
+@pytest.mark.parametrize("kind", ["finished", "fused"])
+def test_the_cards_code_runs(kind, request, tmp_path):
+    folder, _ = request.getfixturevalue(kind)
+    folder = folder if kind == "finished" else folder / "all"
     (block,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-c", block],

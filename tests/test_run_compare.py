@@ -159,7 +159,7 @@ def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
     draw = random.Random(0)
     for _ in range(3):
         process = start(*arguments, cwd=comparison, popen=True)
-        time.sleep(draw.uniform(8, 25))
+        time.sleep(draw.uniform(4, 12))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     done = start(*arguments, cwd=comparison)

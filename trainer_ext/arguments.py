@@ -112,6 +112,11 @@ class DataArguments:
         "and hold out --cv_fold as the test split; other splits are left out. run_compare.py runs them all.",
     )
     cv_fold: int = _flag(0, "Which of --cv_folds to hold out, counted from 0.")
+    bagging: bool = _flag(
+        False,
+        "Train on a bootstrap sample: as many writers as there are, drawn by --seed with replacement, each with all "
+        "rows (Breiman 1996; how the paper's late fusion makes its models differ).",
+    )
     text_column_name: str | None = _flag(
         None, "Column with the text; text if not given.", aliases=["--text_column_names"]
     )
@@ -184,6 +189,12 @@ class TransferArguments(TargetArguments):
         None,
         "Join texts of one label to about so many words (half to one and a half times as many), before rows are "
         "chosen: comments have 13 words, WASSA's essays 82.",
+    )
+    distill_from: str | None = _flag(
+        None,
+        "Folder of run_fuse.py's recipe: learn the ensemble's distribution in place of the labels. The target's "
+        "training rows get its out-of-fold one, from members that did not see them; rows of --transfer_datasets what "
+        "it predicts for them.",
     )
 
 

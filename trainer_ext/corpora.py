@@ -233,8 +233,12 @@ def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
             "than groups"
         )
     classes = corpus.classes("train")
-    classes = classes.argmax(axis=1) if classes.ndim == 2 else classes
-    one_hot = np.eye(len(corpus.label_names))[classes]
+    return group_folds(classes.argmax(axis=1) if classes.ndim == 2 else classes, groups, folds)
+
+
+def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> np.ndarray:
+    """The fold, 0 to `folds - 1`, of rows with these class ids and groups; see [`cross_validation_folds`]."""
+    one_hot = np.eye(classes.max() + 1)[classes]
     best, found = np.inf, np.zeros(len(classes), dtype=int)
     for seed in range(20):
         assigned = np.zeros(len(classes), dtype=int)
@@ -262,6 +266,16 @@ def hold_out_fold(corpus: Corpus, folds: int, fold: int) -> None:
     train, assigned = corpus.splits["train"], cross_validation_folds(corpus, folds)
     held_out = train.select(np.flatnonzero(assigned == fold))
     corpus.splits = {"train": train.select(np.flatnonzero(assigned != fold)), "test": held_out}
+
+
+def bootstrap_groups(corpus: Corpus, seed: int) -> None:
+    """Make the training rows a bootstrap sample of themselves, in place, for bagging (Breiman 1996): as many groups as
+    there are, drawn with replacement, each with all of its rows, once for each time that it is drawn."""
+    train = corpus.splits["train"]
+    groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
+    names, of_row = np.unique(groups, return_inverse=True)
+    times = np.bincount(np.random.default_rng(seed).integers(len(names), size=len(names)), minlength=len(names))
+    corpus.splits["train"] = train.select(np.repeat(np.arange(len(groups)), times[of_row]))
 
 
 def check_trainable(corpus: Corpus) -> None:

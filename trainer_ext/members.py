@@ -6,6 +6,7 @@ One that is finished is not trained again, one that was killed goes on from its 
 twice at a time: a lock is held by the driver and by the training process, whichever lives longer.
 """
 
+import argparse
 import csv
 import fcntl
 import hashlib
@@ -34,7 +35,7 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from .arguments import CLASSIFY_ARGUMENTS, RecipeParser, recipe_arguments, training_settings
+from .arguments import CLASSIFY_ARGUMENTS, RecipeParser, read_recipe, recipe_arguments, training_settings
 from .augmentation import transfer_digest
 from .corpora import Corpus
 from .errors import InputError
@@ -49,6 +50,16 @@ LIBRARIES = ("torch", "transformers", "accelerate", "scikit-learn")
 RECORD = "member.json"  # written last: a folder that has it is finished
 PROBABILITIES = "probabilities.safetensors"
 RUN = "run"
+INNER_VALIDATION = 20  # percent of the training writers, where a member chooses its epoch
+# A variant changes how a model learns, not what it is scored on.
+SHARED = {
+    "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_split_name",
+    "validation_split_name", "split_column_name", "text_column_name", "label_column_name", "group_column_name",
+    "id_column_name", "label_set",
+}  # fmt: skip
+# What whoever starts many trainings decides.
+OWN = {"seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
+       "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples"}  # fmt: skip
 
 
 @dataclass
@@ -100,6 +111,65 @@ def resolve(flags: dict[str, Any], source: str) -> tuple[Any, ...]:
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(source) else f"{source}: {message}") from error
+
+
+def flags_given(argv: list[str]) -> dict:
+    """Flags of run_classify.py on the command line, by name, as they were written.
+
+    Raises:
+        InputError: for an unknown flag, or a value that does not fit.
+    """
+    checker = RecipeParser(CLASSIFY_ARGUMENTS)
+    checker.parse(["--output_dir", "-", *argv])
+    for action in checker._actions:
+        action.default = argparse.SUPPRESS
+    given, _ = checker.parse_known_args(argv)
+    return vars(given)
+
+
+def read_variants(
+    path: Path, key: str, other_keys: Sequence[str], barred: set[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
+    """A YAML file with `recipe` (a file of flags beside it), `settings` over those, and flags by name under `key`.
+
+    Returns:
+        The shared flags; the flags of each name; the other keys that the file has.
+
+    Raises:
+        InputError: for an unknown key or flag, a value that does not fit, or one of the flags in `barred`.
+    """
+    content = read_recipe(path)
+    known = {"recipe", "settings", key, *other_keys}
+    if unknown := sorted(map(str, content.keys() - known)):
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(known))}")
+    variants = content.get(key)
+    if not isinstance(variants, dict) or not variants:
+        raise InputError(f"{path}: no {key}; want `{key}:` with a name and flags for each")
+    settings = {}
+    if content.get("recipe"):
+        settings = read_recipe(path.parent / content["recipe"])
+        settings = {flag: value for flag, value in settings.items() if flag not in OWN}
+    settings |= content.get("settings") or {}
+    for name, overrides in variants.items():
+        overrides = variants[name] = overrides or {}
+        if not isinstance(overrides, dict):
+            raise InputError(f"{path}, {name}: {overrides!r}; want flags of run_classify.py, `{{flag: value}}`")
+        if found := sorted(barred & overrides.keys()):
+            raise InputError(f"{path}, {name}: {found[0]} is the same for all {key}; put it under settings")
+        resolve({**settings, **overrides}, f"{path}, {name}")
+    rest = {name: content[name] for name in other_keys if name in content}
+    return settings, {str(name): overrides for name, overrides in variants.items()}, rest
+
+
+def inner_validation(flags: dict, folds: int, name: str) -> dict:
+    """What a variant that chooses its epoch needs: writers of its own training rows to choose on."""
+    if flags.get("select") != "best_on_dev":
+        return {}
+    if not folds:
+        raise InputError(
+            f"{name}: --select best_on_dev would be scored on the rows that chose its epoch; use --cv_folds"
+        )
+    return {} if flags.get("validation_split_percentage") else {"validation_split_percentage": INNER_VALIDATION}
 
 
 def checkpoint_digest(name: str) -> str:
@@ -162,7 +232,9 @@ class Members:
         changed = {name: value for name, value in settings.items() if value != self._defaults[name]}
         for name in ("train_file", "validation_file", "test_file"):
             changed.pop(name, None)  # their rows are in `data`
-        changed["model_name_or_path"] = checkpoint_digest(settings["model_name_or_path"])
+        for name in ("model_name_or_path", "distill_from"):
+            if changed.get(name):
+                changed[name] = checkpoint_digest(changed[name])
         identity = {
             "settings": changed, "data": self._data, "computation": COMPUTATION, "libraries": self._libraries
         }  # fmt: skip
@@ -203,6 +275,14 @@ class Members:
             values = {split: file.get_tensor(split) for split in described["ids"]}
         return Probabilities(described["ids"], values, described["labels"])
 
+    def collect(self, of_folds: Sequence[Member], ids: Sequence[str], split: str) -> np.ndarray:
+        """Probabilities `(rows, labels)` in the order of `ids`, each row's from the member that held it out."""
+        found: dict[str, np.ndarray] = {}
+        for member in of_folds:
+            probabilities = self.probabilities(member)
+            found |= dict(zip(probabilities.ids[split], probabilities.values[split], strict=True))
+        return np.stack([found[row_id] for row_id in ids])
+
     def estimate(self, members: Sequence[Member]) -> float:
         """About how many seconds the unfinished ones of these would take, so many jobs at a time.
 
@@ -213,7 +293,7 @@ class Members:
         rates = [
             record["seconds"] / record["gflop"]
             for record in records
-            if record["machine"] == machine(self.jobs) and not record["resumed"]
+            if record["machine"] == machine(self.jobs) and not record["resumed"] and record["gflop"]
         ]
         todo = {self.path(member): member for member in members if not self.finished(member)}
         work = sum(self._gflop(member) for member in todo.values())
@@ -393,10 +473,10 @@ def _convert_predictions(source: Path, target: Path) -> None:
         header, *rows = csv.reader(file, delimiter="\t")
     ids: dict[str, list[str]] = {}
     values: dict[str, list[list[float]]] = {}
-    for split, row_id, _, _, *numbers in rows:
+    for split, row_id, _, _, _, *numbers in rows:
         ids.setdefault(split, []).append(row_id)
         values.setdefault(split, []).append([float(number) for number in numbers])
-    described = json.dumps({"ids": ids, "labels": header[4:]}, ensure_ascii=False)
+    described = json.dumps({"ids": ids, "labels": header[5:]}, ensure_ascii=False)
     tensors = {split: np.array(numbers, dtype=np.float32) for split, numbers in values.items()}
     partial = target.with_suffix(".partial")
     save_file(tensors, partial, metadata={"emodeberta": described})

@@ -1,12 +1,15 @@
 """The README.md of an output folder, filled from the run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .fusion_folder import EnsembleMember
 from .metrics import SEVEN_FIGURES
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+ENSEMBLE_TEMPLATE = Path(__file__).with_name("ensemble_card_template.md")
 PRETRAINING_TEMPLATE = Path(__file__).with_name("pretraining_card_template.md")
 
 
@@ -110,6 +113,29 @@ def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **
         model_name=model_name,
         base_model=base_model,
         **facts,
+    )
+    target.write_text(str(card), encoding="utf-8")
+
+
+def write_ensemble_card(
+    target: Path, model_name: str, members: Sequence[EnsembleMember], figures: dict, command: str
+) -> None:
+    """The card of `run_fuse.py`'s folder; `figures` are those of its fusion.json."""
+    data = ModelCardData(
+        language="en",
+        license="other" if any(member.licence == "other" for member in members) else None,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["emotion", "emodeberta", "deberta-v2", "ensemble"],
+        model_name=model_name,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=ENSEMBLE_TEMPLATE.read_text(encoding="utf-8"),
+        model_name=model_name,
+        command=command,
+        restricted=[member.name for member in members if member.licence == "other"],
+        **figures,
     )
     target.write_text(str(card), encoding="utf-8")
 

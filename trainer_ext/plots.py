@@ -89,3 +89,20 @@ def plot_pretraining(source: Path, target: Path) -> None:
     if loss_axes.lines or perplexity_axes.lines:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(target, dpi=150)
+
+
+def plot_reliability(source: Path, target: Path) -> None:
+    """Draw `run_fuse.py`'s JSON: accuracy by confidence, before and after the temperature."""
+    content = json.loads(source.read_text(encoding="utf-8"))["calibration"]
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    for name, color in (("before", "tab:gray"), ("after", "tab:blue")):
+        bins = content[name]["reliability"]
+        most = max(part["rows"] for part in bins)
+        points = [(part["confidence"], part["accuracy"], 12 + 120 * part["rows"] / most) for part in bins]
+        label = f"{name} the temperature: error {content[name]['expected_calibration_error']:.3f}"
+        axes.scatter(*zip(*points, strict=True), color=color, alpha=0.7, label=label)
+    axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left", frameon=False)
+    figure.savefig(target, dpi=150)

@@ -27,7 +27,8 @@ _SETTINGS = "run.json"
 _STAGING = ".incomplete"
 # What a run leaves in its folder; an overwritten run's files go, so that none of them passes for the new one's.
 _OUTPUTS = (
-    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "learning_curve.*", "left_out.json",
+    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*", "learning_curve.*",
+    "left_out.json", "reliability.png",
     "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "*token*", "vocab.txt",
     "spm.model",
 )  # fmt: skip
@@ -90,7 +91,7 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         for pattern in _OUTPUTS:
             for path in folder.glob(pattern):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     write_json(folder / CHECKPOINTS / _SETTINGS, settings)

@@ -174,7 +174,7 @@ def warm_start(
         if config.relative_attention:
             fresh += ["encoder.rel_embeddings.", "encoder.LayerNorm.", ".pos_key_proj.", ".pos_query_proj."]
     try:
-        with _library_load_report_off():
+        with library_quiet():
             model, info = model_class.from_pretrained(
                 path,
                 config=config,
@@ -227,9 +227,10 @@ def load_tokenizer(
     if path == name:
         access["revision"] = revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
-        )
+        with library_quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
+            )
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: no tokenizer there ({_first_line(error)}); give --tokenizer_name") from error
     if config.position_biased_input and max_seq_length > config.max_position_embeddings:
@@ -248,8 +249,9 @@ def load_tokenizer(
 
 
 @contextmanager
-def _library_load_report_off():
-    """The library prints a table of every key; `_check_loaded` says what matters in two lines."""
+def library_quiet():
+    """Without the library's warnings: a table of every key, where `_check_loaded` says what matters in two lines, and
+    that it does not know the model's type."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

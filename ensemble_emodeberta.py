@@ -1,0 +1,165 @@
+"""Late fusion: several EmoDeBERTa classifiers behind one model (LingJing, WASSA 2022; paper, section 2.4).
+
+Shipped inside every saved ensemble; loads with `trust_remote_code=True` where the project is not installed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+try:
+    from .configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+    from .modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
+    from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
+except ImportError:
+    from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+    from modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
+    from pipeline_emodeberta import EmotionPipeline
+
+# Share of the mean probability in a hard vote's distribution: small enough that a vote always outweighs it.
+SMOOTHING = 1e-3
+
+
+def fuse(probabilities: torch.Tensor, fusion: str, weights: Sequence[float] | None = None) -> torch.Tensor:
+    """One distribution from those of several members.
+
+    Args:
+        probabilities: `(members, rows, labels)`, each row a distribution.
+        fusion: `hard`: the share of members for whom a label is the most probable, and, so that ties and labels
+            without a vote stay in order, a small share of the mean probability. `soft`: the mean probability.
+        weights: One a member, adding up to 1, for `soft`.
+
+    Returns:
+        `(rows, labels)`, each row a distribution.
+    """
+    if fusion == "soft":
+        if weights is None:
+            return probabilities.mean(dim=0)
+        return torch.einsum("m,mrl->rl", probabilities.new_tensor(weights), probabilities)
+    votes = nn.functional.one_hot(probabilities.argmax(dim=-1), probabilities.shape[-1]).to(probabilities.dtype)
+    return (votes.mean(dim=0) + SMOOTHING * probabilities.mean(dim=0)) / (1 + SMOOTHING)
+
+
+def to_logits(distribution: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Logarithm of a distribution, divided by the temperature; finite."""
+    return distribution.clamp(min=torch.finfo(distribution.dtype).tiny).log() / temperature
+
+
+@dataclass
+class EnsembleOutput(ModelOutput):
+    """Of an ensemble.
+
+    Attributes:
+        loss: If there are labels.
+        logits: `(batch, labels)`, the logarithm of the fused distribution over the temperature; float32.
+        member_logits: `(batch, members, labels)`, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    member_logits: torch.Tensor | None = None
+
+
+class _EnsemblePreTrainedModel(PreTrainedModel):
+    config_class = EmoDebertaEnsembleConfig
+    config: EmoDebertaEnsembleConfig
+    _supports_sdpa = True
+    _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
+
+    def __init__(self, config: EmoDebertaEnsembleConfig):
+        super().__init__(config)
+        if not config.members:
+            raise ValueError("an ensemble needs members; config.members has none")
+        configs = [EmoDebertaConfig(**values) for values in config.members]
+        for member in configs:
+            member._attn_implementation = config._attn_implementation
+        self.members = nn.ModuleList(map(EmoDebertaForSequenceClassification, configs))
+        self.post_init()
+
+    def with_inputs(
+        self, inputs: dict[str, torch.Tensor | None]
+    ) -> Iterator[tuple[EmoDebertaForSequenceClassification, dict[str, torch.Tensor]]]:
+        """Each member with its tokenizer's inputs: `input_ids` of family 0, `input_ids_1` of family 1, and so on."""
+        for member, family in zip(self.members, self.config.families or [0] * len(self.members), strict=True):
+            suffix = f"_{family}" if family else ""
+            if inputs.get(f"input_ids{suffix}") is None:
+                raise ValueError(
+                    f"no input_ids{suffix}: the members use {max(self.config.families or [0]) + 1} tokenizers, and "
+                    "each wants its own inputs; EmotionPipeline sees to it"
+                )
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            found = {name: inputs.get(f"{name}{suffix}") for name in names}
+            yield member, {name: value for name, value in found.items() if value is not None}
+
+
+class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
+    """The fused answer of the classifiers in `members`; each keeps its weights, size and pooling."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_member_logits: bool = False,
+        return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **other_families: torch.Tensor,
+    ) -> tuple | EnsembleOutput:
+        """Classify a batch.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, of family 0.
+            labels, num_items_in_batch: Of [`classification_loss`].
+            output_member_logits: Also return the members' own logits.
+            other_families: `input_ids_1`, `attention_mask_1` and so on, of the other tokenizers' families.
+
+        Returns:
+            [`EnsembleOutput`], or with `return_dict=False` a tuple of what it holds.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= other_families
+        logits = torch.stack([member(**own).logits for member, own in self.with_inputs(inputs)])
+        fused = fuse(logits.softmax(dim=-1), self.config.fusion, self.config.weights)
+        outputs = EnsembleOutput(
+            logits=to_logits(fused, self.config.temperature),
+            member_logits=logits.transpose(0, 1) if output_member_logits else None,
+        )
+        if labels is not None:
+            outputs.loss = classification_loss(outputs.logits, labels, self.members[0].config, num_items_in_batch)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+
+class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
+    """What `AutoModel` gives: the members' text vectors, side by side.
+
+    `pooler_output` is `(batch, sum of the members' hidden sizes)`, in the members' order. There is no
+    `last_hidden_state`: members of several tokenizers have no tokens in common.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **other_families: torch.Tensor,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Encode a batch; inputs as `EmoDebertaEnsembleForSequenceClassification`."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= other_families
+        pooled = [member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)]
+        outputs = BaseModelOutputWithPooling(pooler_output=torch.cat(pooled, dim=-1))
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+
+EmoDebertaEnsembleModel.register_for_auto_class("AutoModel")
+EmoDebertaEnsembleForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = ["EmoDebertaEnsembleForSequenceClassification", "EmoDebertaEnsembleModel", "EmotionPipeline"]

@@ -1,0 +1,168 @@
+"""Late fusion: the vote of several models as one model, in one folder, behind one pipeline (paper, section 2.4).
+
+    python run_fuse.py recipes/fuse/wassa2022.yaml --data_dir ../shared/data --output_dir outputs/ensemble
+    python run_fuse.py --members outputs/a outputs/b outputs/c --output_dir outputs/ensemble
+
+Members that differ in more than the seed are what makes a vote better than one model. A recipe trains them:
+
+    recipe: ../wassa2022.yaml          # flags of run_classify.py that all share, relative to this file; optional
+    settings: {num_train_epochs: 4}    # more of them; optional
+    members:
+      mean: {}
+      "[CLS]": {pooling: cls, seed: 2}
+      bagged: {bagging: true, child_tuning: F, seed: 3}
+    cv_folds: 5                        # optional
+
+Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Trainings are kept
+in --members_dir by the hash of what decides their result, as run_compare.py's are. With --members, output folders of
+run_classify.py are fused that are there already: the figures are then about the labelled rows of their
+predictions.tsv, of validation if there are some, else of test. Sizes and tokenizers may differ, labels may not.
+
+--fusion is the rule that the folder keeps:
+
+    hard       majority of the members' decisions; ties go to the higher mean probability (the paper's)
+    soft       mean of their probabilities
+    weighted   mean with weights fitted to the labelled rows
+    selected   greedy ensemble selection on the labelled rows
+
+All four are compared, what is fitted on writers that it is not scored on; the folder gets the weights and the
+temperature fitted on all rows. It holds the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json
+with the figures, a plot, a reliability diagram and a card; AutoModelForSequenceClassification and
+pipeline("text-classification") load it with trust_remote_code=True.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from trainer_ext import run_folder
+from trainer_ext.arguments import corpus_arguments
+from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
+from trainer_ext.distillation import write_out_of_fold
+from trainer_ext.errors import InputError, run_command
+from trainer_ext.fusion import FUSIONS, fuse_cross_fitted
+from trainer_ext.fusion_folder import EnsembleMember, compare_folders, compare_fusions, read_members, save_ensemble
+from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, read_variants, resolve
+from trainer_ext.model_card import write_ensemble_card
+from trainer_ext.plots import plot_comparison, plot_reliability
+
+logger = logging.getLogger("run_fuse")
+
+
+def main() -> None:
+    args, rest = parser().parse_known_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if (args.recipe is None) == (args.members is None):
+        raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
+    run_folder.check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    if args.recipe is None:
+        if rest:
+            raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
+        members = read_members(args.members, args.names)
+        figures, out_of_fold = compare_folders(members, args.fusion), None
+    else:
+        members, figures, out_of_fold = train_members(args, flags_given(rest))
+    command = f"python run_fuse.py {shlex.join(sys.argv[1:])}"
+    run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
+    with run_folder.staged(args.output_dir) as folder:
+        save_ensemble(folder, members, args.fusion, figures)
+        if out_of_fold is not None:
+            write_out_of_fold(folder, *out_of_fold)
+        run_folder.write_json(folder / "fusion.json", figures | {"command": command})
+        if figures["variants"]:
+            plot_comparison(folder / "fusion.json", folder / "fusion.png")
+            plot_reliability(folder / "fusion.json", folder / "reliability.png")
+        write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command)
+        results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
+        run_folder.write_json(folder / run_folder.RESULTS, results)
+    print_figures(figures)
+    print(f"saved to {args.output_dir}/")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s RECIPE.yaml --output_dir FOLDER [--flag of run_classify.py value ...]\n"
+        "       %(prog)s --members FOLDER FOLDER ... --output_dir FOLDER",
+        allow_abbrev=False,
+    )
+    made.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml", help="members to train; see above")
+    made.add_argument("--members", nargs="+", type=Path, metavar="FOLDER", help="members that are there; see above")
+    made.add_argument("--names", nargs="+", help="what to call --members (default: the folders' names)")
+    made.add_argument("--fusion", choices=FUSIONS, default="hard", help="the folder's rule (default: hard)")
+    made.add_argument("--output_dir", type=Path, required=True, help="where the ensemble goes")
+    made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble that is there")
+    made.add_argument("--members_dir", type=Path, default=Path("results/members"), help="default: results/members")
+    made.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, or one)")
+    made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
+    return made
+
+
+def train_members(
+    args: argparse.Namespace, flags: dict
+) -> tuple[list[EnsembleMember], dict, tuple[list[str], np.ndarray]]:
+    """The recipe's members, trained on all training rows; what cross-validation says of their fusion; and the training
+    rows' ids with what members that did not see them say of them, fused."""
+    settings, overrides, rest = read_variants(args.recipe, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
+    shared, folds = settings | flags, rest.get("cv_folds", 5)
+    if taken := sorted(OWN & shared.keys()):
+        raise InputError(f"{args.recipe}: {taken[0]} is not for run_fuse.py's members; see --help")
+    first = resolve(shared, str(args.recipe))
+    corpus = load_corpus(**corpus_arguments(first[1], first[0]))
+    check_trainable(corpus)
+    gold, rows = corpus.classes("train"), corpus.splits["train"]
+    if gold.ndim == 2:
+        raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
+    groups = rows["group"][:] if "group" in rows.column_names else None
+    assigned = cross_validation_folds(corpus, folds)
+
+    driver = Members(args.members_dir, shared, corpus, str(args.recipe), args.jobs)
+    held_out, whole = {}, {}
+    for name, of_member in overrides.items():
+        of_member = dict(of_member)
+        seed = of_member.pop("seed", 1)
+        if of_member.get("select", shared.get("select")) == "best_on_dev":
+            raise InputError(f"{args.recipe}, {name}: select best_on_dev is for single models; fix the epochs here")
+        held_out[name] = [
+            Member(of_member, (folds, fold), seed, f"{name}, seed {seed}, fold {fold}") for fold in range(folds)
+        ]
+        whole[name] = Member(of_member, None, seed, f"{name}, seed {seed}, all rows")
+    every = [*(member for of_name in held_out.values() for member in of_name), *whole.values()]
+    if args.plan:
+        todo = sum(not driver.finished(member) for member in every)
+        print(
+            f"{len(whole)} members, {folds} folds and all rows: {len(every)} trainings, {len(every) - todo} of them ",
+            end="",
+        )
+        print(f"done; the rest takes about {driver.estimate(every) / 3600:.1f} h")
+        sys.exit()
+    driver.train(every[: -len(whole)])
+    driver.train(list(whole.values()), keep_models=True)
+    probabilities = np.stack([driver.collect(of_name, rows["id"][:], "test") for of_name in held_out.values()])
+    names = list(whole)
+    figures = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion)
+    members = read_members([driver.path(member) / RUN for member in whole.values()], names)
+    fused = fuse_cross_fitted(args.fusion, probabilities, gold, assigned)
+    figures |= {"scored_on": f"training rows, {folds}-fold cross-validation,"}
+    return members, figures, (rows["id"][:], fused)
+
+
+def print_figures(figures: dict) -> None:
+    """Macro F1 of each member and each rule, where there are labelled rows."""
+    for row in figures["variants"]:
+        low, high = row["interval"]
+        print(f"{row['name']:40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})")
+
+
+def command() -> None:
+    """Console entry point."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()

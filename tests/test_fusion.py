@@ -1,0 +1,405 @@
+"""Late fusion: votes against brute force, what is fitted against noise, and one folder from many."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ESSAYS, ROOT
+from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+from transformers import PreTrainedTokenizerFast
+
+import run_fuse
+from configuration_emodeberta import EmoDebertaEnsembleConfig
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.augmentation import TransferRows
+from trainer_ext.calibration import (
+    apply_temperature,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+)
+from trainer_ext.corpora import WASSA_LABELS, Corpus, group_folds
+from trainer_ext.distillation import soften_labels, write_out_of_fold
+from trainer_ext.errors import InputError
+from trainer_ext.fusion import (
+    _macro_f1,
+    apply,
+    cross_fitted,
+    disagreement,
+    fit,
+    fit_weights,
+    hard_vote,
+    select_greedily,
+    soft_vote,
+)
+from trainer_ext.members import OWN, SHARED, read_variants
+
+
+def random_members(members, rows, labels, seed, sharpness=1.0):
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.full(labels, sharpness), size=(members, rows))
+
+
+# ---- Votes --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 9), st.integers(2, 7), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_the_hard_vote_is_the_majority_and_ties_go_to_the_higher_mean(members, labels, seed):
+    probabilities = random_members(members, 40, labels, seed)
+    fused = hard_vote(probabilities)
+    assert np.allclose(fused.sum(axis=1), 1)
+    for row in range(40):
+        votes = [0] * labels
+        for member in range(members):
+            votes[max(range(labels), key=lambda label: probabilities[member, row, label])] += 1
+        tied = [label for label in range(labels) if votes[label] == max(votes)]
+        assert fused[row].argmax() == max(tied, key=lambda label: probabilities[:, row, label].mean())
+
+
+def test_the_votes_logits_are_finite_and_name_the_vote():
+    """In float32, with members that are sure to the last bit."""
+    logits = torch.tensor([[[200.0, -200.0, 0.0]], [[-200.0, 200.0, 0.0]], [[-200.0, 200.0, 0.0]]])
+    for fusion in ("hard", "soft"):
+        found = to_logits(fuse(logits.softmax(dim=-1), fusion), temperature=0.7)
+        assert found.isfinite().all()
+        assert found.argmax(dim=-1).tolist() == [1]
+
+
+def test_the_soft_vote_is_the_weighted_mean():
+    probabilities = random_members(3, 20, 4, 0)
+    assert np.allclose(soft_vote(probabilities), probabilities.mean(axis=0))
+    assert np.allclose(soft_vote(probabilities, [0.5, 0.5, 0.0]), (probabilities[0] + probabilities[1]) / 2)
+
+
+# ---- What is fitted -----------------------------------------------------------------------------------------------
+
+
+def noisy_members(rng, gold, strengths, labels=7):
+    """Members that know the answer as well as their strength says, with errors of their own."""
+    logits = rng.normal(size=(len(strengths), len(gold), labels))
+    logits[:, np.arange(len(gold)), gold] += np.asarray(strengths)[:, None]
+    return torch.from_numpy(logits).softmax(dim=-1).numpy()
+
+
+def test_weights_go_to_the_members_that_know():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(7, size=1500)
+    probabilities = noisy_members(rng, gold, [2.5, 0.0, 0.0])
+    weights = fit_weights(probabilities, gold)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[0] > 0.9
+    assert select_greedily(probabilities, gold)[0] > 0.7
+
+
+def test_the_weights_gradient_is_right():
+    """The fit ends where a small step to any side makes the likelihood worse."""
+    rng = np.random.default_rng(1)
+    gold = rng.integers(5, size=300)
+    probabilities = noisy_members(rng, gold, [1.0, 0.7, 0.3], labels=5)
+    weights = fit_weights(probabilities, gold, penalty=0.0)
+
+    def likelihood(weights):
+        return np.log(np.einsum("m,mr->r", weights, probabilities[:, np.arange(300), gold])).sum()
+
+    for member in range(3):
+        for step in (-0.02, 0.02):
+            moved = weights.copy()
+            moved[member] = max(moved[member] + step, 1e-9)
+            assert likelihood(moved / moved.sum()) <= likelihood(weights) + 1e-6
+
+
+@pytest.mark.parametrize("rule", ["weighted", "selected"])
+def test_on_pure_noise_fitting_gains_nothing(rule):
+    """Members that know nothing: cross-fitted, the fused ones score as chance does; fitted in place, they would not."""
+    labels, rows, writers = 4, 400, 80
+    cross, in_place = [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        gold, groups = rng.integers(labels, size=rows), np.repeat(np.arange(writers), rows // writers)
+        probabilities = rng.dirichlet(np.ones(labels), size=(8, rows))
+        folds = group_folds(gold, [str(group) for group in groups])
+        fused = cross_fitted(
+            lambda here, p=probabilities, g=gold: fit(rule, p[:, here], g[here]),
+            lambda weights, here, p=probabilities: apply(rule, p[:, here], weights),
+            folds,
+        )
+        cross.append((fused.argmax(axis=1) == gold).mean())
+        in_place.append((apply(rule, probabilities, fit(rule, probabilities, gold)).argmax(axis=1) == gold).mean())
+    error = np.std(cross) / np.sqrt(len(cross))
+    assert abs(np.mean(cross) - 1 / labels) < 4 * error
+    assert np.mean(in_place) > np.mean(cross) + 2 * error
+
+
+def test_cross_fitting_never_sees_the_row_it_scores():
+    folds = np.array([0, 1, 2, 0, 1, 2, 0])
+    seen = cross_fitted(lambda rows: set(rows), lambda fitted, rows: [[row in fitted] for row in rows], folds)
+    assert not seen.any()
+
+
+def test_macro_f1_is_scikit_learns():
+    rng = np.random.default_rng(3)
+    for labels in (2, 5, 7):
+        gold, predicted = rng.integers(labels, size=30), rng.integers(labels, size=(4, 30))
+        expected = [f1_score(gold, row, average="macro", zero_division=0) for row in predicted]
+        assert _macro_f1(predicted, gold, labels) == pytest.approx(expected)
+
+
+def test_disagreement():
+    probabilities = np.eye(3)[[[0, 1, 2, 0], [0, 1, 0, 0], [1, 2, 0, 1]]]
+    assert disagreement(probabilities).tolist() == [[0, 0.25, 1], [0.25, 0, 0.75], [1, 0.75, 0]]
+
+
+# ---- Calibration --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharpening", [2.0, 3.5])
+def test_the_temperature_undoes_over_confidence(sharpening):
+    rng = np.random.default_rng(0)
+    honest = random_members(1, 4000, 5, 0, sharpness=0.7)[0]
+    gold = np.array([rng.choice(5, p=row) for row in honest])
+    sure = apply_temperature(honest, 1 / sharpening)
+    folds = np.arange(len(gold)) % 5
+    cooled = cross_fitted(
+        lambda rows: fit_temperature(sure[rows], gold[rows]), lambda t, rows: apply_temperature(sure[rows], t), folds
+    )
+    assert fit_temperature(sure, gold) == pytest.approx(sharpening, rel=0.1)
+    assert expected_calibration_error(cooled, gold) < 0.03 < expected_calibration_error(sure, gold)
+    assert brier_score(cooled, gold) < brier_score(sure, gold)
+    assert np.array_equal(cooled.argmax(axis=1), sure.argmax(axis=1))
+
+
+def test_calibration_figures_by_hand():
+    probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    gold = np.array([0, 1, 0, 0])
+    # Two rows at .9, half of them right; two at .6, half of them right.
+    assert expected_calibration_error(probabilities, gold) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1)
+    assert brier_score(probabilities, gold) == pytest.approx((0.02 + 1.62 + 0.32 + 0.72) / 4)
+
+
+# ---- One folder from many -----------------------------------------------------------------------------------------
+
+
+def start(*arguments, cwd):
+    command = [sys.executable, ROOT / "run_fuse.py", *arguments]
+    return subprocess.run(
+        [*map(str, command)], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_folder_says_what_was_measured(fused):
+    folder, done = fused
+    figures = json.loads((folder / "all" / "fusion.json").read_text())
+    assert [row["name"] for row in figures["variants"]] == [
+        *("first", "cls", "other", "hard vote", "soft vote", "weighted", "selected"),
+    ]
+    assert figures["scored_on"] == "labelled validation rows"
+    assert figures["grouped"]
+    assert sum(figures["weights"]) == pytest.approx(1)
+    assert np.diag(figures["disagreement"]).tolist() == [0, 0, 0]
+    assert figures["disagreement"][0][1] > 0
+    for name in ("fusion.png", "reliability.png"):
+        assert (folder / "all" / name).read_bytes().startswith(b"\x89PNG")
+    card = (folder / "all" / "README.md").read_text()
+    for row in figures["variants"]:
+        assert f"| {row['name']} | {row['macro_f1']:.3f} |" in card
+        assert f"{row['macro_f1']:.3f}" in done.stdout
+    assert not list((folder / "all").rglob("*.bin"))
+
+
+def test_it_loads_without_the_project_and_fuses_the_members(fused, python_without_project):
+    """Logits from the folder alone against those computed here from the members' folders."""
+    folder, _ = fused
+    texts = ["They knew about the cracks.", "The river took the road, and nobody came for two days.", "Evacuation."]
+    printed = python_without_project(
+        f"""
+import json, torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+folder, texts = {str(folder / "all")!r}, {texts!r}
+classify = pipeline("text-classification", model=folder, trust_remote_code=True)
+assert type(classify).__name__ == "EmotionPipeline"
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+first = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)(texts, padding=True, return_tensors="pt")
+other = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer_1")(texts, padding=True, return_tensors="pt")
+inputs = dict(first) | {{name + "_1": value for name, value in other.items()}}
+with torch.no_grad():
+    outputs = model(**inputs, output_member_logits=True)
+    pooled = base(**inputs).pooler_output
+print(json.dumps({{
+    "logits": outputs.logits.tolist(), "members": outputs.member_logits.tolist(), "pooled": list(pooled.shape),
+    "piped": classify(texts, top_k=None), "with members": classify(texts[0], return_members=True),
+}}))
+"""
+    )
+    found = json.loads(printed.splitlines()[-1])
+    assert found["pooled"] == [3, 96]
+    expected = []
+    for name in ("first", "cls", "other"):
+        model = EmoDebertaForSequenceClassification.from_pretrained(folder / name).eval()
+        inputs = PreTrainedTokenizerFast.from_pretrained(folder / name)(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            expected.append(model(**inputs).logits)
+    members = torch.stack(expected)
+    torch.testing.assert_close(torch.tensor(found["members"]).transpose(0, 1), members, atol=1e-5, rtol=0)
+    figures = json.loads((folder / "all" / "fusion.json").read_text())
+    mixed = torch.einsum("m,mrl->rl", torch.tensor(figures["weights"]), members.softmax(dim=-1))
+    logits = mixed.log() / figures["temperature"]
+    torch.testing.assert_close(torch.tensor(found["logits"]), logits, atol=1e-5, rtol=0)
+    labels = json.loads((folder / "all" / "config.json").read_text())["id2label"]
+    for row, want in zip(found["piped"], logits.softmax(dim=-1), strict=True):
+        for entry in row:
+            assert entry["score"] == pytest.approx(float(want[list(labels.values()).index(entry["label"])]), abs=1e-5)
+    (one,) = found["with members"]
+    assert list(one["members"]) == ["first", "cls", "other"]
+    assert one["disagreement"] == sum(m["label"] != one["label"] for m in one["members"].values()) / 3
+
+
+def test_an_ensemble_saves_and_loads(fused, tmp_path):
+    folder, _ = fused
+    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(folder / "all")
+    model.save_pretrained(tmp_path)
+    again = EmoDebertaEnsembleForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.member_names == ["first", "cls", "other"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    with pytest.raises(ValueError, match="no input_ids_1: the members use 2 tokenizers"):
+        model(input_ids=torch.tensor([[1, 5, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--members", "first"], "needs at least two"),
+        (["--members", "first", "nowhere"], "nowhere: no config.json and model.safetensors there"),
+        (["--members", "first", "first"], "two members are called 'first'"),
+        (["--members", "first", "all"], "all: no EmoDeBERTa classifier"),
+        (["--members", "first", "cls", "--names", "a"], "--names: 1 for 2 members"),
+        (["--members", "first", "cls", "--output_dir", "first"], "holds a finished run"),
+    ],
+)
+def test_bad_members_are_named(arguments, says, fused, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(fused[0])
+    output = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["run_fuse.py", *arguments, *output])
+    with pytest.raises(InputError) as error:
+        run_fuse.main()
+    assert says in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weights": [0.5, 0.6], "fusion": "soft"}, "sum of 1"),
+        ({"weights": [0.5, 0.5]}, "weights are for the soft vote"),
+        ({"families": [0, 2]}, "none left out"),
+        ({"member_names": ["a"]}, "member_names has 1 values for 2 members"),
+        ({"temperature": 0.0}, "want more than 0"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(change, says):
+    with pytest.raises(StrictDataclassError) as error:
+        EmoDebertaEnsembleConfig(members=[{}, {}], **change)
+    assert says in str(error.value.__cause__ or error.value)
+
+
+def test_without_labelled_rows_there_is_a_plain_vote(fused, tmp_path, monkeypatch, caplog):
+    folder, _ = fused
+    for name in ("first", "cls"):
+        shutil.copytree(folder / name, tmp_path / name, ignore=shutil.ignore_patterns("predictions*", "checkpoints"))
+    monkeypatch.chdir(tmp_path)
+    command = ["run_fuse.py", "--members", "first", "cls", "--output_dir", "all"]
+    monkeypatch.setattr(sys, "argv", [*command, "--fusion", "selected"])
+    with pytest.raises(InputError, match="is fitted on labelled rows; first, cls has none"):
+        run_fuse.main()
+    monkeypatch.setattr(sys, "argv", command)
+    with caplog.at_level("INFO"):
+        run_fuse.main()
+    assert "nothing is compared or calibrated" in caplog.text
+    config = json.loads((tmp_path / "all" / "config.json").read_text())
+    assert (config["fusion"], config["temperature"]) == ("hard", 1.0)
+    assert not (tmp_path / "all" / "fusion.png").exists()
+
+
+def test_a_recipe_trains_members_that_differ_and_fuses_them(tmp_path, v3_folder):
+    """Two members on two folds, then on all rows; a second start trains nothing."""
+    settings = {
+        "model_name_or_path": str(v3_folder), "train_file": str(ESSAYS), "split_column_name": "split",
+        "group_column_name": "writer", "id_column_name": "id", "max_seq_length": 16, "classifier_hidden_size": 16,
+        "max_steps": 3, "use_cpu": True, "bf16": False, "max_train_samples": 60,
+    }  # fmt: skip
+    members = {"mean": {"learning_rate": 1e-3}, "bagged [CLS]": {"pooling": "cls", "bagging": True, "seed": 5}}
+    content = {"settings": settings, "members": members, "cv_folds": 2}
+    (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    done = start("fuse.yaml", "--output_dir", "all", "--jobs", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    figures = json.loads((tmp_path / "all" / "fusion.json").read_text())
+    assert figures["members"] == ["mean", "bagged [CLS]"]
+    assert figures["scored_on"] == "training rows, 2-fold cross-validation,"
+    config = json.loads((tmp_path / "all" / "config.json").read_text())
+    assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
+    assert config["temperature"] == figures["temperature"] != 1
+    plan = start("fuse.yaml", "--output_dir", "again", "--plan", cwd=tmp_path)
+    assert "2 members, 2 folds and all rows: 6 trainings, 6 of them done" in plan.stdout
+    assert not (tmp_path / "again").exists()
+
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    student = [sys.executable, ROOT / "run_classify.py", *flags, "--distill_from", "all", "--output_dir", "student"]
+    transfer = ["--transfer_datasets", ROOT / "tests" / "reference" / "essays.yaml", "--augmentation", "RA"]
+    done = subprocess.run(
+        [*map(str, [*student, *transfer, "--augmentation_rows", 9])],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 69
+
+
+def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
+    """Out-of-fold for the target's rows, predicted for the others; an unknown row is named."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(fused[0] / "all", folder)
+    text = "They knew about the cracks."
+    distributions = random_members(1, 3, 7, 0)[0]
+    columns = {"id": ["a", "b", "c", "x"], "text": ["one", "two", "three", text], "labels": [0, 1, 2, 3]}
+
+    def corpus(rows):
+        picked = {name: [values[row] for row in rows] for name, values in columns.items()}
+        return Corpus({"train": Dataset.from_dict(picked)}, WASSA_LABELS, "single_label_classification", "test")
+
+    with pytest.raises(InputError, match=r"no out_of_fold\.safetensors there"):
+        soften_labels(corpus([0]), folder, None)
+    write_out_of_fold(folder, ["c", "a", "b"], distributions)
+    added = TransferRows(WASSA_LABELS, ids=["x"], texts=[text], labels=["joy"], corpora=["essays"])
+    found = corpus([0, 1, 2, 3])
+    soften_labels(found, folder, added)
+    assert np.allclose(found.splits["train"]["labels"][:3], distributions[[1, 2, 0]], atol=1e-6)
+    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(folder).eval()
+    scores = EmotionPipeline(model=model, tokenizer=PreTrainedTokenizerFast.from_pretrained(folder))(
+        text, return_members=True
+    )
+    assert np.allclose(found.splits["train"]["labels"][3], list(scores[0]["scores"].values()), atol=1e-6)
+    with pytest.raises(InputError, match="not cross-validated on row x and 0 more"):
+        soften_labels(corpus([0, 3]), folder, None)
+    other = corpus([0])
+    other.label_names = ["joy", "fear"]
+    with pytest.raises(InputError, match="its labels are anger, disgust"):
+        soften_labels(other, folder, None)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_fusion_recipe_is_one_and_says_how_to_run_it(path):
+    _, members, _ = read_variants(path, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
+    assert len(members) > 1
+    assert path.read_text(encoding="utf-8").startswith(f"# run: python run_fuse.py recipes/fuse/{path.name}")

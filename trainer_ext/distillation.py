@@ -1,0 +1,68 @@
+"""Distillation: one student learns the distribution of an ensemble (Hinton et al. 2015, arXiv:1503.02531)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers import AutoTokenizer
+
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from pipeline_emodeberta import EmotionPipeline
+
+from .augmentation import TransferRows
+from .corpora import Corpus
+from .errors import InputError
+from .warm_start import library_quiet
+
+# Of the training rows of an ensemble's recipe, by row id: what members that did not see a row say of it, fused.
+OUT_OF_FOLD = "out_of_fold.safetensors"
+
+
+def write_out_of_fold(folder: Path, ids: list[str], probabilities: np.ndarray) -> None:
+    """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id."""
+    save_file(
+        {"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, metadata={"ids": json.dumps(ids)}
+    )
+
+
+def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> None:
+    """Replace the training rows' labels by a teacher's distributions, in place; other splits keep theirs.
+
+    Args:
+        teacher: A folder of `run_fuse.py`'s recipe.
+        added: The rows that are not the target's own.
+
+    Raises:
+        InputError: if the folder is no such ensemble, its labels are others, or it does not know a row.
+    """
+    if not (teacher / OUT_OF_FOLD).is_file():
+        raise InputError(
+            f"--distill_from {teacher}: no {OUT_OF_FOLD} there; want the folder of a run_fuse.py recipe, whose members "
+            "were cross-validated"
+        )
+    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(teacher)
+    labels = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    if labels != corpus.label_names:
+        raise InputError(
+            f"--distill_from {teacher}: its labels are {', '.join(labels)}; those here {', '.join(corpus.label_names)}"
+        )
+    with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
+        ids = json.loads(file.metadata()["ids"])
+        known = dict(zip(ids, file.get_tensor("probabilities"), strict=True))
+    if added is not None:
+        with library_quiet():
+            tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
+        classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)
+        for row_id, scores in zip(added.ids, classify(added.texts, top_k=None), strict=True):
+            of_label = {entry["label"]: entry["score"] for entry in scores}
+            known[row_id] = np.array([of_label[label] for label in labels])
+    train = corpus.splits["train"]
+    if unknown := [row_id for row_id in train["id"] if row_id not in known]:
+        raise InputError(
+            f"--distill_from {teacher}: its members were not cross-validated on row {unknown[0]} and "
+            f"{len(unknown) - 1} more"
+        )
+    softened = [(known[row_id] / known[row_id].sum()).tolist() for row_id in train["id"]]
+    corpus.splits["train"] = train.remove_columns("labels").add_column("labels", softened)

@@ -1,0 +1,266 @@
+"""An ensemble's folder: members read, their fusions compared on rows they were not trained on, one repository made."""
+
+import csv
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+
+from .calibration import (
+    apply_temperature,
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    reliability,
+)
+from .comparison import compare
+from .corpora import group_folds
+from .errors import InputError
+from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
+from .warm_start import library_quiet
+
+logger = logging.getLogger(__name__)
+
+FOLDS = 5  # that fitted fusions are scored by
+_NOT_OF_A_MEMBER = ("auto_map", "custom_pipelines", "architectures", "transformers_version", "dtype", "model_type")
+
+
+@dataclass
+class Predictions:
+    """Rows of one split of a predictions.tsv that have a gold label.
+
+    Attributes:
+        split: Its name.
+        ids, groups: Of the rows; `groups` are empty strings where the run had none.
+        gold: `(rows,)` class ids.
+        probabilities: `(rows, labels)`.
+    """
+
+    split: str
+    ids: list[str]
+    groups: list[str]
+    gold: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass
+class EnsembleMember:
+    """A member's folder.
+
+    Attributes:
+        folder, name: Where it is and what to call it.
+        config: As it lies there.
+        tokenizer_hash: Equal for tokenizers that are the same, file by file.
+        predictions: On labelled rows, if it has some.
+        licence: Of its card; `other` means that what it was trained on restricts its use.
+    """
+
+    folder: Path
+    name: str
+    config: EmoDebertaConfig
+    tokenizer_hash: str
+    predictions: Predictions | None = field(default=None, repr=False)
+    licence: str | None = None
+
+
+def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[EnsembleMember]:
+    """The members of an ensemble, checked to fit each other.
+
+    Raises:
+        InputError: if there are fewer than two, one is no EmoDeBERTa classifier, or their labels differ.
+    """
+    if len(folders) < 2:
+        raise InputError("--members: an ensemble needs at least two")
+    names = list(names) if names else [folder.resolve().name for folder in folders]
+    if len(names) != len(folders):
+        raise InputError(f"--names: {len(names)} for {len(folders)} members")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two members are called {sorted(twice)[0]!r}; tell them apart with --names")
+    members = [_read_member(folder, name) for folder, name in zip(folders, names, strict=True)]
+    first = members[0]
+    for member in members[1:]:
+        if member.config.id2label != first.config.id2label:
+            raise InputError(
+                f"{member.folder}: labels are {', '.join(member.config.id2label.values())}; those of "
+                f"{first.folder} are {', '.join(first.config.id2label.values())}"
+            )
+    return members
+
+
+def _read_member(folder: Path, name: str) -> EnsembleMember:
+    path = folder / "config.json"
+    if not path.is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: no config.json and model.safetensors there; want a folder of run_classify.py")
+    values, _ = EmoDebertaConfig.get_config_dict(folder)
+    if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
+        raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
+    config = EmoDebertaConfig.from_dict(values)
+    if config.problem_type == "multi_label_classification":
+        raise InputError(f"{folder}: gives several classes a row; a vote is on one")
+    tokenizer = hashlib.sha256()
+    for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
+        tokenizer.update(file.name.encode() + file.read_bytes())
+    card = folder / "README.md"
+    licence = ModelCard.load(card).data.license if card.is_file() else None
+    return EnsembleMember(folder, name, config, tokenizer.hexdigest(), _read_predictions(folder, config), licence)
+
+
+def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
+    """Validation rows if they have gold labels, else test rows if those have."""
+    path = folder / "predictions.tsv"
+    if not path.is_file():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    for split in ("validation", "test"):
+        of_split = [row for row in rows if row["split"] == split and row["gold"]]
+        if of_split:
+            return Predictions(
+                split,
+                [row["id"] for row in of_split],
+                [row.get("group", "") for row in of_split],
+                np.array([config.label2id[row["gold"]] for row in of_split]),
+                np.array([[float(row[name]) for name in names] for row in of_split]),
+            )
+    return None
+
+
+# ---- Figures ------------------------------------------------------------------------------------------------------
+
+
+def compare_fusions(
+    names: Sequence[str],
+    probabilities: np.ndarray,
+    gold: np.ndarray,
+    groups: Sequence[str] | None,
+    folds: np.ndarray,
+    labels: Sequence[str],
+    kept: str,
+) -> dict:
+    """Members and rules on rows that no member was trained on, as JSON values.
+
+    Args:
+        names: Of the members.
+        probabilities: `(members, rows, labels)`.
+        gold: Class ids `(rows,)`.
+        groups: The writer of each row, if known.
+        folds: `(rows,)`, by which what is fitted is scored on other rows than those it was fitted on.
+        labels: Their names.
+        kept: The rule of the folder; its weights and temperature are fitted on all of the rows.
+
+    Returns:
+        `variants` (as [`trainer_ext.comparison.compare`] gives them, the members first), `disagreement` of each two
+        members, `calibration` of the kept rule before and after its temperature, `weights` and `temperature`.
+    """
+    systems = dict(zip(names, probabilities, strict=True))
+    fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
+    systems |= {f"{rule} vote" if rule in ("hard", "soft") else rule: values for rule, values in fused.items()}
+    weights = fit(kept, probabilities, gold)
+    cooled = cross_fitted(
+        lambda rows: fit_temperature(fused[kept][rows], gold[rows]),
+        lambda temperature, rows: apply_temperature(fused[kept][rows], temperature),
+        folds,
+    )
+    return without_figures(names, labels, kept) | {
+        "weights": None if weights is None else weights.tolist(),
+        "temperature": fit_temperature(apply(kept, probabilities, weights), gold),
+        "rows": len(gold),
+        "grouped": groups is not None,
+        "groups": len(set(groups)) if groups is not None else len(gold),
+        "variants": compare({name: values[None] for name, values in systems.items()}, gold, groups, labels),
+        "disagreement": disagreement(probabilities).tolist(),
+        "calibration": {"before": _calibration(fused[kept], gold), "after": _calibration(cooled, gold)},
+    }
+
+
+def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> dict:
+    """What [`compare_fusions`] gives where there is no row to compare on."""
+    return {
+        "members": list(names), "labels": list(labels), "fusion": kept, "weights": None, "temperature": 1.0,
+        "rows": 0, "variants": [],
+    }  # fmt: skip
+
+
+def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
+    """[`compare_fusions`] on the labelled rows of the members' predictions.tsv, `split` says which.
+
+    Raises:
+        InputError: if `kept` is fitted and there is nothing to fit on, or the members' rows differ.
+    """
+    names, of_label = [member.name for member in members], members[0].config.id2label
+    labels = [of_label[label] for label in range(len(of_label))]
+    without = [str(member.folder) for member in members if member.predictions is None]
+    if without:
+        if kept in ("weighted", "selected"):
+            raise InputError(
+                f"--fusion {kept} is fitted on labelled rows; {', '.join(without)} has none in its predictions.tsv"
+            )
+        logger.info(f"no labelled rows in {', '.join(without)}: nothing is compared or calibrated")
+        return without_figures(names, labels, kept)
+    first = members[0].predictions
+    for member in members[1:]:
+        other = member.predictions
+        if other.ids != first.ids or not np.array_equal(other.gold, first.gold):
+            raise InputError(
+                f"{member.folder}: its {other.split} rows are others than the {first.split} rows of "
+                f"{members[0].folder}; members are compared on the same rows with the same gold labels"
+            )
+    groups = first.groups if all(first.groups) else None
+    if len(set(groups or first.ids)) < FOLDS:
+        raise InputError(f"{len(set(groups or first.ids))} writers among the labelled rows; want {FOLDS} or more")
+    probabilities = np.stack([member.predictions.probabilities for member in members])
+    folds = group_folds(first.gold, groups or first.ids, FOLDS)
+    figures = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)
+    return figures | {"scored_on": f"labelled {first.split} rows"}
+
+
+def _calibration(probabilities: np.ndarray, gold: np.ndarray) -> dict:
+    return {
+        "expected_calibration_error": expected_calibration_error(probabilities, gold),
+        "brier_score": brier_score(probabilities, gold),
+        "reliability": reliability(probabilities, gold),
+    }
+
+
+# ---- The folder ---------------------------------------------------------------------------------------------------
+
+
+def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
+    """Weights, configuration, code and each tokenizer once, as `from_pretrained` wants them."""
+    hashes = list(dict.fromkeys(member.tokenizer_hash for member in members))
+    config = EmoDebertaEnsembleConfig(
+        members=[_member_values(member.config) for member in members],
+        member_names=[member.name for member in members],
+        families=[hashes.index(member.tokenizer_hash) for member in members],
+        fusion="hard" if fusion == "hard" else "soft",
+        weights=figures["weights"],
+        temperature=figures["temperature"],
+        id2label=dict(members[0].config.id2label),
+        label2id=dict(members[0].config.label2id),
+        problem_type="single_label_classification",
+    )
+    model = EmoDebertaEnsembleForSequenceClassification(config)
+    for slot, member in zip(model.members, members, strict=True):
+        read = EmoDebertaForSequenceClassification.from_pretrained(member.folder, dtype=torch.float32)
+        slot.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    for family, tokenizer_hash in enumerate(hashes):
+        source = next(member.folder for member in members if member.tokenizer_hash == tokenizer_hash)
+        with library_quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer.save_pretrained(folder / f"tokenizer_{family}" if family else folder)
+
+
+def _member_values(config: EmoDebertaConfig) -> dict:
+    return {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_A_MEMBER}
