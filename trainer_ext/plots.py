@@ -66,8 +66,9 @@ def plot_comparison(source: Path, target: Path) -> None:
     difference_axes.axvline(0, color="black", linewidth=0.8)
     score_axes.set_yticks(range(len(variants)), [row["name"] for row in variants])
     score_axes.invert_yaxis()
-    score_axes.set(xlabel="macro F1, 95% interval; grey strokes: seeds")
-    difference_axes.set(xlabel=f"difference to {variants[0]['name']}; orange: p (Holm) < .05")
+    several = any(len(row["macro_f1_by_seed"]) > 1 for row in variants)
+    score_axes.set(xlabel="macro F1, 95% interval" + ("; grey strokes: seeds" if several else ""))
+    difference_axes.set(xlabel="difference to the first line\norange: p (Holm) < .05")
     figure.savefig(target, dpi=150)
 
 
