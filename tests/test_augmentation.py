@@ -1,8 +1,6 @@
 """Supervised transfer: mappings, Random and Balanced Augmentation, joined texts, and what a run makes of them."""
 
 import json
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-import run_classify as script
-from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser, TransferArguments
+from trainer_ext.arguments import TransferArguments
 from trainer_ext.augmentation import (
     LABEL_MAPS,
     TransferRows,
@@ -34,7 +31,6 @@ from trainer_ext.corpora import WASSA_LABELS, hold_out_fold, load_corpus
 from trainer_ext.emotion_corpora import MASKS, normalised
 from trainer_ext.errors import InputError
 from trainer_ext.leakage import LeakageGuard
-from trainer_ext.run_folder import digest
 from trainer_ext.warm_start import resolve_checkpoint
 
 BOTH = ["go_emotions", "xed"]
@@ -386,23 +382,6 @@ def test_a_stage_on_the_corpus_own_labels(in_process, small_data, tmp_path):
     assert config["problem_type"] == "multi_label_classification"
     found = json.loads((tmp_path / "out" / "left_out.json").read_text())["copies_of_target_texts"]
     assert [entry["row"] for entry in found] == ["train.tsv, row 87"]
-
-
-def test_two_processes_add_the_rows_of_one(run_classify, v3_folder, small_data, tmp_path):
-    """What a run was trained on stands in its settings, as a hash."""
-    flags = [
-        *("--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 2, "--max_predict_samples", 4),
-        *("--transfer_datasets", *BOTH, "--augmentation", "BA", "--augmentation_rows", 9, "--data_dir", small_data),
-    ]
-    port = str(20000 + time.time_ns() % 20000)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    environment = {"ACCELERATE_USE_CPU": "true"}
-    run_classify(*flags, "--output_dir", tmp_path / "two", launcher=torchrun, env=environment)
-    settings = json.loads((tmp_path / "two" / "checkpoints" / "run.json").read_text())
-    assert settings["number of processes"] == 2
-    parsed = RecipeParser(CLASSIFY_ARGUMENTS).parse([*map(str, flags), "--output_dir", str(tmp_path / "one")])
-    corpus, _, _ = script.read_corpus(parsed[1], parsed[0], parsed[2], parsed[-1].seed)
-    assert settings["training data"] == digest(corpus.splits["train"].remove_columns("id").to_list())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ESSAYS, ROOT
+from conftest import ESSAYS, ROOT, call
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerFast
 
+import run_classify
 import run_fuse
 from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
@@ -216,6 +217,7 @@ def test_the_folder_says_what_was_measured(fused):
         assert f"| {row['name']} | {row['macro_f1']:.3f} |" in card
         assert f"{row['macro_f1']:.3f}" in done.stdout
     assert not list((folder / "all").rglob("*.bin"))
+    assert {path.name for path in (folder / "all").glob("*.py")} == {p.name for p in ROOT.glob("*_emodeberta.py")}
 
 
 def test_it_loads_without_the_project_and_fuses_the_members(fused, python_without_project):
@@ -333,7 +335,7 @@ def test_without_labelled_rows_there_is_a_plain_vote(fused, tmp_path, monkeypatc
     assert not (tmp_path / "all" / "fusion.png").exists()
 
 
-def test_a_recipe_trains_members_that_differ_and_fuses_them(tmp_path, v3_folder):
+def test_a_recipe_trains_members_that_differ_and_fuses_them(tmp_path, v3_folder, monkeypatch):
     """Two members on two folds, then on all rows; a second start trains nothing."""
     settings = {
         "model_name_or_path": str(v3_folder), "train_file": str(ESSAYS), "split_column_name": "split",
@@ -351,18 +353,15 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(tmp_path, v3_folder)
     config = json.loads((tmp_path / "all" / "config.json").read_text())
     assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
     assert config["temperature"] == figures["temperature"] != 1
-    plan = start("fuse.yaml", "--output_dir", "again", "--plan", cwd=tmp_path)
-    assert "2 members, 2 folds and all rows: 6 trainings, 6 of them done" in plan.stdout
+    monkeypatch.chdir(tmp_path)
+    plan = call(run_fuse.main, "fuse.yaml", "--output_dir", "again", "--plan")
+    assert "2 members, 2 folds and all rows: 6 trainings, 6 of them done" in plan
     assert not (tmp_path / "again").exists()
 
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    student = [sys.executable, ROOT / "run_classify.py", *flags, "--distill_from", "all", "--output_dir", "student"]
     transfer = ["--transfer_datasets", ROOT / "tests" / "reference" / "essays.yaml", "--augmentation", "RA"]
-    done = subprocess.run(
-        [*map(str, [*student, *transfer, "--augmentation_rows", 9])],
-        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    student = [*flags, *transfer, "--augmentation_rows", 9, "--distill_from", "all", "--output_dir", "student"]
+    call(run_classify.main, *student)
     assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 69
 
 

@@ -14,8 +14,10 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+import run_classify as script
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from trainer_ext import run_folder
+from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser
 from trainer_ext.corpora import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.metrics import SEVEN_FIGURES
@@ -277,8 +279,15 @@ def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize(("launcher", "batches"), [("torchrun", ["--tokens_per_batch", 800]), ("accelerate", [])])
-def test_two_processes_end_with_identical_replicas(launcher, batches, run_classify, v3_folder, tmp_path):
+TRANSFER = [
+    *("--transfer_datasets", ROOT / "tests" / "reference" / "essays.yaml"),
+    *("--augmentation", "BA", "--augmentation_rows", 9),
+]
+
+
+@pytest.mark.parametrize(("launcher", "options"), [("torchrun", ["--tokens_per_batch", 800]), ("accelerate", TRANSFER)])
+def test_two_processes_end_with_identical_replicas(launcher, options, run_classify, v3_folder, tmp_path):
+    """And train on the rows of one process: what it was stands in a run's settings, as a hash."""
     port = str(20000 + time.time_ns() % 20000)
     if launcher == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
@@ -299,15 +308,17 @@ def test_two_processes_end_with_identical_replicas(launcher, batches, run_classi
         "atexit.register(note)\n"
     )
     env = {"PYTHONPATH": str(tmp_path)} | ({"ACCELERATE_USE_CPU": "true"} if launcher == "torchrun" else {})
-    done = run_classify(
-        *("--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"),
-        *("--output_dir", tmp_path / "out", *batches),
-        launcher=command,
-        env=env,
-    )
+    flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"]
+    flags += ["--output_dir", tmp_path / "out", *options]
+    done = run_classify(*flags, launcher=command, env=env)
     assert "training with world size 2" in done.stderr
     replicas = [(tmp_path / f"replica-{rank}").read_text() for rank in (0, 1)]
     assert replicas[0] == replicas[1]
+    settings = json.loads((tmp_path / "out" / "checkpoints" / "run.json").read_text())
+    model_args, data_args, transfer_args, _, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*map(str, flags)])
+    corpus, transferred, _ = script.read_corpus(data_args, model_args, transfer_args, args.seed)
+    assert settings["training data"] == run_folder.digest(corpus.splits["train"].remove_columns("id").to_list())
+    assert (transferred is not None) == (launcher == "accelerate")
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_rows"] > 100
 
 

@@ -59,6 +59,7 @@ def main(checkpoint: str, folder: str) -> None:
             assert resumed == straight, f"{name}: the resumed run differs"
             if dist.get_rank() == 0:
                 print(f"{name}: replicas and resumed run identical")
+    dist.barrier()  # else one process may leave while gloo still talks to it
     dist.destroy_process_group()
 
 
