@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertConfig, BertModel, DebertaV2Config, DebertaV2Model, PreTrainedTokenizerFast
 
@@ -191,6 +192,59 @@ def fused(tmp_path_factory, v3_folder, bert_folder):
 
     folder, done = once(tmp_path_factory, "fused", make)
     return folder, done
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory, v3_folder):
+    """A comparison on a user's csv, with labels of its own and no groups: the folder of the table, and what it said."""
+
+    def make(folder):
+        write_comparison(folder, v3_folder)
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_compare.py"), "mine.yaml"],
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+
+    folder, done = once(tmp_path_factory, "compared", make)
+    return folder / "results" / "compare" / "mine", done
+
+
+@pytest.fixture(scope="session")
+def comparison(compared):
+    """The folder it was made in."""
+    return compared[0].parents[2]
+
+
+def write_comparison(folder, v3_folder) -> None:
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        essays = list(csv.DictReader(file, delimiter="\t"))[:90]
+    with open(folder / "mine.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "body", "mood", "length", "who"])
+        for index, row in enumerate(essays):
+            mood = "dark" if row["label"] in ("anger", "fear", "sadness", "disgust") else "light"
+            writer.writerow([f"n{index}", row["text"], mood, len(row["text"]), index // 3])
+    settings = {
+        "model_name_or_path": str(v3_folder),
+        "train_file": "mine.csv",
+        "text_column_name": "body",
+        "label_column_name": "mood",
+        "id_column_name": "number",
+        "max_seq_length": 48,
+        "classifier_hidden_size": 16,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-3,
+        "save_strategy": "epoch",
+        "use_cpu": True,
+        "bf16": False,
+    }
+    variants = {"mean": {}, "first token": {"pooling": "cls"}}
+    content = {"settings": settings, "variants": variants, "cv_folds": 2, "columns": ["length"]}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 from conftest import ROOT
 
 
@@ -29,7 +28,7 @@ def test_replicas_and_resumed_runs_are_identical_in_every_variant(v3_folder, tmp
     assert said.count("replicas and resumed run identical") == 4
 
 
-@pytest.mark.parametrize("variant", ["F", "D"])
-@pytest.mark.parametrize("target", ["gradient", "update"])
-def test_sharded_parameters_draw_streams_of_their_own(variant, target):
-    assert "masked on 2 processes" in torchrun("fsdp_child.py", variant, target)
+def test_sharded_parameters_draw_streams_of_their_own():
+    said = torchrun("fsdp_child.py")
+    for variant in ("F, gradient", "F, update", "D, gradient", "D, update"):
+        assert f"{variant}: sharded gradients masked on 2 processes" in said

@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, XXLARGE_STYLE
+from conftest import ROOT, TINY, XXLARGE_STYLE, call
 
 import run_export
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
+from trainer_ext.errors import InputError
 
 UNSHARED = TINY | {"share_att_key": False, "pos_att_type": ["p2c"]}
 ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "position_buckets": -1}
@@ -47,9 +48,8 @@ def test_a_trained_folder_is_exported_and_checked(finished, tmp_path):
     report = json.loads((tmp_path / "onnx" / "export.json").read_text())
     assert report["texts"] == 1008
     assert report["against PyTorch, float32"]["model.onnx"]["equal_decisions"] == 1
-    again = run(folder, "--output_dir", tmp_path / "onnx")
-    assert again.returncode == 2
-    assert "exists; give --overwrite_output_dir" in again.stderr
+    with pytest.raises(InputError, match="exists; give --overwrite_output_dir"):
+        call(run_export.main, folder, "--output_dir", tmp_path / "onnx")
 
 
 def test_int8_is_kept_only_where_it_decides_alike(finished, tmp_path):
@@ -71,7 +71,9 @@ def test_int8_is_kept_only_where_it_decides_alike(finished, tmp_path):
 )
 def test_errors_are_one_line(finished, arguments, says, tmp_path):
     folder, _ = finished
-    done = run(*[folder if argument == "MODEL" else argument for argument in arguments], "--output_dir", tmp_path / "o")
-    assert done.returncode == 2
-    assert says in done.stderr.splitlines()[-1]
+    arguments = [folder if argument == "MODEL" else argument for argument in arguments]
+    with pytest.raises(InputError) as error:
+        call(run_export.main, *arguments, "--output_dir", tmp_path / "o")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "o").exists()

@@ -192,6 +192,13 @@ def test_calibration_figures_by_hand():
 # ---- One folder from many -----------------------------------------------------------------------------------------
 
 
+# The essays as a corpus for a target with two moods.
+MAP = {
+    "train_file": str(ESSAYS),
+    "labels": {"dark": ["anger", "disgust", "fear", "sadness"], "light": ["joy", "neutral", "surprise"]},
+}
+
+
 def start(*arguments, cwd):
     command = [sys.executable, ROOT / "run_fuse.py", *arguments]
     return subprocess.run(
@@ -335,20 +342,18 @@ def test_without_labelled_rows_there_is_a_plain_vote(fused, tmp_path, monkeypatc
     assert not (tmp_path / "all" / "fusion.png").exists()
 
 
-def test_a_recipe_trains_members_that_differ_and_fuses_them(tmp_path, v3_folder, monkeypatch):
-    """Two members on two folds, then on all rows; a second start trains nothing."""
-    settings = {
-        "model_name_or_path": str(v3_folder), "train_file": str(ESSAYS), "split_column_name": "split",
-        "group_column_name": "writer", "id_column_name": "id", "max_seq_length": 16, "classifier_hidden_size": 16,
-        "max_steps": 3, "use_cpu": True, "bf16": False, "max_train_samples": 60,
-    }  # fmt: skip
-    members = {"mean": {"learning_rate": 1e-3}, "bagged [CLS]": {"pooling": "cls", "bagging": True, "seed": 5}}
-    content = {"settings": settings, "members": members, "cv_folds": 2}
+def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path, monkeypatch):
+    """The folds of two members are those that a comparison has trained; they are trained on all rows, then."""
+    shutil.copytree(comparison / "results" / "members", tmp_path / "results" / "members")
+    shutil.copy(comparison / "mine.csv", tmp_path)
+    settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
+    content = {"settings": settings, "members": {"mean": {}, "[CLS]": {"pooling": "cls", "seed": 1}}, "cv_folds": 2}
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     done = start("fuse.yaml", "--output_dir", "all", "--jobs", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert "4 of 4 trainings are done already" in done.stdout
     figures = json.loads((tmp_path / "all" / "fusion.json").read_text())
-    assert figures["members"] == ["mean", "bagged [CLS]"]
+    assert figures["members"] == ["mean", "[CLS]"]
     assert figures["scored_on"] == "training rows, 2-fold cross-validation,"
     config = json.loads((tmp_path / "all" / "config.json").read_text())
     assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
@@ -359,10 +364,10 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(tmp_path, v3_folder,
     assert not (tmp_path / "again").exists()
 
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    transfer = ["--transfer_datasets", ROOT / "tests" / "reference" / "essays.yaml", "--augmentation", "RA"]
-    student = [*flags, *transfer, "--augmentation_rows", 9, "--distill_from", "all", "--output_dir", "student"]
-    call(run_classify.main, *student)
-    assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 69
+    (tmp_path / "map.yaml").write_text(yaml.safe_dump(MAP))
+    transfer = ["--transfer_datasets", "map.yaml", "--augmentation", "RA", "--augmentation_rows", 9]
+    call(run_classify.main, *flags, *transfer, "--distill_from", "all", "--output_dir", "student")
+    assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 99
 
 
 def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import ESSAYS, ROOT, call, once
+from conftest import ROOT, call
 from safetensors import safe_open
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold
@@ -38,52 +38,6 @@ def start(*arguments, cwd, popen=False):
     if popen:
         return subprocess.Popen(list(map(str, command)), **options)
     return subprocess.run(list(map(str, command)), timeout=900, **options)
-
-
-@pytest.fixture(scope="session")
-def compared(tmp_path_factory, v3_folder):
-    """A comparison on a user's csv, with labels of its own and no groups: the folder of the table, and what it said."""
-
-    def make(folder):
-        write_comparison(folder, v3_folder)
-        return start("mine.yaml", cwd=folder)
-
-    folder, done = once(tmp_path_factory, "compared", make)
-    return folder / "results" / "compare" / "mine", done
-
-
-@pytest.fixture(scope="session")
-def comparison(compared):
-    """The folder it was made in."""
-    return compared[0].parents[2]
-
-
-def write_comparison(folder, v3_folder) -> None:
-    with open(ESSAYS, newline="", encoding="utf-8") as file:
-        essays = list(csv.DictReader(file, delimiter="\t"))[:90]
-    with open(folder / "mine.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["number", "body", "mood", "length", "who"])
-        for index, row in enumerate(essays):
-            mood = "dark" if row["label"] in ("anger", "fear", "sadness", "disgust") else "light"
-            writer.writerow([f"n{index}", row["text"], mood, len(row["text"]), index // 3])
-    settings = {
-        "model_name_or_path": str(v3_folder),
-        "train_file": "mine.csv",
-        "text_column_name": "body",
-        "label_column_name": "mood",
-        "id_column_name": "number",
-        "max_seq_length": 48,
-        "classifier_hidden_size": 16,
-        "num_train_epochs": 3,
-        "learning_rate": 1e-3,
-        "save_strategy": "epoch",
-        "use_cpu": True,
-        "bf16": False,
-    }
-    variants = {"mean": {}, "first token": {"pooling": "cls"}}
-    content = {"settings": settings, "variants": variants, "cv_folds": 2, "columns": ["length"]}
-    (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def figures(path) -> dict:
