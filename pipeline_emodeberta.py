@@ -40,6 +40,15 @@ def _is_text(value: object) -> bool:
         return False
 
 
+def truncated(encoded: list[Any]) -> list[bool]:
+    """Of texts that [`EmotionPipeline.encode`] gave: whether each was longer than the model reads. A tokenizer without
+    a Rust part does not say, and counts as no."""
+    encodings = encoded[0].encodings
+    if encodings is None:
+        return [False] * len(encoded[0]["input_ids"])
+    return [bool(encoding.overflowing) for encoding in encodings]
+
+
 class EmotionPipeline(TextClassificationPipeline):
     """`TextClassificationPipeline` whose batches follow the texts' lengths; results come in the order of the texts.
 
@@ -167,11 +176,30 @@ class EmotionPipeline(TextClassificationPipeline):
             return result if isinstance(result, list) else [result]
         return list(results) if isinstance(inputs, list | tuple) else results
 
+    def encode(self, texts: list[str], **options: Any) -> list[Any]:
+        """The texts' tokens, without padding, by each of the tokenizers; `options` are theirs, over the pipeline's."""
+        return [tokenizer(texts, **self._preprocess_params | options) for tokenizer in self.tokenizers]
+
+    def batches(
+        self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Batch by batch, longest first: positions of the rows that [`encode`] gave, and on CPU their `logits`
+        `(rows, labels)` and, if `members`, an ensemble's `member_logits` `(rows, members, labels)`."""
+        if tokens_per_batch is None:
+            tokens_per_batch = 8192 // self.model.dtype.itemsize if self.device.type == "cpu" else 65536
+        names = ("logits", "member_logits") if members else ("logits",)
+        for batch in token_budget_batches([len(ids) for ids in encoded[0]["input_ids"]], tokens_per_batch):
+            inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
+            for family, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
+                rows = {name: [values[position] for position in batch] for name, values in values_of.items()}
+                for name, values in tokenizer.pad(rows, return_tensors="pt").items():
+                    inputs[f"{name}_{family}" if family else name] = values
+            outputs = self.forward(inputs)
+            yield batch, {name: outputs[name] for name in names}
+
     def _classify(
         self, texts: Iterable[str], preprocess: dict, tokens_per_batch: int | None, postprocess: dict
     ) -> Iterator[Any]:
-        if tokens_per_batch is None:
-            tokens_per_batch = 8192 // self.model.dtype.itemsize if self.device.type == "cpu" else 65536
         texts, seen, cut, bad = iter(texts), 0, 0, 0
         while window := list(islice(texts, WINDOW)):
             results: list[Any] = [None] * len(window)
@@ -183,16 +211,18 @@ class EmotionPipeline(TextClassificationPipeline):
                     problem = f"input {seen + position}: {text!r:.60}; want a text"
                     results[position] = {"label": None, "score": None, "error": problem}
             if usable:
-                kept = [window[position] for position in usable]
-                encoded = [tokenizer(kept, **preprocess) for tokenizer in self.tokenizers]
+                encoded = self.encode([window[position] for position in usable], **preprocess)
                 if "stride" not in preprocess:
-                    cut += sum(bool(encoding.overflowing) for encoding in encoded[0].encodings or ())
-                of_text = encoded[0].pop("overflow_to_sample_mapping", range(len(kept)))
-                outputs: list[list[dict]] = [[] for _ in kept]
-                members = bool(postprocess.get("return_members"))
-                for position, output in zip(of_text, self._outputs(encoded, tokens_per_batch, members), strict=True):
-                    outputs[position].append(output)
-                for position, of_one in zip(usable, outputs, strict=True):
+                    cut += sum(truncated(encoded))
+                of_text = encoded[0].pop("overflow_to_sample_mapping", range(len(usable)))
+                outputs: list[Any] = [None] * len(encoded[0]["input_ids"])
+                for batch, values in self.batches(encoded, tokens_per_batch, bool(postprocess.get("return_members"))):
+                    for row, position in enumerate(batch):
+                        outputs[position] = {name: tensor[row : row + 1] for name, tensor in values.items()}
+                windows: list[list[dict]] = [[] for _ in usable]
+                for position, output in zip(of_text, outputs, strict=True):
+                    windows[position].append(output)
+                for position, of_one in zip(usable, windows, strict=True):
                     results[position] = self.postprocess(self._joined(of_one), **postprocess)
             yield from results
             seen += len(window)
@@ -203,22 +233,6 @@ class EmotionPipeline(TextClassificationPipeline):
             )
         if bad:
             logger.warning(f"{bad} of {seen} inputs are no texts, or empty, and have an error in place of a label")
-
-    def _outputs(self, encoded: list[dict], tokens_per_batch: int, members: bool) -> list[dict[str, torch.Tensor]]:
-        """Logits `(1, labels)` of each row of tokens, and on request those of an ensemble's members."""
-        lengths = [len(ids) for ids in encoded[0]["input_ids"]]
-        results: list[Any] = [None] * len(lengths)
-        for batch in token_budget_batches(lengths, tokens_per_batch):
-            inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
-            for family, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
-                rows = {name: [values[position] for position in batch] for name, values in values_of.items()}
-                for name, values in tokenizer.pad(rows, return_tensors="pt").items():
-                    inputs[f"{name}_{family}" if family else name] = values
-            outputs = self.forward(inputs)
-            names = ("logits", "member_logits") if members else ("logits",)
-            for row, position in enumerate(batch):
-                results[position] = {name: outputs[name][row : row + 1] for name in names}
-        return results
 
     def _joined(self, windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Of the windows of one text, logits whose probabilities are the mean of theirs."""

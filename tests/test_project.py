@@ -25,7 +25,7 @@ OURS = {
     "run_mlm",
     "trainer_ext",
 }
-SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export", "run_fuse", "run_mlm"}
+SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score"}
 
 
 def imports_of(path) -> set[str]:
@@ -67,8 +67,9 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta, run_classify, run_compare, run_export, run_fuse, run_mlm, trainer_ext.model_card
-for module in (modeling_emodeberta, run_classify, run_compare, run_export, run_fuse, run_mlm, trainer_ext.model_card):
+import modeling_emodeberta, run_classify, run_compare, run_export, run_fuse, run_mlm, run_score, trainer_ext.model_card
+scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_score)
+for module in (modeling_emodeberta, *scripts, trainer_ext.model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 assert trainer_ext.model_card.TEMPLATE.is_file() and trainer_ext.model_card.PRETRAINING_TEMPLATE.is_file()
 assert trainer_ext.model_card.ENSEMBLE_TEMPLATE.is_file()

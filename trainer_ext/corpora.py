@@ -494,11 +494,16 @@ class _Part(Table):
 def _check_column(table: Table, column: str) -> None:
     present = list(table.rows[0]) if table.rows else []
     if column not in present:
-        close = difflib.get_close_matches(column, present, n=1)
-        raise InputError(
-            f"{table.name}: no column {column!r}; it has {', '.join(map(str, present))}"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-        )
+        raise no_column(table.name, column, present)
+
+
+def no_column(name: str, column: str, present: list[str]) -> InputError:
+    """What to say of a table that lacks a column."""
+    close = difflib.get_close_matches(column, present, n=1)
+    return InputError(
+        f"{name}: no column {column!r}; it has {', '.join(map(str, present))}"
+        + (f"; did you mean {close[0]!r}?" if close else "")
+    )
 
 
 def _check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> None:

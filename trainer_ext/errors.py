@@ -9,12 +9,17 @@ class InputError(ValueError):
     """Wrong input. The message says what was wrong, in which file and row, and what would be right."""
 
 
+class ProcessError(InputError):
+    """What went wrong in this one of several processes."""
+
+
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's `main`: an [`InputError`] is one line on standard error (of the first process), no traceback."""
+    """Run a script's `main`: an [`InputError`] is one line on standard error, no traceback. Of one that all processes
+    meet, the first speaks."""
     try:
         main()
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, ProcessError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
