@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import forked
 import pytest
 import torch
 import yaml
@@ -151,12 +152,12 @@ def finished(bert_folder, tmp_path_factory):
     with DeBERTa's positions, so that names and shapes differ from the checkpoint's."""
 
     def make(folder):
-        command = [
-            *(sys.executable, ROOT / "run_classify.py", "--model_name_or_path", bert_folder, *ESSAY_FLAGS),
+        return forked.run(
+            *(ROOT / "run_classify.py", "--model_name_or_path", bert_folder, *ESSAY_FLAGS),
             *("--relative_attention", "--max_steps", 24, "--eval_strategy", "steps", "--eval_steps", 12),
             *("--save_steps", 12, "--tfidf_baseline", "--output_dir", folder / "model", "--child_tuning", "F"),
-        ]
-        return subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            cwd=folder,
+        )
 
     folder, done = once(tmp_path_factory, "finished", make)
     return folder / "model", done
@@ -181,13 +182,10 @@ def fused(tmp_path_factory, v3_folder, bert_folder):
             ("other", other_folder, ["--classifier_hidden_size", 16]),
         ):
             call(script.main, "--model_name_or_path", checkpoint, *flags, *more, "--output_dir", folder / name)
-        command = [sys.executable, ROOT / "run_fuse.py", "--members", "first", "cls", "other", "--fusion", "weighted"]
-        return subprocess.run(
-            [*map(str, command), "--output_dir", "all"],
+        return forked.run(
+            *(ROOT / "run_fuse.py", "--members", "first", "cls", "other", "--fusion", "weighted"),
+            *("--output_dir", "all"),
             cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
         )
 
     folder, done = once(tmp_path_factory, "fused", make)
@@ -200,14 +198,7 @@ def compared(tmp_path_factory, v3_folder):
 
     def make(folder):
         write_comparison(folder, v3_folder)
-        return subprocess.run(
-            [sys.executable, str(ROOT / "run_compare.py"), "mine.yaml"],
-            cwd=folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
+        return forked.run(ROOT / "run_compare.py", "mine.yaml", cwd=folder)
 
     folder, done = once(tmp_path_factory, "compared", make)
     return folder / "results" / "compare" / "mine", done
@@ -249,26 +240,8 @@ def write_comparison(folder, v3_folder) -> None:
 
 @pytest.fixture
 def run_classify(tmp_path):
-    """Start run_classify.py as its own process, as a user would."""
-
-    def run(*arguments, launcher=(sys.executable,), check=True, env=None, popen=False):
-        command = [*launcher, str(ROOT / "run_classify.py"), *map(str, arguments)]
-        options = {
-            "cwd": tmp_path,
-            "env": os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "stdin": subprocess.DEVNULL,
-            "text": True,
-        }
-        if popen:
-            return subprocess.Popen(command, **options)
-        done = subprocess.run(command, timeout=600, **options)
-        if check and done.returncode:
-            pytest.fail(f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-        return done
-
-    return run
+    """Run run_classify.py as a process of its own."""
+    return lambda *arguments, check=True: forked.run(ROOT / "run_classify.py", *arguments, cwd=tmp_path, check=check)
 
 
 @pytest.fixture

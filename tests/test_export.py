@@ -1,7 +1,6 @@
 import json
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -35,15 +34,11 @@ def test_the_graph_computes_the_logits_at_any_batch_and_length(options, tmp_path
         assert np.abs(got - want).max() < 1e-5 * max(1, np.abs(want).max())
 
 
-def run(*arguments):
-    command = [sys.executable, ROOT / "run_export.py", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-
-
 def test_a_trained_folder_is_exported_and_checked(finished, tmp_path):
     """In int8 too, which is kept only where it decides alike."""
     folder, _ = finished
-    done = run(folder, "--output_dir", tmp_path / "onnx", "--int8")
+    flags = ("--output_dir", tmp_path / "onnx", "--int8")
+    done = forked.run(ROOT / "run_export.py", folder, *flags, cwd=tmp_path, check=False)
     written = {path.name for path in (tmp_path / "onnx").iterdir()}
     assert {"export.json", "model.onnx"} <= written
     report = json.loads((tmp_path / "onnx" / "export.json").read_text())

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -199,13 +199,6 @@ MAP = {
 }
 
 
-def start(*arguments, cwd):
-    command = [sys.executable, ROOT / "run_fuse.py", *arguments]
-    return subprocess.run(
-        [*map(str, command)], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-    )
-
-
 def test_the_folder_says_what_was_measured(fused):
     folder, done = fused
     figures = json.loads((folder / "all" / "fusion.json").read_text())
@@ -349,7 +342,8 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
     content = {"settings": settings, "members": {"mean": {}, "[CLS]": {"pooling": "cls", "seed": 1}}, "cv_folds": 2}
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    done = start("fuse.yaml", "--output_dir", "all", "--jobs", 2, cwd=tmp_path)
+    flags = ("--output_dir", "all", "--jobs", 2)
+    done = forked.run(ROOT / "run_fuse.py", "fuse.yaml", *flags, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "4 of 4 trainings are done already" in done.stdout
     figures = json.loads((tmp_path / "all" / "fusion.json").read_text())

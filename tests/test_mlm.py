@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 
+import forked
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -262,24 +260,7 @@ def corpus_file(tmp_path_factory):
     return path
 
 
-def run_mlm(*arguments, cwd, popen=False, check=True, program=(ROOT / "run_mlm.py",)):
-    command = [sys.executable, *program, *arguments]
-    options = {
-        "cwd": cwd,
-        "env": os.environ | {"OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "stdin": subprocess.DEVNULL,
-        "text": True,
-    }
-    if popen:
-        return subprocess.Popen([*map(str, command)], **options)
-    done = subprocess.run([*map(str, command)], timeout=600, **options)
-    if check and done.returncode:
-        pytest.fail(f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return done
-
-
+SCRIPT = ROOT / "run_mlm.py"
 FLAGS = [
     *("--max_seq_length", 48, "--use_cpu", "--bf16", "false", "--learning_rate", "1e-3", "--tokens_per_batch", 384),
     *("--logging_steps", 2, "--eval_strategy", "steps", "--eval_steps", 8, "--save_steps", 8, "--seed", 3),
@@ -291,7 +272,7 @@ FLAGS = [
 def pretrained(v3_folder, corpus_file, tmp_path_factory):
     flags = ("--model_name_or_path", v3_folder, "--train_file", corpus_file, *FLAGS, "--max_steps", 40)
     folder, done = once(
-        tmp_path_factory, "pretrained", lambda folder: run_mlm(*flags, "--output_dir", "model", cwd=folder)
+        tmp_path_factory, "pretrained", lambda folder: forked.run(SCRIPT, *flags, "--output_dir", "model", cwd=folder)
     )
     return folder / "model", done
 
@@ -351,16 +332,15 @@ def test_killed_and_resumed_it_is_bit_exact(pretrained, v3_folder, corpus_file, 
     """SIGKILL between a checkpoint and the end; masks of later epochs, dropout and the order of batches go on."""
     folder, _ = pretrained
     flags = ("--model_name_or_path", v3_folder, "--train_file", corpus_file, *FLAGS, "--max_steps", 40)
-    process = run_mlm(*flags, "--output_dir", "again", cwd=tmp_path, popen=True)
+    process = forked.Forked(SCRIPT, *flags, "--output_dir", "again", cwd=tmp_path)
     started = time.time()
     while not (tmp_path / "again" / "checkpoints" / "checkpoint-16" / "trainer_state.json").exists():
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.poll() is None, process.stderr[-3000:]
         assert time.time() - started < 300
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.01)
+    process.kill()
     assert not (tmp_path / "again" / "all_results.json").exists()
-    done = run_mlm(*flags, "--output_dir", "again", cwd=tmp_path)
+    done = forked.run(SCRIPT, *flags, "--output_dir", "again", cwd=tmp_path)
     assert "going on from checkpoint-" in done.stderr
     wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert wanted.keys() == found.keys()
@@ -368,10 +348,8 @@ def test_killed_and_resumed_it_is_bit_exact(pretrained, v3_folder, corpus_file, 
 
 
 def test_two_processes_train_one_model(v3_folder, corpus_file, tmp_path):
-    port = 20000 + time.time_ns() % 20000
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", port, ROOT / "run_mlm.py")
     flags = ("--model_name_or_path", v3_folder, "--train_file", corpus_file, *FLAGS, "--max_steps", 8)
-    done = run_mlm(*flags, "--output_dir", "two", cwd=tmp_path, program=torchrun)
+    done = forked.run(SCRIPT, *flags, "--output_dir", "two", cwd=tmp_path, ranks=2)
     assert "training with world size 2" in done.stderr
     history = json.loads((tmp_path / "two" / "learning_curve.json").read_text())
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in history if "loss" in entry)
@@ -388,7 +366,7 @@ def test_a_stream_is_trained_on_without_being_held(v3_folder, tmp_path):
         *("--streaming", "--max_steps", 70, "--per_device_train_batch_size", 64, "--max_eval_samples", 50),
         *("--use_cpu", "--bf16", "false", "--max_seq_length", 32, "--output_dir", "out", "--save_strategy", "no"),
     )
-    done = run_mlm(*flags, cwd=tmp_path)
+    done = forked.run(SCRIPT, *flags, cwd=tmp_path)
     assert "masked accuracy" in done.stdout
     content = json.loads((tmp_path / "out" / "left_out.json").read_text())
     assert content["counts"] == {"empty, or no text": 2}  # 70 x 64 rows: the file, and a part of it again
@@ -424,7 +402,8 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
 
     dev = load_corpus(dataset_name="wassa2022", data_dir=data_dir).splits["validation"]
     (tmp_path / "corpus.txt").write_text("The river took the road.\n" + dev["text"][7].replace("\n", " ") + "\n" * 2)
-    done = run_mlm(
+    done = forked.run(
+        SCRIPT,
         *("--model_name_or_path", v3_folder, "--train_file", "corpus.txt", "--target_dataset_name", "wassa2022"),
         *("--data_dir", data_dir, "--max_steps", 1, "--use_cpu", "--bf16", "false", "--output_dir", "out"),
         *("--validation_split_percentage", 0),

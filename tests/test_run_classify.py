@@ -2,10 +2,12 @@
 
 import csv
 import json
-import signal
+import os
+import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -224,36 +226,24 @@ def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on, over several epochs; the other
     variants of Child-Tuning are killed and resumed on two processes, in tests/distributed/ddp_child.py."""
     options = ["--child_tuning", "D", "--child_tuning_target", "update", "--tokens_per_batch", 1500]
-    flags = [
-        "--model_name_or_path",
-        v3_folder,
-        *ESSAY_FLAGS,
-        "--max_steps",
-        30,
-        "--save_steps",
-        10,
-        *options,
-    ]
+    flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 18, "--save_steps", 6, *options]
     flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1]
     run_classify(*flags, "--output_dir", tmp_path / "straight")
-    process = run_classify(*flags, "--output_dir", tmp_path / "killed", popen=True)
-    seen = ""
-    for line in process.stdout:  # one log line a step
-        seen += line
-        if seen.count("'loss'") >= 24:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert [p.name for p in run_folder.checkpoints(tmp_path / "killed")] == ["checkpoint-10", "checkpoint-20"]
+    process = forked.Forked(ROOT / "run_classify.py", *flags, "--output_dir", tmp_path / "killed", cwd=tmp_path)
+    while process.stdout.count("'loss'") < 15:  # one log line a step
+        assert process.poll() is None, process.stderr[-3000:]
+        time.sleep(0.01)
+    process.kill()
+    assert [p.name for p in run_folder.checkpoints(tmp_path / "killed")] == ["checkpoint-6", "checkpoint-12"]
     assert not (tmp_path / "killed" / "model.safetensors").exists()
 
     # what a kill in the middle of a save leaves: no complete checkpoint, and passed over
-    broken = tmp_path / "killed" / "checkpoints" / "checkpoint-30"
+    broken = tmp_path / "killed" / "checkpoints" / "checkpoint-18"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"\x10")
     done = run_classify(*flags, "--output_dir", tmp_path / "killed")
-    assert "checkpoint-30 was cut short and is removed" in done.stderr
-    assert "going on from checkpoint-20" in done.stderr
+    assert "checkpoint-18 was cut short and is removed" in done.stderr
+    assert "going on from checkpoint-12" in done.stderr
     straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
@@ -287,7 +277,7 @@ TRANSFER = [
 ]
 
 
-def test_two_processes_end_with_identical_replicas(run_classify, v3_folder, tmp_path):
+def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     """And train on the rows of one process: what it was stands in a run's settings, as a hash."""
     port = str(20000 + time.time_ns() % 20000)
     config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
@@ -307,7 +297,16 @@ def test_two_processes_end_with_identical_replicas(run_classify, v3_folder, tmp_
     )
     flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"]
     flags += ["--output_dir", tmp_path / "out", "--tokens_per_batch", 800, *TRANSFER]
-    done = run_classify(*flags, launcher=command, env={"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        [*command, ROOT / "run_classify.py", *map(str, flags)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
     assert "training with world size 2" in done.stderr
     replicas = [(tmp_path / f"replica-{rank}").read_text() for rank in (0, 1)]
     assert replicas[0] == replicas[1]

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 import yaml
@@ -23,21 +21,6 @@ from trainer_ext.comparison import analyse_errors, banded, compare, comparison_p
 from trainer_ext.corpora import load_corpus
 from trainer_ext.errors import InputError
 from trainer_ext.members import Member, Members
-
-
-def start(*arguments, cwd, popen=False):
-    command = [sys.executable, ROOT / "run_compare.py", *arguments]
-    options = {
-        "cwd": cwd,
-        "env": os.environ | {"OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "stdin": subprocess.DEVNULL,
-        "text": True,
-    }
-    if popen:
-        return subprocess.Popen(list(map(str, command)), **options)
-    return subprocess.run(list(map(str, command)), timeout=900, **options)
 
 
 def figures(path) -> dict:
@@ -109,15 +92,13 @@ def test_a_second_start_trains_nothing(compared, comparison, monkeypatch):
 def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
     """SIGKILL to the driver alone: its training lives on, and the next start waits for it."""
     folder, _ = compared
-    arguments = ("mine.yaml", "--members_dir", "again", "--output_dir", "table")
+    arguments = (ROOT / "run_compare.py", "mine.yaml", "--members_dir", "again", "--output_dir", "table")
     draw = random.Random(0)
     for _ in range(3):
-        process = start(*arguments, cwd=comparison, popen=True)
-        time.sleep(draw.uniform(6, 18))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    done = start(*arguments, cwd=comparison)
-    assert done.returncode == 0, done.stderr[-4000:]
+        process = forked.Forked(*arguments, cwd=comparison)
+        time.sleep(draw.uniform(1, 12))
+        process.kill()
+    forked.run(*arguments, cwd=comparison)
     assert figures(comparison / "table") == figures(folder)
 
 
