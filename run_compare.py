@@ -36,7 +36,17 @@ from trainer_ext.arguments import corpus_arguments
 from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.members import OWN, SHARED, Member, Members, flags_given, inner_validation, read_variants, resolve
+from trainer_ext.members import (
+    OWN,
+    SHARED,
+    Member,
+    Members,
+    flags_given,
+    inner_validation,
+    one_a_fold,
+    read_variants,
+    resolve,
+)
 from trainer_ext.plots import plot_comparison
 from trainer_ext.run_folder import write_json, write_text
 
@@ -77,20 +87,11 @@ def main() -> None:
     variants: dict[str, list[list[Member]]] = {}  # by name: for each seed, one member a fold
     for name, overrides in content["variants"].items():
         overrides = overrides | inner_validation(shared | overrides, folds, name)
-        variants[name] = [
-            [
-                Member(overrides, (folds, fold) if folds else None, seed, f"{name}, seed {seed}, fold {fold}")
-                for fold in range(folds or 1)
-            ]
-            for seed in seeds
-        ]
+        variants[name] = [one_a_fold(overrides, folds, seed, name) for seed in seeds]
     every = [member for of_variant in variants.values() for of_seed in of_variant for member in of_seed]
-    different = {members.path(member): member for member in every}
     if args.plan:
-        todo = sum(not members.finished(member) for member in different.values())
-        hours = members.estimate(every) / 3600
         print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: ", end="")
-        print(f"{len(different)} trainings, {len(different) - todo} of them done; the rest takes about {hours:.1f} h")
+        print(members.plan(every))
         return
     members.train(every)
 

@@ -44,9 +44,9 @@ from trainer_ext.arguments import corpus_arguments
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.distillation import write_out_of_fold
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.fusion import FUSIONS, fuse_cross_fitted
+from trainer_ext.fusion import FUSIONS
 from trainer_ext.fusion_folder import EnsembleMember, compare_folders, compare_fusions, read_members, save_ensemble
-from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, read_variants, resolve
+from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, one_a_fold, read_variants, resolve
 from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
 
@@ -65,7 +65,10 @@ def main() -> None:
         members = read_members(args.members, args.names)
         figures, out_of_fold = compare_folders(members, args.fusion), None
     else:
-        members, figures, out_of_fold = train_members(args, flags_given(rest))
+        trained = train_members(args, flags_given(rest))
+        if trained is None:
+            return
+        members, figures, out_of_fold = trained
     command = f"python run_fuse.py {shlex.join(sys.argv[1:])}"
     run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
     with run_folder.staged(args.output_dir) as folder:
@@ -105,9 +108,10 @@ def parser() -> argparse.ArgumentParser:
 
 def train_members(
     args: argparse.Namespace, flags: dict
-) -> tuple[list[EnsembleMember], dict, tuple[list[str], np.ndarray]]:
+) -> tuple[list[EnsembleMember], dict, tuple[list[str], np.ndarray]] | None:
     """The recipe's members, trained on all training rows; what cross-validation says of their fusion; and the training
-    rows' ids with what members that did not see them say of them, fused."""
+    rows' ids with what members that did not see them say of them, fused. With `--plan`, says what that takes and
+    trains none."""
     settings, overrides, rest = read_variants(args.recipe, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
     shared, folds = settings | flags, rest.get("cv_folds", 5)
     if taken := sorted(OWN & shared.keys()):
@@ -128,26 +132,18 @@ def train_members(
         seed = of_member.pop("seed", 1)
         if of_member.get("select", shared.get("select")) == "best_on_dev":
             raise InputError(f"{args.recipe}, {name}: select best_on_dev is for single models; fix the epochs here")
-        held_out[name] = [
-            Member(of_member, (folds, fold), seed, f"{name}, seed {seed}, fold {fold}") for fold in range(folds)
-        ]
+        held_out[name] = one_a_fold(of_member, folds, seed, name)
         whole[name] = Member(of_member, None, seed, f"{name}, seed {seed}, all rows")
     every = [*(member for of_name in held_out.values() for member in of_name), *whole.values()]
     if args.plan:
-        todo = sum(not driver.finished(member) for member in every)
-        print(
-            f"{len(whole)} members, {folds} folds and all rows: {len(every)} trainings, {len(every) - todo} of them ",
-            end="",
-        )
-        print(f"done; the rest takes about {driver.estimate(every) / 3600:.1f} h")
-        sys.exit()
+        print(f"{len(whole)} members, {folds} folds and all rows: {driver.plan(every)}")
+        return None
     driver.train(every[: -len(whole)])
     driver.train(list(whole.values()), keep_models=True)
     probabilities = np.stack([driver.collect(of_name, rows["id"][:], "test") for of_name in held_out.values()])
     names = list(whole)
-    figures = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion)
+    figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion)
     members = read_members([driver.path(member) / RUN for member in whole.values()], names)
-    fused = fuse_cross_fitted(args.fusion, probabilities, gold, assigned)
     figures |= {"scored_on": f"training rows, {folds}-fold cross-validation,"}
     return members, figures, (rows["id"][:], fused)
 

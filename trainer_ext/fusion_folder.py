@@ -147,8 +147,8 @@ def compare_fusions(
     folds: np.ndarray,
     labels: Sequence[str],
     kept: str,
-) -> dict:
-    """Members and rules on rows that no member was trained on, as JSON values.
+) -> tuple[dict, np.ndarray]:
+    """Members and rules on rows that no member was trained on.
 
     Args:
         names: Of the members.
@@ -160,8 +160,9 @@ def compare_fusions(
         kept: The rule of the folder; its weights and temperature are fitted on all of the rows.
 
     Returns:
-        `variants` (as [`trainer_ext.comparison.compare`] gives them, the members first), `disagreement` of each two
-        members, `calibration` of the kept rule before and after its temperature, `weights` and `temperature`.
+        As JSON values `variants` (as [`trainer_ext.comparison.compare`] gives them, the members first), `disagreement`
+        of each two members, `calibration` of the kept rule before and after its temperature, `weights` and
+        `temperature`; and what the kept rule says, cross-fitted, `(rows, labels)`.
     """
     systems = dict(zip(names, probabilities, strict=True))
     fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
@@ -172,7 +173,7 @@ def compare_fusions(
         lambda temperature, rows: apply_temperature(fused[kept][rows], temperature),
         folds,
     )
-    return without_figures(names, labels, kept) | {
+    figures = without_figures(names, labels, kept) | {
         "weights": None if weights is None else weights.tolist(),
         "temperature": fit_temperature(apply(kept, probabilities, weights), gold),
         "rows": len(gold),
@@ -182,6 +183,7 @@ def compare_fusions(
         "disagreement": disagreement(probabilities).tolist(),
         "calibration": {"before": _calibration(fused[kept], gold), "after": _calibration(cooled, gold)},
     }
+    return figures, fused[kept]
 
 
 def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> dict:
@@ -221,7 +223,7 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
         raise InputError(f"{len(set(groups or first.ids))} writers among the labelled rows; want {FOLDS} or more")
     probabilities = np.stack([member.predictions.probabilities for member in members])
     folds = group_folds(first.gold, groups or first.ids, FOLDS)
-    figures = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)
+    figures, _ = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)
     return figures | {"scored_on": f"labelled {first.split} rows"}
 
 

@@ -84,6 +84,14 @@ class Member:
         return {**recipe, **self.overrides, **split, "seed": self.seed}
 
 
+def one_a_fold(overrides: dict[str, Any], folds: int, seed: int, name: str) -> list[Member]:
+    """The trainings by which each row is scored by one that did not see it; with no folds, one on all rows."""
+    return [
+        Member(overrides, (folds, fold) if folds else None, seed, f"{name}, seed {seed}, fold {fold}")
+        for fold in range(folds or 1)
+    ]
+
+
 @dataclass
 class Probabilities:
     """What a member says of the rows it did not train on.
@@ -282,6 +290,12 @@ class Members:
             probabilities = self.probabilities(member)
             found |= dict(zip(probabilities.ids[split], probabilities.values[split], strict=True))
         return np.stack([found[row_id] for row_id in ids])
+
+    def plan(self, members: Sequence[Member]) -> str:
+        """How many trainings these are, how many of them are done, and about how long the others take."""
+        different = {self.path(member): member for member in members}
+        done, hours = sum(map(self.finished, different.values())), self.estimate(members) / 3600
+        return f"{len(different)} trainings, {done} of them done; the rest takes about {hours:.1f} h"
 
     def estimate(self, members: Sequence[Member]) -> float:
         """About how many seconds the unfinished ones of these would take, so many jobs at a time.
