@@ -68,6 +68,8 @@ def plot_comparison(source: Path, target: Path) -> None:
     score_axes.invert_yaxis()
     several = any(len(row["macro_f1_by_seed"]) > 1 for row in variants)
     score_axes.set(xlabel="macro F1, 95% interval" + ("; grey strokes: seeds" if several else ""))
+    for axes in (score_axes, difference_axes):
+        axes.locator_params(axis="x", nbins=6)
     difference_axes.set(xlabel="difference to the first line\norange: p (Holm) < .05")
     figure.savefig(target, dpi=150)
 
