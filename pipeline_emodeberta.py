@@ -41,12 +41,13 @@ def _is_text(value: object) -> bool:
 
 
 def truncated(encoded: list[Any]) -> list[bool]:
-    """Of texts that [`EmotionPipeline.encode`] gave: whether each was longer than the model reads. A tokenizer without
-    a Rust part does not say, and counts as no."""
-    encodings = encoded[0].encodings
-    if encodings is None:
-        return [False] * len(encoded[0]["input_ids"])
-    return [bool(encoding.overflowing) for encoding in encodings]
+    """Of texts that [`EmotionPipeline.encode`] gave: whether each was longer than the model reads, by any of its
+    tokenizers. One without a Rust part does not say, and counts as no."""
+    cut = [False] * len(encoded[0]["input_ids"])
+    for of_tokenizer in encoded:
+        for text, encoding in enumerate(of_tokenizer.encodings or ()):
+            cut[text] |= bool(encoding.overflowing)
+    return cut
 
 
 class EmotionPipeline(TextClassificationPipeline):
@@ -188,7 +189,8 @@ class EmotionPipeline(TextClassificationPipeline):
         if tokens_per_batch is None:
             tokens_per_batch = 8192 // self.model.dtype.itemsize if self.device.type == "cpu" else 65536
         names = ("logits", "member_logits") if members else ("logits",)
-        for batch in token_budget_batches([len(ids) for ids in encoded[0]["input_ids"]], tokens_per_batch):
+        by_tokenizer = [[len(ids) for ids in of_tokenizer["input_ids"]] for of_tokenizer in encoded]
+        for batch in token_budget_batches(list(map(max, *by_tokenizer, by_tokenizer[0])), tokens_per_batch):
             inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
             for family, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
                 rows = {name: [values[position] for position in batch] for name, values in values_of.items()}

@@ -6,7 +6,7 @@
 
 The input is a file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with a text a line; also compressed, as .csv.gz), a
 folder of such files, a dataset on the Hub (owner/name), or - for standard input, a text a line. It is read as a
-stream and never held whole.
+stream; only a .json list is held whole.
 
 With --output, shards of consecutive rows appear there, scores-000000.parquet and so on, with the columns
 
@@ -21,7 +21,8 @@ With --output, shards of consecutive rows appear there, scores-000000.parquet an
 and manifest.json: the model's version, the input, settings, counts, and each shard's rows and SHA-256. After a kill,
 the same command goes on: every row comes out once, in order. An input, a model or settings that have changed are
 refused. Processes of one machine share the work by themselves (accelerate launch, torchrun); machines take parts
-(--part 1/4 to 4/4) and write into one folder, or into several, whose files are then put together.
+(--part 1/4 to 4/4) and write into one folder, or into several: cp -r the folders of all into one, .shards included,
+and start once more, which finds nothing to score and writes the manifest.
 
 Without --output, labels go to standard output, a line each; a row with an error has an empty line, and says why on
 standard error.
@@ -43,7 +44,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import (
@@ -51,7 +51,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
-    PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -63,7 +62,7 @@ from trainer_ext.arguments import has_bf16_unit
 from trainer_ext.errors import InputError, ProcessError, run_command
 from trainer_ext.run_folder import without_secrets
 from trainer_ext.score_folder import FORMATS, ScoreFolder, Scores
-from trainer_ext.text_stream import Row, TextSource, open_source
+from trainer_ext.text_stream import Row, TextSource, UnreadableFile, open_source
 from trainer_ext.warm_start import library_quiet
 
 OURS = {
@@ -83,6 +82,10 @@ def main() -> None:
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # processes wait for one another at the end only
     if args.output is None and state.num_processes > 1:
         raise InputError("labels go to standard output from one process only; give --output FOLDER")
+    if name == "-" and state.num_processes > 1:
+        raise InputError("standard input is read by one process only; give a file or a folder")
+    if Path(name).is_dir() and args.output is not None and args.output.resolve().is_relative_to(Path(name).resolve()):
+        raise InputError(f"{args.output}: is inside the input {name}, and would be read with it; give another --output")
     source = open_source(
         name,
         text_column=args.text_column_name,
@@ -92,6 +95,8 @@ def main() -> None:
         token=args.token,
     )
     config, version = read_config(args.model, args.revision, args.token)
+    if not Path(args.model).is_dir():
+        args.revision = version  # that and no later one
     dtype = getattr(torch, args.dtype) if args.dtype else default_dtype(state.device)
     if args.output is None:
         print_labels(source, load_pipeline(args, config, dtype, state.device), args.tokens_per_batch)
@@ -184,16 +189,15 @@ def read_config(name: str, revision: str | None, token: str | None) -> tuple[Pre
         raise InputError(f"{name}: no model there ({first_line(error)})") from error
     if not any("SequenceClassification" in architecture for architecture in config.architectures or ()):
         raise InputError(f"{name}: {', '.join(config.architectures or ['no architecture'])}; want a text classifier")
+    if config.num_labels < 2 or config.problem_type == "regression":
+        raise InputError(f"{name}: gives one number a text; want a classifier with two labels or more")
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted({path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}):
             with open(path, "rb") as file:
                 digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
         return config, digest.hexdigest()
-    try:
-        return config, HfApi(token=token).model_info(name, revision=revision).sha
-    except Exception as error:  # of many kinds
-        raise InputError(f"{name}: the Hub does not tell its revision ({first_line(error)})") from error
+    return config, values["_commit_hash"]
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -210,11 +214,16 @@ def load_pipeline(
         transformers_logging.disable_progress_bar()  # of loading
     try:
         with library_quiet():
-            model: PreTrainedModel = kind.from_pretrained(args.model, dtype=dtype, use_safetensors=True, **hub)
+            options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+            model, loaded = kind.from_pretrained(args.model, **options, **hub)
             tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False, **hub)
-            limit = getattr(config, "max_position_embeddings", None)
-            tokenizer.model_max_length = min(tokenizer.model_max_length, limit or tokenizer.model_max_length)
+            if lacking := sorted([*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])]):
+                raise InputError(f"{args.model}: its weights lack {lacking[0]}, and would be drawn at random")
+            if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
+                tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
             return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{args.model}: cannot be loaded ({first_line(error)})") from error
 
@@ -233,7 +242,8 @@ def score(
     progress: tqdm | None = None,
     step: int = 1,
 ) -> Scores:
-    """Scores of the rows, which are sorted by length among as many as the pipeline sorts."""
+    """Scores of the rows, which are sorted by length among as many as the pipeline sorts. A row for which the model
+    gives no number gets an error, in place."""
     config = classify.model.config
     several, ensemble = config.problem_type == "multi_label_classification", hasattr(classify.model, "members")
     probabilities = np.full((len(rows), config.num_labels), np.nan, dtype=np.float32)
@@ -256,6 +266,9 @@ def score(
                 disagreement[places] = differs.float().mean(dim=-1).numpy()
             if progress is not None:
                 progress.update(len(places) * step)
+    for place in np.flatnonzero(np.isnan(probabilities).any(axis=1)):
+        if rows[place].error is None:
+            rows[place] = rows[place]._replace(error="the model gives no number (NaN); try another --dtype")
     return Scores(probabilities, several, cut, disagreement)
 
 
@@ -267,28 +280,33 @@ def write_shards(
     share, shares = part + parts * state.process_index, parts * state.num_processes
     classify, number = None, -1
     done = len(folder.finished()) * args.rows_per_shard
+    total = None if folder.source.rows is None else max(folder.source.rows // parts, 1)
     with tqdm(
-        total=folder.source.rows,
-        initial=min(done, folder.source.rows or done),
+        total=total,
+        initial=min(done, total or done),
         unit=" rows",
         desc="scored",
         disable=None if state.is_main_process else True,
     ) as progress:
-        for number, rows in folder.shards(share, shares):
-            if not rows:
-                continue
-            if classify is None:
-                classify = load_pipeline(args, config, dtype, state.device)
-            try:
-                folder.write(number, rows, score(classify, rows, args.tokens_per_batch, progress, state.num_processes))
-            except torch.OutOfMemoryError as error:
-                raise ProcessError(f"out of memory; give fewer --tokens_per_batch ({first_line(error)})") from error
-            except OSError as error:
-                done = len(folder.finished())
-                raise ProcessError(
-                    f"{folder.folder}: cannot write shard {number} ({error.strerror or first_line(error)}); {done} "
-                    "shards are there and stay valid; start again in the same way when that is put right"
-                ) from error
+        try:
+            for number, rows in folder.shards(share, shares):
+                if rows:
+                    if classify is None:
+                        classify = load_pipeline(args, config, dtype, state.device)
+                    scores = score(classify, rows, args.tokens_per_batch, progress, state.num_processes)
+                    folder.write(number, rows, scores)
+        except UnreadableFile as error:
+            folder.forget(error.file)
+            raise ProcessError(f"{error}; {len(folder.finished())} shards before it stay valid") from error
+        except InputError as error:  # that the first process may not meet
+            raise ProcessError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise ProcessError(f"out of memory; give fewer --tokens_per_batch ({first_line(error)})") from error
+        except OSError as error:
+            raise ProcessError(
+                f"{folder.folder}: cannot write a shard ({error.strerror or first_line(error)}); "
+                f"{len(folder.finished())} are there and stay valid; start again in the same way when that is put right"
+            ) from error
     return number + 1
 
 

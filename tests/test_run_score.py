@@ -1,10 +1,12 @@
 """run_score.py: it writes what the pipeline says, whatever is wrong with rows, however often it is killed."""
 
 import csv
+import gzip
 import hashlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from conftest import ESSAYS, ROOT, call
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification
 
 import run_score
@@ -274,13 +277,41 @@ def test_another_input_or_model_is_refused(unfinished, fused, essays, tmp_path):
     assert "60 rows" in call(run_score.main, *unfinished)
 
 
+def test_files_that_come_later_are_scored_where_no_rows_are_lost(unfinished, essays, tmp_path):
+    """Behind full shards they go on; a last shard that is not full would have had rows of theirs."""
+    write_texts(tmp_path / "in" / "c.csv", essays[:15])
+    assert "75 rows" in call(run_score.main, *unfinished)
+    assert shards(tmp_path / "out")["row"].to_pylist() == list(range(75))
+    write_texts(tmp_path / "in" / "d.csv", essays[:10])
+    with pytest.raises(InputError, match="another input"):
+        call(run_score.main, *unfinished)
+
+
+def test_a_shard_of_other_settings_is_not_taken_for_one_of_these(unfinished, tmp_path):
+    """As when two machines start with different defaults and write into one folder."""
+    path = tmp_path / "out" / ".shards" / "000001.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"fingerprint": "of another"}))
+    with pytest.raises(InputError, match="holds scores with another"):
+        call(run_score.main, *unfinished)
+
+
+def test_rows_without_a_number_have_an_error(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(finished[0] / "model.safetensors")
+    weights["classifier.out_proj.bias"][0] = float("nan")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    said = call(run_score.main, "--model", tmp_path / "model", tmp_path / "x.txt", "--output", tmp_path / "out")
+    assert "2 rows, 0 with a label" in said
+    assert all(error.startswith("the model gives no number") for error in shards(tmp_path / "out")["error"].to_pylist())
+
+
 # ---- What goes wrong ----------------------------------------------------------------------------------------------
 
 
 def test_an_unreadable_file_in_the_middle_leaves_what_was_done(finished, essays, tmp_path):
     """One line; mended, the run goes on with what it had."""
-    import gzip
-
     (tmp_path / "in").mkdir()
     write_texts(tmp_path / "x.csv", essays[:60])
     whole = gzip.compress((tmp_path / "x.csv").read_bytes())
@@ -288,15 +319,12 @@ def test_an_unreadable_file_in_the_middle_leaves_what_was_done(finished, essays,
     (tmp_path / "in" / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
     write_texts(tmp_path / "in" / "c.csv", essays[:30])
     flags = ("--model", finished[0], "--input", tmp_path / "in", "--rows_per_shard", 10, "--output", tmp_path / "out")
-    with pytest.raises(InputError, match=r"b.csv.gz: cannot be read beyond row \d+ \(Compressed file ended"):
+    with pytest.raises(InputError, match=r"b.csv.gz: cannot be read beyond row \d+ .*; 3 shards before it stay valid"):
         call(run_score.main, *flags)
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-00000[012]*")}
     assert len(done) == 3
     assert shards(tmp_path / "out")["label"].null_count == 0
     (tmp_path / "in" / "b.csv.gz").write_bytes(whole)
-    for path in (tmp_path / "out" / ".shards").glob("*.json"):
-        if int(path.stem) > 2:  # of the broken file
-            path.unlink()
     assert "120 rows" in call(run_score.main, *flags)
     assert done == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-00000[012]*")}
 
@@ -314,7 +342,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(finished, essays, tmp_path)
     done = forked.run(tmp_path / "limited.py", cwd=tmp_path, check=False)
     assert done.returncode == 2
     line = done.stderr.strip().splitlines()[-1]
-    assert re.match(r"error: out: cannot write shard 0 \(.*File too large\); 0 shards are there and stay valid", line)
+    assert re.match(r"error: out: cannot write a shard \(.*File too large\); 0 are there and stay valid", line)
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "out").glob("*scores*"))
     assert "900 rows" in forked.run(SCRIPT, *flags, cwd=tmp_path).stdout
@@ -332,6 +360,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(finished, essays, tmp_path)
         (["--output", "x.csv"], "x.csv: is a file"),
         (["--output", "cut"], "cut: is in use"),
         (["--input", "-", "--id_column_name", "key"], "a text a line and no columns"),
+        (["--input", "cut", "--output", "cut/scores"], "cut/scores: is inside the input cut"),
+        (["--model", "headless"], "headless: its weights lack classifier.out_proj.bias"),
     ],
 )
 def test_errors_are_one_line(finished, v3_folder, flags, says, tmp_path, monkeypatch):
@@ -343,6 +373,9 @@ def test_errors_are_one_line(finished, v3_folder, flags, says, tmp_path, monkeyp
     for path in finished[0].glob("*.json"):
         (tmp_path / "cut" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "cut" / "model.safetensors").write_bytes((finished[0] / "model.safetensors").read_bytes()[:5000])
+    shutil.copytree(finished[0], tmp_path / "headless", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(finished[0] / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "out_proj" not in k}, tmp_path / "headless" / "model.safetensors")
     with pytest.raises(InputError) as error:
         call(run_score.main, "--model", finished[0], "--input", "x.csv", "--output", "out", *flags)
     assert says in str(error.value)

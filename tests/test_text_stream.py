@@ -136,6 +136,9 @@ def test_bad_values_of_a_parquet_file_are_rows(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
     rows = read(tmp_path / "x.parquet", id_column="id")
     assert [(row.text, row.id) for row in rows] == [("a", "1"), (None, "2"), (None, "3"), ("b", "4")]
+    cells = pyarrow.array([b"a", b"b\xff", b"c"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": cells}), tmp_path / "part[1]::z.parquet")
+    assert [row.text for row in read(tmp_path / "part[1]::z.parquet")] == ["a", None, "c"]
     pyarrow.parquet.write_table(pyarrow.table({"text": [1.5]}), tmp_path / "y.parquet")
     assert read(tmp_path / "y.parquet")[0].error == "y.parquet, row 1: text is a float; want a text"
 

@@ -6,6 +6,7 @@ one folder, or into several that are merged, and go on after any of them was kil
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from .errors import InputError
+from .run_folder import digest, write_json
 from .text_stream import Row, TextSource
 
 FORMATS = ("parquet", "csv", "jsonl")
@@ -73,39 +75,76 @@ class ScoreFolder:
         self.folder, self.source, self.labels = folder, source, labels
         self.rows_per_shard, self.format = settings["rows_per_shard"], settings["format"]
         self._about = {"model": model, "labels": labels, "settings": settings, "input": source.files} | about
-        go_on = self._check(model["version"], settings)
+        self._claimed = False
+        self._check()
         try:
             (folder / _RECORDS).mkdir(parents=True, exist_ok=True)
-            if not go_on:
-                self._write(folder / MANIFEST, self._about | {"complete": False})
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
 
-    def _check(self, version: str, settings: dict) -> bool:
-        """Whether the manifest that is there holds for this run too."""
+    def _check(self) -> None:
+        """What is there was made by this model from this input with these settings."""
         before = self.manifest()
         if before is None:
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"{self.folder}: is a file; want a folder for the scores")
-            if any(each.is_file() and not each.name.startswith(".") for each in self.folder.rglob("*")):
+            used = any(each.is_file() and not each.name.startswith(".") for each in self.folder.rglob("*"))
+            if used and self.manifest() is None:  # not by a process that started at the same time
                 raise InputError(f"{self.folder}: is in use (not empty, and no scores of this script); give another")
-            return False
-        finished = [self._record(number) for number in self.finished()]
-        if not finished:
-            return False
-        changed = ["model"] * (before["model"]["version"] != version)
-        changed += [f"--{key}" for key in settings if before["settings"].get(key) != settings[key]]
-        read = before["input"][: max(record["files"] for record in finished)]
-        now = self.source.files[: len(read)]
-        if read != now or not before["input"]:
-            names = [str(was.get("file", was.get("dataset"))) for was in read if was not in now]
-            changed.append(f"input ({names[0] if names else self.source.name})")
+            if not used:
+                return
+            before = self.manifest()
+        if not before["input"]:
+            raise InputError(
+                f"{self.folder}: holds scores of standard input, which cannot be gone on with; give another folder"
+            )
+        now = self._about
+        changed = [f"model ({before['model']['name']})"] * (before["model"]["version"] != now["model"]["version"])
+        changed += [
+            f"--{key} ({value})" for key, value in before["settings"].items() if now["settings"].get(key) != value
+        ]
+        for record in map(self._record, self.finished()):
+            if not changed and not self._is_ours(record):
+                read = before["input"][: record["files"]]
+                names = [str(was.get("file", was.get("dataset"))) for was in read if was not in self.source.files]
+                changed.append(f"input ({names[0] if names else self.source.name})")
         if changed:
             raise InputError(
                 f"{self.folder}: holds scores with another {', '.join(changed)}; give the same to go on, or another "
                 "folder"
             )
-        return self.source.files == before["input"]  # files behind those may be mended, or new
+
+    def _fingerprint(self, files: int) -> str:
+        """Of all that decides a shard that reads so many of the files."""
+        return digest(
+            [self._about["model"]["version"], self.labels, self._about["settings"], self.source.files[:files]]
+        )
+
+    def _is_ours(self, record: dict) -> bool:
+        """A shard that is not full is the last one, and hangs on there being no more files."""
+        whole = record["rows"] == self.rows_per_shard or record["files"] == max(1, len(self.source.files))
+        return whole and record["fingerprint"] == self._fingerprint(record["files"])
+
+    def _claim(self) -> None:
+        """Leave a manifest, if there is none; of several processes that start at once, one comes first."""
+        if self._claimed:
+            return
+        partial = self.folder / f".{MANIFEST}.{uuid4().hex}"
+        try:
+            write_json(partial, self._about | {"complete": False})
+            os.link(partial, self.folder / MANIFEST)
+        except FileExistsError:
+            self._check()
+        finally:
+            partial.unlink(missing_ok=True)
+        self._claimed = True
+
+    def forget(self, file: int) -> None:
+        """Take back the shards that hold rows of this file or later ones, which cannot be read to its end: what is
+        read of it once it is mended may be something else."""
+        for number in self.finished():
+            if self._record(number)["files"] > file:
+                (self.folder / _RECORDS / f"{number:06}.json").unlink(missing_ok=True)
 
     def finished(self) -> list[int]:
         """Numbers of the shards that are there."""
@@ -150,11 +189,13 @@ class ScoreFolder:
         columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)
         columns["error"] = pa.array([row.error for row in rows], pa.string())
 
+        self._claim()
         path = self.folder / f"scores-{number:06}.{self.format}"
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
             _write_table(pa.table(columns), partial, self.format)
-            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+            with open(partial, "rb") as file:
+                checksum = hashlib.file_digest(file, "sha256").hexdigest()
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -163,7 +204,7 @@ class ScoreFolder:
             for name in label if isinstance(label, list) else [label] if label else []:
                 counts[name] += 1
         errors = [row.error for row in rows if row.error]
-        complete = len(rows) == self.rows_per_shard
+        files = rows[-1].file + 1 if len(rows) == self.rows_per_shard else max(1, len(self.source.files))
         record = {
             "file": path.name,
             "first_row": first,
@@ -172,16 +213,21 @@ class ScoreFolder:
             "first_error": errors[0] if errors else None,
             "truncated": int(scores.truncated.sum()),
             "label_counts": counts,
-            "files": rows[-1].file + 1 if complete else max(1, len(self.source.files)),
-            "sha256": digest,
+            "sha256": checksum,
+            "files": files,
+            "fingerprint": self._fingerprint(files),
         }
-        self._write(self.folder / _RECORDS / f"{number:06}.json", record)
+        write_json(self.folder / _RECORDS / f"{number:06}.json", record)
+        for left in self.folder.glob(f".{path.name}.*"):  # by a process that was killed
+            left.unlink(missing_ok=True)
 
     def close(self, shards: int) -> dict | None:
         """The manifest, if all of so many shards are there; else `None`, for others are still at it."""
         if self.finished() != list(range(shards)):
             return None
         records = [self._record(number) for number in range(shards)]
+        if strange := [record["file"] for record in records if not self._is_ours(record)]:
+            raise InputError(f"{self.folder}: {strange[0]} is of another model, input or settings than the rest")
         first_error = next((record["first_error"] for record in records if record["first_error"]), None)
         total = {key: sum(record[key] for record in records) for key in ("rows", "errors", "truncated")}
         counts = {name: sum(record["label_counts"][name] for record in records) for name in self.labels}
@@ -193,7 +239,7 @@ class ScoreFolder:
             "label_counts": counts,
             "shards": [{key: record[key] for key in shown} for record in records],
         }
-        self._write(self.folder / MANIFEST, manifest)
+        write_json(self.folder / MANIFEST, manifest)
         return manifest
 
     def manifest(self) -> dict | None:
@@ -203,15 +249,6 @@ class ScoreFolder:
 
     def _record(self, number: int) -> dict:
         return json.loads((self.folder / _RECORDS / f"{number:06}.json").read_text(encoding="utf-8"))
-
-    def _write(self, path: Path, content: dict) -> None:
-        """Whole or not at all, though processes of several machines write the same."""
-        partial = path.with_name(f".{path.name}.{uuid4().hex}")
-        try:
-            partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _write_table(table: pa.Table, path: Path, kind: str) -> None:

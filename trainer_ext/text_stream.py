@@ -3,17 +3,20 @@
 A row that cannot be read is a row all the same: it has an error in place of a text, and those after it are read on.
 """
 
+import bz2
 import csv
+import gzip
 import hashlib
 import json
 import logging
+import lzma
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow.parquet
 from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi
@@ -24,9 +27,20 @@ from .errors import InputError
 logger = logging.getLogger(__name__)
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
-COMPRESSIONS = (".bz2", ".gz", ".xz")
+COMPRESSIONS = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
 LONGEST_RECORD = 2**20  # characters of a row of csv, so that a quote that is never closed does not swallow a file
 _READ_AHEAD = 1024
+
+
+_UNREADABLE = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
+
+
+class UnreadableFile(InputError):
+    """A file, number `file` of the source's, that cannot be read to its end."""
+
+    def __init__(self, message: str, file: int):
+        super().__init__(message)
+        self.file = file
 
 
 class Row(NamedTuple):
@@ -69,10 +83,15 @@ class TextSource:
         """Every row.
 
         Raises:
-            InputError: if a file cannot be read any further, or lacks a column.
+            UnreadableFile: if a file cannot be read any further, or lacks a column.
         """
         if self._dataset is not None:
-            yield from self._dataset_rows(self._dataset, self.name, 0)
+            try:
+                yield from self._dataset_rows(self._dataset, self.name)
+            except InputError:
+                raise
+            except Exception as error:  # of the network and of datasets, many kinds
+                raise InputError(f"{self.name}: cannot be read any further ({_first_line(error)})") from error
         elif not self._paths:
             with open(0, "rb", closefd=False) as file:
                 yield from self._line_rows(file, self.name, 0)
@@ -82,20 +101,32 @@ class TextSource:
                 for row in self._file_rows(path, number):
                     yield row
                     count += 1
-            except (OSError, EOFError, ValueError) as error:  # of disks, of compression, of datasets
-                if isinstance(error, InputError):
-                    raise
-                raise InputError(f"{path}: cannot be read beyond row {count} ({_first_line(error)})") from error
+            except InputError as error:
+                raise UnreadableFile(str(error), number) from error
+            except _UNREADABLE as error:
+                message = f"{path}: cannot be read beyond row {count} ({_first_line(error)})"
+                raise UnreadableFile(message, number) from error
+
+    def check(self) -> None:
+        """Read the first row of each file.
+
+        Raises:
+            UnreadableFile: if there is a file that cannot be read at all, or lacks a column.
+        """
+        for number, path in enumerate(self._paths):
+            try:
+                next(self._file_rows(path, number), None)
+            except InputError:
+                raise
+            except _UNREADABLE as error:
+                raise UnreadableFile(f"{path}: cannot be read ({_first_line(error)})", number) from error
 
     def _file_rows(self, path: Path, number: int) -> Iterator[Row]:
         kind = _format(path)
         if kind == ".parquet":
-            self._check_columns(pyarrow.parquet.read_schema(path).names, path.name)
-            columns = list(dict.fromkeys(self._columns))
-            dataset = load_dataset("parquet", data_files=[str(path)], split="train", streaming=True, columns=columns)
-            yield from self._dataset_rows(dataset, path.name, number)
+            yield from self._parquet_rows(path, number)
             return
-        with fsspec.open(str(path), "rb", compression="infer") as file:
+        with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
             if kind == ".txt":
                 yield from self._line_rows(file, path.name, number)
             elif kind == ".json":
@@ -128,16 +159,27 @@ class TextSource:
                 text, *row_id = (fields[position] for position in wanted)
                 yield self._row(text, *(row_id or [None]), where, number)
 
-    def _dataset_rows(self, dataset: IterableDataset, name: str, number: int) -> Iterator[Row]:
+    def _parquet_rows(self, path: Path, number: int) -> Iterator[Row]:
+        count = 0
+        with pyarrow.parquet.ParquetFile(path) as file:
+            self._check_columns(file.schema_arrow.names, path.name)
+            for batch in file.iter_batches(_READ_AHEAD, columns=list(dict.fromkeys(self._columns))):
+                yield from self._cells(batch, path.name, count, number)
+                count += len(batch)
+
+    def _dataset_rows(self, dataset: IterableDataset, name: str) -> Iterator[Row]:
         count = 0
         for batch in dataset.with_format("arrow").iter(batch_size=_READ_AHEAD):
             if not count:
                 self._check_columns(batch.column_names, name)
-            texts = batch[self.text_column].to_pylist()
-            ids = batch[self.id_column].to_pylist() if self.id_column else [None] * len(texts)
-            for text, row_id in zip(texts, ids, strict=True):
-                count += 1
-                yield self._row(text, row_id, f"{name}, row {count}", number)
+            yield from self._cells(batch, name, count, 0)
+            count += len(batch)
+
+    def _cells(self, batch: Any, name: str, before: int, number: int) -> Iterator[Row]:
+        texts = _values(batch[self.text_column])
+        ids = _values(batch[self.id_column]) if self.id_column else [None] * len(texts)
+        for count, (text, row_id) in enumerate(zip(texts, ids, strict=True), before + 1):
+            yield self._row(text, row_id, f"{name}, row {count}", number)
 
     def _objects(
         self, objects: Iterable[tuple[int, object, str | None]], name: str, number: int, unit: str
@@ -229,7 +271,9 @@ def open_source(
             raise InputError(f"{each}: cannot be read ({_first_line(error)})") from error
         described.append(record)
         rows = None if rows is None or lines is None else rows + lines
-    return TextSource(name, described, rows, text_column, id_column, paths)
+    source = TextSource(name, described, rows, text_column, id_column, paths)
+    source.check()
+    return source
 
 
 def _hub_source(
@@ -329,6 +373,15 @@ def _csv_records(file: Iterable[bytes], delimiter: str) -> Iterator[tuple[int, l
             continue
         if fields:
             yield start, fields, None
+
+
+def _values(column: Any) -> list:
+    """Of an Arrow column; text that is not UTF-8 with lone surrogates, as [`_decoded`] gives it."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        cells = column.cast(pyarrow.binary()).to_pylist()
+        return [None if cell is None else cell.decode(errors="surrogateescape") for cell in cells]
 
 
 def _json_lines(file: Iterable[bytes]) -> Iterator[tuple[int, object, str | None]]:
