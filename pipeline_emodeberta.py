@@ -104,7 +104,7 @@ class EmotionPipeline(TextClassificationPipeline):
             room = self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
             if not 0 <= stride < room or not self.tokenizer.is_fast:
                 raise ValueError(f"stride is {stride}; want 0 to {room - 1} shared tokens, and a fast tokenizer")
-            if len(self.tokenizers) > 1:
+            if max(getattr(self.model.config, "families", None) or [0]) > 0:
                 raise ValueError("stride: the members' tokenizers cut the windows of a text at different places")
             preprocess |= {"stride": stride, "return_overflowing_tokens": True}
         if thresholds is not None:
@@ -113,6 +113,8 @@ class EmotionPipeline(TextClassificationPipeline):
             labels = list(self.model.config.id2label.values())
             if unknown := sorted(set(thresholds) - set(labels)):
                 raise ValueError(f"thresholds: {unknown[0]!r} is no label; those are {', '.join(labels)}")
+            if abstain_below is not None:
+                raise ValueError("thresholds and abstain_below exclude each other")
             postprocess["thresholds"] = thresholds
         if tokens_per_batch is not None:
             if tokens_per_batch < 1:
@@ -139,7 +141,7 @@ class EmotionPipeline(TextClassificationPipeline):
         result = self._with_members(model_outputs) if return_members else super().postprocess(model_outputs, **kwargs)
         best = result if isinstance(result, dict) else max(result, key=lambda entry: entry["score"])
         if abstain_below is not None and best["score"] < abstain_below:
-            result = best | {"label": None}
+            result = best | {"label": None} if isinstance(result, dict) else [best | {"label": None}]
         return result
 
     def _with_members(self, outputs) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def main() -> None:
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     corpus, transferred, guard = read_corpus(data_args, model_args, transfer_args, args.seed)
+    corpus.licence = corpus.licence or hub.restricted_upstream(
+        model_args.model_name_or_path, transfer_args.distill_from
+    )
     if args.hub_model_id and corpus.licence:
         raise InputError(
             f"--push_to_hub: {corpus.source} is for {corpus.licence}; publishing what saw it is not offered"
@@ -259,7 +262,7 @@ def read_corpus(
     described = corpus_arguments(data_args, model_args)
     is_stage = check_transfer(transfer_args, described)
     reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
-    guard, _ = guard_of_target(transfer_args, data_args.data_dir)
+    guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
     transferred = None
     if is_stage:
         rows = load_transfer_rows(transfer_args, label_names=described["label_names"], guard=guard, **reading)

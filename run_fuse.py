@@ -45,7 +45,14 @@ from trainer_ext.corpora import check_trainable, cross_validation_folds, load_co
 from trainer_ext.distillation import write_out_of_fold
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.fusion import FUSIONS
-from trainer_ext.fusion_folder import EnsembleMember, compare_folders, compare_fusions, read_members, save_ensemble
+from trainer_ext.fusion_folder import (
+    EnsembleMember,
+    check_names,
+    compare_folders,
+    compare_fusions,
+    read_members,
+    save_ensemble,
+)
 from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, one_a_fold, read_variants, resolve
 from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
@@ -59,7 +66,14 @@ def main() -> None:
     if (args.recipe is None) == (args.members is None):
         raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
     run_folder.check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    if args.recipe is not None and args.names:
+        raise InputError("--names is for --members; a recipe names its own")
     if args.recipe is None:
+        if args.plan:
+            raise InputError("--plan is for a recipe; with --members nothing is trained")
+        for folder in args.members:
+            if folder.resolve().is_relative_to(args.output_dir.resolve()):
+                raise InputError(f"--output_dir {args.output_dir}: {folder} is a member; give another")
         if rest:
             raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
         members = read_members(args.members, args.names)
@@ -108,14 +122,15 @@ def parser() -> argparse.ArgumentParser:
 
 def train_members(
     args: argparse.Namespace, flags: dict
-) -> tuple[list[EnsembleMember], dict, tuple[list[str], np.ndarray]] | None:
+) -> tuple[list[EnsembleMember], dict, tuple[list[str], list[str], np.ndarray]] | None:
     """The recipe's members, trained on all training rows; what cross-validation says of their fusion; and the training
-    rows' ids with what members that did not see them say of them, fused. With `--plan`, says what that takes and
-    trains none."""
+    rows' ids and texts with what members that did not see them say of them, fused. With `--plan`, says what that takes
+    and trains none."""
     settings, overrides, rest = read_variants(args.recipe, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
     shared, folds = settings | flags, rest.get("cv_folds", 5)
     if taken := sorted(OWN & shared.keys()):
-        raise InputError(f"{args.recipe}: {taken[0]} is not for run_fuse.py's members; see --help")
+        hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
+        raise InputError(f"{args.recipe}: {taken[0]} is not for what run_fuse.py's members share{hint}")
     first = resolve(shared, str(args.recipe))
     corpus = load_corpus(**corpus_arguments(first[1], first[0]))
     check_trainable(corpus)
@@ -127,6 +142,7 @@ def train_members(
 
     driver = Members(args.members_dir, shared, corpus, str(args.recipe), args.jobs)
     held_out, whole = {}, {}
+    check_names(list(overrides))
     for name, of_member in overrides.items():
         of_member = dict(of_member)
         seed = of_member.pop("seed", 1)
@@ -145,7 +161,7 @@ def train_members(
     figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion)
     members = read_members([driver.path(member) / RUN for member in whole.values()], names)
     figures |= {"scored_on": f"training rows, {folds}-fold cross-validation,"}
-    return members, figures, (rows["id"][:], fused)
+    return members, figures, (rows["id"][:], rows["text"][:], fused)
 
 
 def print_figures(figures: dict) -> None:

@@ -62,9 +62,11 @@ def main() -> None:
 
     # ---- Corpus ---------------------------------------------------------------------------------------------------
     corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
-    if args.hub_model_id and corpus.target_licence:
-        refused = f"{corpus.guard.source} is for {corpus.target_licence}; publishing what saw it is not offered"
-        raise InputError(f"--push_to_hub: {refused}")
+    upstream = hub.restricted_upstream(model_args.model_name_or_path)
+    if args.hub_model_id and (corpus.target_licence or upstream):
+        source = corpus.guard.source if corpus.target_licence else model_args.model_name_or_path
+        terms = corpus.target_licence or upstream
+        raise InputError(f"--push_to_hub: {source} is for {terms}; publishing what saw it is not offered")
     report_corpus(corpus, data_args)
     if corpus.validation is None:
         args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False

@@ -435,5 +435,5 @@ def test_the_transfer_recipe(in_process, data_dir, tmp_path):
         *(ROOT / "recipes" / "transfer.yaml", "--data_dir", data_dir, "--max_steps", 2, "--max_eval_samples", 8),
         *("--max_train_samples", 200),
     )
-    assert results["transfer_rows"] == 57_466  # four of the mapped rows copy an essay
+    assert results["transfer_rows"] == 57_451  # nineteen of the mapped rows copy an essay
     assert card_counts(tmp_path / "out")["go_emotions"][1:3] == [498, 541]

@@ -44,6 +44,7 @@ from trainer_ext.fusion import (
     select_greedily,
     soft_vote,
 )
+from trainer_ext.hub import restricted_upstream
 from trainer_ext.members import OWN, SHARED, read_variants
 
 
@@ -378,22 +379,56 @@ def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
 
     with pytest.raises(InputError, match=r"no out_of_fold\.safetensors there"):
         soften_labels(corpus([0]), folder, None)
-    write_out_of_fold(folder, ["c", "a", "b"], distributions)
+    write_out_of_fold(folder, ["c", "a", "b"], ["three", "one", "two"], distributions)
     added = TransferRows(WASSA_LABELS, ids=["x"], texts=[text], labels=["joy"], corpora=["essays"])
     found = corpus([0, 1, 2, 3])
     soften_labels(found, folder, added)
     assert np.allclose(found.splits["train"]["labels"][:3], distributions[[1, 2, 0]], atol=1e-6)
     model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(folder).eval()
+    assert model.config.temperature != 1
+    model.config.temperature = 1.0  # the target's rows have none either
     scores = EmotionPipeline(model=model, tokenizer=PreTrainedTokenizerFast.from_pretrained(folder))(
         text, return_members=True
     )
     assert np.allclose(found.splits["train"]["labels"][3], list(scores[0]["scores"].values()), atol=1e-6)
     with pytest.raises(InputError, match="not cross-validated on row x and 0 more"):
         soften_labels(corpus([0, 3]), folder, None)
+    columns["text"][1] = "two, edited"
+    with pytest.raises(InputError, match="row b and 0 more, or on another text under these ids"):
+        soften_labels(corpus([0, 1]), folder, None)
     other = corpus([0])
     other.label_names = ["joy", "fear"]
     with pytest.raises(InputError, match="its labels are anger, disgust"):
         soften_labels(other, folder, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--members", "first", "cls", "--output_dir", "first", "--overwrite_output_dir"], "first is a member"),
+        (["--members", "first", "cls", "--output_dir", "new", "--plan"], "--plan is for a recipe"),
+        (["--members", "first", "cls", "--names", "a", "selected", "--output_dir", "new"], "as one of the fusions"),
+        (["fuse.yaml", "--names", "a", "--output_dir", "new"], "--names is for --members"),
+    ],
+)
+def test_what_would_lose_a_member_is_refused(fused, flags, says, monkeypatch):
+    monkeypatch.chdir(fused[0])
+    with pytest.raises(InputError, match=says):
+        call(run_fuse.main, *flags)
+    assert (fused[0] / "first" / "model.safetensors").is_file()
+
+
+def test_restricted_terms_are_inherited(tmp_path):
+    for name, card in (
+        ("wassa", "---\nlicense: other\n---\n"),
+        ("open", "---\nlicense: mit\n---\n"),
+        ("bare", "no card"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(card)
+    folders = [str(tmp_path / name) for name in ("open", "bare", "none", "wassa")]
+    assert restricted_upstream(*folders[:3], None, "owner/model") is None
+    assert restricted_upstream(*folders) == "use under the terms of wassa, see its card"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)

@@ -45,6 +45,11 @@ def test_results_are_the_librarys_in_the_order_of_the_texts(classify, parts, opt
             assert a["score"] == pytest.approx(b["score"], abs=1e-5)
 
 
+def test_options_may_be_given_at_construction(classify, parts):
+    options = {"stride": 4, "abstain_below": 0.9, "tokens_per_batch": 300}
+    assert EmotionPipeline(**parts, **options)(TEXTS[:5]) == classify(TEXTS[:5], **options)
+
+
 def test_one_text_and_pairs_go_the_librarys_way(classify, parts):
     library = TextClassificationPipeline(**parts)
     assert classify(TEXTS[0]) == library(TEXTS[0])

@@ -13,19 +13,8 @@ from conftest import ROOT
 
 from trainer_ext.metrics import SEVEN_FIGURES
 
-OURS = {
-    "attention_emodeberta",
-    "baselines",
-    "configuration_emodeberta",
-    "modeling_emodeberta",
-    "pipeline_emodeberta",
-    "run_classify",
-    "run_compare",
-    "run_export",
-    "run_mlm",
-    "trainer_ext",
-}
-SCRIPTS = {"baselines", "run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score"}
+SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
+OURS = SCRIPTS | {"trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
 
 
 def imports_of(path) -> set[str]:

@@ -119,6 +119,7 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {"train_file": "x.csv"}}}, (), "a: train_file is the same for all variants"),
         ({"variants": {"a": {}}}, ("--polling", "cls"), "did you mean --pooling?"),
         ({"variants": {"a": {}}}, ("--train_file", "no.csv"), "no.csv: no such file"),
+        ({"variants": {"a": {}}}, ("--target_file", "mine.csv"), "target_file would take rows out of the folds"),
         ({"variants": {"a": {}}}, ("--seed", "3"), "seed is not for"),
         ({"variants": {"a": {}}}, ("--cv_folds", "0"), "no labelled validation split"),
         ({"variants": {"a": {}}}, ("--cv_folds", "91"), "91 folds of 90 groups"),
@@ -167,6 +168,25 @@ def cache(comparison, tmp_path):
         files={"train": settings["train_file"]}, text_column="body", label_column="mood", id_column="number"
     )
     return lambda flags=(), corpus=corpus: Members(tmp_path, settings | dict(flags), corpus, "mine.yaml"), corpus
+
+
+def test_a_finished_member_without_its_model_is_trained_again(cache, monkeypatch):
+    """Also where a kill left the beginning of a run, and where one fell into the removal of a finished one."""
+    make, _ = cache
+    members, member = make(), Member({}, None, 1, "mean")
+    path, started = members.path(member), []
+    (path / "run" / "checkpoints").mkdir(parents=True)
+    (path / "member.json").write_text(json.dumps({"machine": "", "seconds": 1, "gflop": 0, "resumed": True}))
+
+    def run_script(*_):
+        started.append(True)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(Members, "_run_script", run_script)
+    with pytest.raises(InputError, match="stopped"):
+        members.train([member], keep_models=True)
+    assert started
+    members.train([member])  # its probabilities are there: nothing to do
 
 
 def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypatch, tmp_path):

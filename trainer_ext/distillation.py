@@ -14,17 +14,22 @@ from pipeline_emodeberta import EmotionPipeline
 from .augmentation import TransferRows
 from .corpora import Corpus
 from .errors import InputError
+from .run_folder import digest
 from .warm_start import library_quiet
 
 # Of the training rows of an ensemble's recipe, by row id: what members that did not see a row say of it, fused.
 OUT_OF_FOLD = "out_of_fold.safetensors"
 
 
-def write_out_of_fold(folder: Path, ids: list[str], probabilities: np.ndarray) -> None:
-    """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id."""
-    save_file(
-        {"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, metadata={"ids": json.dumps(ids)}
-    )
+def write_out_of_fold(folder: Path, ids: list[str], texts: list[str], probabilities: np.ndarray) -> None:
+    """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id, and a hash of each text."""
+    keys = json.dumps(list(map(_key, ids, texts)))
+    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, metadata={"rows": keys})
+
+
+def _key(row_id: str, text: str) -> str:
+    """Row numbers name other texts in another file."""
+    return f"{row_id} {digest(text)}"
 
 
 def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> None:
@@ -49,20 +54,21 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
             f"--distill_from {teacher}: its labels are {', '.join(labels)}; those here {', '.join(corpus.label_names)}"
         )
     with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
-        ids = json.loads(file.metadata()["ids"])
-        known = dict(zip(ids, file.get_tensor("probabilities"), strict=True))
+        known = dict(zip(json.loads(file.metadata()["rows"]), file.get_tensor("probabilities"), strict=True))
     if added is not None:
         with library_quiet():
             tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
         classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)
-        for row_id, scores in zip(added.ids, classify(added.texts, top_k=None), strict=True):
+        model.config.temperature = 1.0  # as the rows' above
+        for row_id, text, scores in zip(added.ids, added.texts, classify(added.texts, top_k=None), strict=True):
             of_label = {entry["label"]: entry["score"] for entry in scores}
-            known[row_id] = np.array([of_label[label] for label in labels])
+            known[_key(row_id, text)] = np.array([of_label[label] for label in labels])
     train = corpus.splits["train"]
-    if unknown := [row_id for row_id in train["id"] if row_id not in known]:
+    keys = list(map(_key, train["id"], train["text"]))
+    if unknown := [row_id for row_id, key in zip(train["id"], keys, strict=True) if key not in known]:
         raise InputError(
             f"--distill_from {teacher}: its members were not cross-validated on row {unknown[0]} and "
-            f"{len(unknown) - 1} more"
+            f"{len(unknown) - 1} more, or on another text under these ids"
         )
-    softened = [(known[row_id] / known[row_id].sum()).tolist() for row_id in train["id"]]
+    softened = [(known[key] / known[key].sum()).tolist() for key in keys]
     corpus.splits["train"] = train.remove_columns("labels").add_column("labels", softened)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
@@ -27,11 +27,13 @@ from .comparison import compare
 from .corpora import group_folds
 from .errors import InputError
 from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
+from .hub import licence_of
 from .warm_start import library_quiet
 
 logger = logging.getLogger(__name__)
 
 FOLDS = 5  # that fitted fusions are scored by
+_NOT_OF_A_TOKENIZER = ("is_local", "local_files_only", "name_or_path")
 _NOT_OF_A_MEMBER = ("auto_map", "custom_pipelines", "architectures", "transformers_version", "dtype", "model_type")
 
 
@@ -73,6 +75,18 @@ class EnsembleMember:
     licence: str | None = None
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raises InputError for members that cannot be told apart, or not from a fusion."""
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two members are called {sorted(twice)[0]!r}; tell them apart with --names")
+    if taken := [name for name in names if name in map(_shown, FUSIONS)]:
+        raise InputError(f"a member is called {taken[0]!r}, as one of the fusions; give it another name")
+
+
+def _shown(fusion: str) -> str:
+    return f"{fusion} vote" if fusion in ("hard", "soft") else fusion
+
+
 def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[EnsembleMember]:
     """The members of an ensemble, checked to fit each other.
 
@@ -84,8 +98,7 @@ def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) ->
     names = list(names) if names else [folder.resolve().name for folder in folders]
     if len(names) != len(folders):
         raise InputError(f"--names: {len(names)} for {len(folders)} members")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two members are called {sorted(twice)[0]!r}; tell them apart with --names")
+    check_names(names)
     members = [_read_member(folder, name) for folder, name in zip(folders, names, strict=True)]
     first = members[0]
     for member in members[1:]:
@@ -109,10 +122,13 @@ def _read_member(folder: Path, name: str) -> EnsembleMember:
         raise InputError(f"{folder}: gives several classes a row; a vote is on one")
     tokenizer = hashlib.sha256()
     for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
-        tokenizer.update(file.name.encode() + file.read_bytes())
-    card = folder / "README.md"
-    licence = ModelCard.load(card).data.license if card.is_file() else None
-    return EnsembleMember(folder, name, config, tokenizer.hexdigest(), _read_predictions(folder, config), licence)
+        content = file.read_bytes()
+        if file.name == "tokenizer_config.json":  # the library notes where and how it was read
+            values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
+            content = json.dumps(values, sort_keys=True).encode()
+        tokenizer.update(file.name.encode() + content)
+    predictions = _read_predictions(folder, config)
+    return EnsembleMember(folder, name, config, tokenizer.hexdigest(), predictions, licence_of(folder))
 
 
 def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
@@ -166,11 +182,16 @@ def compare_fusions(
     """
     systems = dict(zip(names, probabilities, strict=True))
     fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
-    systems |= {f"{rule} vote" if rule in ("hard", "soft") else rule: values for rule, values in fused.items()}
+    systems |= {_shown(rule): values for rule, values in fused.items()}
     weights = fit(kept, probabilities, gold)
+
+    def fit_both(rows: np.ndarray) -> tuple[np.ndarray | None, float]:
+        of_rows = fit(kept, probabilities[:, rows], gold[rows])
+        return of_rows, fit_temperature(apply(kept, probabilities[:, rows], of_rows), gold[rows])
+
     cooled = cross_fitted(
-        lambda rows: fit_temperature(fused[kept][rows], gold[rows]),
-        lambda temperature, rows: apply_temperature(fused[kept][rows], temperature),
+        fit_both,
+        lambda fitted, rows: apply_temperature(apply(kept, probabilities[:, rows], fitted[0]), fitted[1]),
         folds,
     )
     figures = without_figures(names, labels, kept) | {
@@ -219,8 +240,12 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
                 f"{members[0].folder}; members are compared on the same rows with the same gold labels"
             )
     groups = first.groups if all(first.groups) else None
-    if len(set(groups or first.ids)) < FOLDS:
-        raise InputError(f"{len(set(groups or first.ids))} writers among the labelled rows; want {FOLDS} or more")
+    if len(set(groups or first.ids)) < FOLDS or np.bincount(first.gold).max() < FOLDS:
+        told = f"{len(first.ids)} labelled rows of {len(set(groups or first.ids))} writers are too few to compare on"
+        if kept in ("weighted", "selected"):
+            raise InputError(f"--fusion {kept}: {told}")
+        logger.info(told)
+        return without_figures(names, labels, kept)
     probabilities = np.stack([member.predictions.probabilities for member in members])
     folds = group_folds(first.gold, groups or first.ids, FOLDS)
     figures, _ = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)

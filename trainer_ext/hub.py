@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import TrainingArguments
 
@@ -18,6 +18,23 @@ def check_login(token: str | None) -> None:
         raise InputError(
             f"--push_to_hub: the Hub does not let us in ({str(error).strip().splitlines()[0]}); see `hf auth login`"
         ) from error
+
+
+def licence_of(folder: Path) -> str | None:
+    """Of the card in a local folder; `other` means that what the model saw restricts its use."""
+    card = folder / "README.md"
+    try:
+        return ModelCard.load(card).data.license if card.is_file() else None
+    except ValueError:  # a card of another kind
+        return None
+
+
+def restricted_upstream(*folders: str | None) -> str | None:
+    """Terms that a model has from the first of these that is restricted: where it starts, whom it learns from."""
+    for folder in filter(None, folders):
+        if licence_of(Path(folder)) == "other":
+            return f"use under the terms of {Path(folder).resolve().name}, see its card"
+    return None
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool, token: str | None, revision: str | None) -> str:

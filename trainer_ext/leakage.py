@@ -52,7 +52,7 @@ class LeakageGuard:
         added again."""
         for row_id, text in zip(ids, texts, strict=True):
             position = len(self._ids)
-            if self._exact.setdefault(normalised(text), position) != position:
+            if self._exact.setdefault(normalised(text) or text, position) != position:
                 continue
             self._ids.append(row_id)
             of_text = shingles(text)
@@ -65,7 +65,7 @@ class LeakageGuard:
 
     def copied(self, text: str) -> str | None:
         """The id of the protected text that `text` copies, or `None`."""
-        exact = self._exact.get(normalised(text))
+        exact = self._exact.get(normalised(text) or text)
         if exact is not None:
             return self._ids[exact]
         of_text = shingles(text)
@@ -83,10 +83,10 @@ class LeakageGuard:
             self.found.append((row_id, copy))
         return copy is None
 
-    def protect_splits(self, corpus: Corpus) -> None:
-        """As `protect`, all splits of a corpus but the training rows."""
+    def protect_splits(self, corpus: Corpus, train: bool = False) -> None:
+        """As `protect`, all splits of a corpus, the training rows only if `train`."""
         for split, rows in corpus.splits.items():
-            if split != "train":
+            if train or split != "train":
                 self.protect(rows["id"], rows["text"])
 
     def filter_train(self, corpus: Corpus) -> None:
@@ -96,14 +96,17 @@ class LeakageGuard:
         corpus.splits["train"] = train.select(kept)
 
 
-def guard_of_target(args: TargetArguments, data_dir: str | None) -> tuple[LeakageGuard | None, Corpus | None]:
-    """A guard over the evaluation texts of the target that the flags name, if any; the target, if it is a corpus."""
+def guard_of_target(
+    args: TargetArguments, data_dir: str | None, train: bool
+) -> tuple[LeakageGuard | None, Corpus | None]:
+    """A guard over the evaluation texts of the target that the flags name, if any, with `train` over its training
+    texts too, which cross-validation scores on; the target, if it is a corpus."""
     if not args.target_dataset_name and not args.target_file:
         return None, None
     guard, target = LeakageGuard(", ".join(filter(None, [args.target_dataset_name, *args.target_file]))), None
     if args.target_dataset_name:
         target = load_corpus(dataset_name=args.target_dataset_name, data_dir=data_dir)
-        guard.protect_splits(target)
+        guard.protect_splits(target, train)
     for path in args.target_file:
         texts = read_texts(path, args.target_text_column_name)
         guard.protect((f"{Path(path).name}, text {number}" for number in range(1, len(texts) + 1)), texts)

@@ -229,7 +229,12 @@ class Members:
         key = self._key(member)
         if key not in self._settings:
             parsed = resolve(member.flags(self.recipe), f"{self.source}, {member.name}")
-            self._settings[key] = training_settings(*parsed)
+            self._settings[key] = settings = training_settings(*parsed)
+            if settings["target_dataset_name"] or settings["target_file"]:
+                raise InputError(
+                    f"{self.source}, {member.name}: target_dataset_name and target_file would take rows out of the "
+                    "folds; they are for a stage on other corpora"
+                )
         return self._settings[key]
 
     def identity(self, member: Member) -> dict[str, Any]:
@@ -394,7 +399,7 @@ class Members:
         path.mkdir(parents=True, exist_ok=True)
         with _lock(path / "lock", member.name) as lock:
             run = path / RUN
-            if (path / RECORD).exists() and (run.exists() or not keep_models):
+            if (path / RECORD).exists() and ((run / RESULTS).exists() or not keep_models):
                 return  # by whoever had the lock
             if not (run / RESULTS).exists():
                 resumed = run.exists()
@@ -423,6 +428,7 @@ class Members:
             if keep_models:
                 shutil.rmtree(run / "checkpoints", ignore_errors=True)
             else:
+                (run / RESULTS).unlink()  # first: what a kill leaves of the folder does not pass for a finished run
                 shutil.rmtree(run)
 
     def _run_script(self, path: Path, device: str | None, lock: int, running: set[subprocess.Popen], name: str) -> None:

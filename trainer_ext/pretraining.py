@@ -114,8 +114,8 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
 
 
 def _target(data: PretrainingArguments) -> tuple[LeakageGuard | None, list[tuple[str, str]], str | None]:
-    """A guard over the target's evaluation texts; its training texts and their terms."""
-    guard, target = guard_of_target(data, data.data_dir)
+    """A guard over the target's texts, but not over training texts that are to be read; those, and their terms."""
+    guard, target = guard_of_target(data, data.data_dir, train=not data.include_target_train)
     if target is None:
         if data.include_target_train:
             raise InputError("--include_target_train needs --target_dataset_name")
