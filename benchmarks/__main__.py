@@ -21,6 +21,7 @@ from benchmarks import (
     bench_inference,
     bench_memory,
     bench_mlm,
+    bench_scoring,
     bench_streaming,
     bench_training,
     page,
@@ -28,7 +29,7 @@ from benchmarks import (
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.run_folder import write_json
 
-PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm", "streaming"]
+PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm", "streaming", "scoring"]
 
 
 def main() -> None:
@@ -63,6 +64,8 @@ def main() -> None:
         bench_mlm.measure(results, 5 if args.full else 1, device)
     if "streaming" in args.parts:
         bench_streaming.measure(results, 2_000_000 if args.full else 50_000, device)
+    if "scoring" in args.parts:
+        bench_scoring.measure(results, args.data_dir, args.full, device)
     if "training" in args.parts:
         bench_training.measure(
             results,

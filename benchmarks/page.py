@@ -36,6 +36,9 @@ the largest.
   algorithm draws a float mask for every parameter.
 - **Masked-language training**: base size, vocabulary 128,100, 8 × 128 tokens, 15% to predict; `DebertaV2ForMaskedLM`
   and `EmoDebertaForMaskedLM`, same weights and masks, both under plain `Trainer`; memory as below.
+- **Scoring**: `run_score.py`, rows read, scored and written, against a loop over the library's pipeline in batches of
+  32, MiniLM's size, float32, texts as for inference; its growth on generated rows with a tiny model, from the first
+  shard's record to the last; an ensemble's time over that of as many single models.
 - **Memory**: peak of a training step at base size, 8 texts of 512 tokens, beyond weights, gradients and optimizer.
 """
 
@@ -52,6 +55,9 @@ def write(folder: Path) -> Path:
         if any(name.startswith("encoder") for name in content):
             draw(content, plots / f"{slug}.svg")
             page.append(f"![ratios and time per token over length and batch](performance/{slug}.svg)\n")
+        if "scoring" in content:
+            draw_scoring(content, plots / f"{slug}-scoring.svg")
+            page.append(f"![scoring: time per row, memory, members](performance/{slug}-scoring.svg)\n")
     target = folder / "performance.md"
     target.write_text("\n".join(page), encoding="utf-8")
     return target
@@ -122,10 +128,52 @@ def section(content: dict, source: str) -> list[str]:
             f"`run_mlm.py --streaming` over {part['settings']['rows']:,} rows: {sizes} MB in the tenths of the run; "
             f"last / first {part['last_over_first']:.3f}.\n"
         )
+    if "scoring" in content:
+        part = content["scoring"]
+        speeds = part["rows_per_second"]
+        lines.append(
+            f"Scoring, library's time / ours: {shown(part)}; rows a second {speeds['library']} / {speeds['ours']}.\n"
+        )
+        lines += ["| | µs a row | memory of the last tenth / the first | MB in the tenths |", "|---|---|---|---|"]
+        for rows, row in grown(content).items():
+            sizes = ", ".join(f"{size:.0f}" for size in row["megabytes"])
+            lines.append(f"| {rows:,} rows | {row['microseconds_a_row']} | {row['last_over_first']:.3f} | {sizes} |")
+        lines.append("\n| members | time / as many single models |\n|---|---|")
+        of_members = content["scoring, members"]
+        lines += [f"| {count} | {shown(row)} |" for count, row in of_members.items() if count.isdigit()]
+        lines.append("")
     if "memory" in content:
         part = content["memory"]
         lines.append(f"Memory of a training step: {part['share']:.0%} of the library's.\n")
     return lines
+
+
+def grown(content: dict) -> dict[int, dict]:
+    """What scoring took, by the number of rows."""
+    parts = {part["settings"].get("rows"): part for name, part in content.items() if name.startswith("scoring, ")}
+    return {rows: parts[rows] for rows in sorted(filter(None, parts))}
+
+
+def draw_scoring(content: dict, target: Path) -> None:
+    """Time per row over rows, memory over the longest run, time over members."""
+    with matplotlib.rc_context({"svg.hashsalt": "emodeberta", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(12, 3.4), layout="constrained")
+        rows_axes, memory_axes, member_axes = figure.subplots(1, 3)
+        parts = grown(content)
+        rows_axes.plot(list(parts), [part["microseconds_a_row"] for part in parts.values()], marker="o")
+        rows_axes.set(title="Time per row, tiny model", xlabel="rows", ylabel="µs", xscale="log", ylim=(0, None))
+        rows_axes.set_xticks(list(parts), [f"{rows:,}" for rows in parts])
+        rows_axes.set_xticks([], minor=True)
+        most = max(parts)
+        memory_axes.plot(range(1, 11), parts[most]["megabytes"], marker="o")
+        memory_axes.set(title=f"Memory, {most:,} rows", xlabel="tenth of the run", ylabel="MB", ylim=(0, None))
+        counts = {int(count): row for count, row in content["scoring, members"].items() if count.isdigit()}
+        times = [count * row["ratio"] for count, row in counts.items()]
+        member_axes.plot(list(counts), times, marker="o", label="ensemble")
+        member_axes.plot(list(counts), list(counts), color="gray", linewidth=0.8, label="as many single models")
+        member_axes.set(title="Time over members", xlabel="members", ylabel="one model = 1", ylim=(0, None))
+        member_axes.legend(frameon=False)
+        figure.savefig(target, metadata={"Date": None})
 
 
 def shown(row: dict) -> str:
