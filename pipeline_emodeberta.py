@@ -3,6 +3,7 @@
 Shipped inside every saved model, where `pipeline("text-classification", model=…, trust_remote_code=True)` finds it.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -72,16 +73,20 @@ class EmotionPipeline(TextClassificationPipeline):
         return_members: Of an ensemble, each result is one dictionary with `label` and `score`, `scores` of all
             labels, `members` (label and score of each, by name) and `disagreement`, the share of the members that
             have another label.
+        revision, token: Of an ensemble on the Hub that `pipeline(…)` did not load, for its further tokenizers.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, revision: str | None = None, token: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        # The library keeps the code of each commit in a package of that name, and the commit nowhere else.
+        commit = re.search(r"\.([0-9a-f]{40})\.", type(self.model).__module__)
         families = getattr(self.model.config, "families", None) or [0]
         self.tokenizers = [self.tokenizer] + [
             AutoTokenizer.from_pretrained(
                 self.model.config.name_or_path,
                 subfolder=f"tokenizer_{family}",
-                revision=getattr(self.model.config, "_commit_hash", None),
+                revision=revision or (commit and commit.group(1)),
+                token=token,
             )
             for family in range(1, max(families) + 1)
         ]

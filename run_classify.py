@@ -16,6 +16,7 @@ and two plots. A run that was killed goes on from its last checkpoint when it is
 """
 
 import csv
+import json
 import logging
 import os
 from pathlib import Path
@@ -46,6 +47,7 @@ from trainer_ext.augmentation import (
     load_transfer_rows,
     rows_by_label,
 )
+from trainer_ext.calibration import calibration
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.corpora import (
     Corpus,
@@ -60,7 +62,7 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
 from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, confusion_counts
 from trainer_ext.model_card import write_model_card
-from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve
+from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
 from trainer_ext.sampling import TokenBudgetTrainer
 from trainer_ext.significance import bootstrap_macro_f1
 from trainer_ext.warm_start import load_tokenizer, warm_start
@@ -84,9 +86,10 @@ def main() -> None:
     corpus.licence = corpus.licence or hub.restricted_upstream(
         model_args.model_name_or_path, transfer_args.distill_from
     )
-    if args.hub_model_id and corpus.licence:
+    if args.hub_model_id and corpus.licence and not run_args.publish_restricted:
         raise InputError(
-            f"--push_to_hub: {corpus.source} is for {corpus.licence}; publishing what saw it is not offered"
+            f"--push_to_hub: {corpus.source} is for {corpus.licence}; if its terms let you publish what saw it, "
+            "give --publish_restricted"
         )
     has_validation = "validation" in corpus.splits and "labels" in corpus.splits["validation"].column_names
     if run_args.select == "best_on_dev" and not has_validation:
@@ -192,11 +195,13 @@ def main() -> None:
             sources = {"transferred": transferred, "augmentation": transfer_args, "guard": guard}
             write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources)
             run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+            run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
             run_folder.write_json(folder / run_folder.RESULTS, results)
         print_results(results)
         print(f"\nsaved to {output_dir}/")
         if args.hub_model_id:
-            hub.push_run(output_dir, args)
+            texts = (text for rows in corpus.splits.values() for text in rows["text"])
+            hub.push_run(output_dir, args, publish_restricted=run_args.publish_restricted, texts=texts)
 
 
 def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: ChildTuningArguments) -> Path:
@@ -413,7 +418,8 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
 
 
 def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
-    """Learning curve and, for one class a row, the confusion matrix of validation (test if there is none)."""
+    """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
+    none)."""
     run_folder.write_json(folder / "learning_curve.json", history)
     plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
     labelled = [split for split in probabilities if "labels" in corpus.splits[split].column_names]
@@ -423,15 +429,20 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
         content = {"split": split, "labels": corpus.label_names, "counts": counts}
         run_folder.write_json(folder / "confusion_matrix.json", content)
         plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
+        content = {"calibration": {split: calibration(probabilities[split], corpus.classes(split))}}
+        run_folder.write_json(folder / "reliability.json", content)
+        plot_reliability(folder / "reliability.json", folder / "reliability.png")
 
 
 def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources) -> None:
     """The model card, from what the run knows."""
+    reliability = folder / "reliability.json"
+    measured = json.loads(reliability.read_text())["calibration"] if reliability.exists() else {}
     write_model_card(
         folder / "README.md",
         model_name=output_dir.name,
         repo_id=args.hub_model_id or output_dir.name,
-        base_model=model_args.model_name_or_path,
+        base_model=run_folder.shown(model_args.model_name_or_path),
         labels=corpus.label_names,
         results=results,
         rows={split: len(rows) for split, rows in corpus.splits.items()},
@@ -440,6 +451,8 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         licence=corpus.licence,
         selected=run_args.select,
         confusion_matrix=(folder / "confusion_matrix.png").exists(),
+        calibration=measured,
+        distill_from=run_folder.shown(sources["augmentation"].distill_from or ""),
         max_seq_length=data_args.max_seq_length,
         child_tuning=args.child_tuning,
         child_tuning_p=args.child_tuning_p,

@@ -26,8 +26,6 @@ F1 by --columns, with row ids and figures but no text.
 
 import argparse
 import logging
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +46,7 @@ from trainer_ext.members import (
     resolve,
 )
 from trainer_ext.plots import plot_comparison
-from trainer_ext.run_folder import write_json, write_text
+from trainer_ext.run_folder import command_line, write_json, write_text
 
 KEYS = ("seeds", "cv_folds", "columns")  # of the YAML file, besides what is compared
 
@@ -111,7 +109,7 @@ def main() -> None:
         row["members"] = [members.path(member).name for of_seed in of_variant for member in of_seed]
     result = {
         "name": args.comparison.stem,
-        "command": f"python run_compare.py {shlex.join(sys.argv[1:])}",
+        "command": command_line(),
         "source": corpus.source,
         "rows": len(rows),
         "grouped": groups is not None,

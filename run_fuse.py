@@ -33,8 +33,6 @@ pipeline("text-classification") load it with trust_remote_code=True.
 
 import argparse
 import logging
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +81,7 @@ def main() -> None:
         if trained is None:
             return
         members, figures, out_of_fold = trained
-    command = f"python run_fuse.py {shlex.join(sys.argv[1:])}"
+    command = run_folder.command_line()
     run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
     with run_folder.staged(args.output_dir) as folder:
         save_ensemble(folder, members, args.fusion, figures)

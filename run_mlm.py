@@ -63,10 +63,13 @@ def main() -> None:
     # ---- Corpus ---------------------------------------------------------------------------------------------------
     corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
     upstream = hub.restricted_upstream(model_args.model_name_or_path)
-    if args.hub_model_id and (corpus.target_licence or upstream):
+    if args.hub_model_id and (corpus.target_licence or upstream) and not data_args.publish_restricted:
         source = corpus.guard.source if corpus.target_licence else model_args.model_name_or_path
         terms = corpus.target_licence or upstream
-        raise InputError(f"--push_to_hub: {source} is for {terms}; publishing what saw it is not offered")
+        raise InputError(
+            f"--push_to_hub: {source} is for {terms}; if its terms let you publish what saw it, give "
+            "--publish_restricted"
+        )
     report_corpus(corpus, data_args)
     if corpus.validation is None:
         args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
@@ -150,11 +153,12 @@ def main() -> None:
             plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
             run_folder.write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
             run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+            run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
             write_pretraining_card(
                 folder / "README.md",
                 model_name=output_dir.name,
                 repo_id=args.hub_model_id or output_dir.name,
-                base_model=model_args.model_name_or_path,
+                base_model=run_folder.shown(model_args.model_name_or_path),
                 corpus=corpus,
                 mask_token=tokenizer.mask_token,
                 probability=data_args.mlm_probability,
@@ -168,7 +172,8 @@ def main() -> None:
             print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")
         print(f"saved to {output_dir}/")
         if args.hub_model_id:
-            hub.push_run(output_dir, args)
+            texts = () if data_args.streaming else corpus.train["text"]
+            hub.push_run(output_dir, args, publish_restricted=data_args.publish_restricted, texts=texts)
 
 
 def complete_arguments(

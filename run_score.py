@@ -33,7 +33,6 @@ import hashlib
 import os
 import queue
 import re
-import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -44,6 +43,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import (
@@ -60,7 +60,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
 from trainer_ext.arguments import has_bf16_unit
 from trainer_ext.errors import InputError, ProcessError, run_command
-from trainer_ext.run_folder import without_secrets
+from trainer_ext.run_folder import command_line
 from trainer_ext.score_folder import FORMATS, ScoreFolder, Scores
 from trainer_ext.text_stream import Row, TextSource, UnreadableFile, open_source
 from trainer_ext.warm_start import library_quiet
@@ -110,9 +110,8 @@ def main() -> None:
         "format": args.format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    command = shlex.join(["python", "run_score.py", *without_secrets(sys.argv[1:])])
     folder = ScoreFolder(
-        args.output, source, {"name": args.model, "version": version}, labels, settings, {"command": command}
+        args.output, source, {"name": args.model, "version": version}, labels, settings, {"command": command_line()}
     )
     if state.num_processes > 1 and state.is_main_process:
         print(f"{state.num_processes} processes share the shards", file=sys.stderr)
@@ -197,7 +196,8 @@ def read_config(name: str, revision: str | None, token: str | None) -> tuple[Pre
             with open(path, "rb") as file:
                 digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
         return config, digest.hexdigest()
-    return config, values["_commit_hash"]
+    # The cache has a folder for each commit.
+    return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -221,7 +221,7 @@ def load_pipeline(
                 raise InputError(f"{args.model}: its weights lack {lacking[0]}, and would be drawn at random")
             if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
                 tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
-            return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device)
+            return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

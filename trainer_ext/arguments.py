@@ -26,8 +26,14 @@ _NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
-    "tfidf_baseline",
+    "tfidf_baseline", "publish_restricted",
 }  # fmt: skip
+
+
+_PUBLISH_RESTRICTED = (
+    "With --push_to_hub: also a model that saw data for restricted use, whose terms you have read and which let you "
+    "publish it. Its card names them."
+)
 
 
 def _flag(default: Any, help: str, **metadata: Any) -> Any:
@@ -220,6 +226,7 @@ class RunArguments:
     tfidf_baseline: bool = _flag(
         False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
     )
+    publish_restricted: bool = _flag(False, _PUBLISH_RESTRICTED)
 
 
 @dataclass
@@ -283,6 +290,7 @@ class PretrainingArguments(TargetArguments):
         "the layers or attention across them; in place of --per_device_train_batch_size.",
     )
     overwrite_output_dir: bool = _flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    publish_restricted: bool = _flag(False, _PUBLISH_RESTRICTED)
 
 
 # What run_classify.py takes.

@@ -57,6 +57,15 @@ def expected_calibration_error(probabilities: np.ndarray, gold: np.ndarray) -> f
     )
 
 
+def calibration(probabilities: np.ndarray, gold: np.ndarray) -> dict:
+    """`expected_calibration_error`, `brier_score` and `reliability`, as JSON values."""
+    return {
+        "expected_calibration_error": expected_calibration_error(probabilities, gold),
+        "brier_score": brier_score(probabilities, gold),
+        "reliability": reliability(probabilities, gold),
+    }
+
+
 def brier_score(probabilities: np.ndarray, gold: np.ndarray) -> float:
     """Mean squared distance to the gold label, over all labels: 0 is best, 2 is worst."""
     return float(((probabilities - np.eye(probabilities.shape[1])[gold]) ** 2).sum(axis=1).mean())

@@ -16,13 +16,7 @@ from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 
-from .calibration import (
-    apply_temperature,
-    brier_score,
-    expected_calibration_error,
-    fit_temperature,
-    reliability,
-)
+from .calibration import apply_temperature, calibration, fit_temperature
 from .comparison import compare
 from .corpora import group_folds
 from .errors import InputError
@@ -202,7 +196,7 @@ def compare_fusions(
         "groups": len(set(groups)) if groups is not None else len(gold),
         "variants": compare({name: values[None] for name, values in systems.items()}, gold, groups, labels),
         "disagreement": disagreement(probabilities).tolist(),
-        "calibration": {"before": _calibration(fused[kept], gold), "after": _calibration(cooled, gold)},
+        "calibration": {"before": calibration(fused[kept], gold), "after": calibration(cooled, gold)},
     }
     return figures, fused[kept]
 
@@ -250,14 +244,6 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
     folds = group_folds(first.gold, groups or first.ids, FOLDS)
     figures, _ = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)
     return figures | {"scored_on": f"labelled {first.split} rows"}
-
-
-def _calibration(probabilities: np.ndarray, gold: np.ndarray) -> dict:
-    return {
-        "expected_calibration_error": expected_calibration_error(probabilities, gold),
-        "brier_score": brier_score(probabilities, gold),
-        "reliability": reliability(probabilities, gold),
-    }
 
 
 # ---- The folder ---------------------------------------------------------------------------------------------------

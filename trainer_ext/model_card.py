@@ -11,6 +11,12 @@ from .metrics import SEVEN_FIGURES
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 ENSEMBLE_TEMPLATE = Path(__file__).with_name("ensemble_card_template.md")
 PRETRAINING_TEMPLATE = Path(__file__).with_name("pretraining_card_template.md")
+# Written for this project; what a reader of the card can try.
+WIDGET = [
+    {"text": "They knew about the cracks for two years and sent the night shift in anyway."},
+    {"text": "I keep thinking of the old man who went back for his dog."},
+    {"text": "The bridge reopens on Tuesday, and the toll stays as it was."},
+]
 
 
 def write_model_card(
@@ -81,6 +87,7 @@ def write_model_card(
         tags=["emotion", "emodeberta", "deberta-v2", "child-tuning"],
         base_model=_hub_id(base_model),
         model_name=model_name,
+        widget=WIDGET,
         eval_results=evaluations or None,
     )
     card = ModelCard.from_template(
@@ -128,6 +135,7 @@ def write_ensemble_card(
         pipeline_tag="text-classification",
         tags=["emotion", "emodeberta", "deberta-v2", "ensemble"],
         model_name=model_name,
+        widget=WIDGET,
     )
     card = ModelCard.from_template(
         data,

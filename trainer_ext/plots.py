@@ -95,16 +95,17 @@ def plot_pretraining(source: Path, target: Path) -> None:
 
 
 def plot_reliability(source: Path, target: Path) -> None:
-    """Draw `run_fuse.py`'s JSON: accuracy by confidence, before and after the temperature."""
+    """Draw the `calibration` of a JSON: accuracy by confidence, of a fusion before and after its temperature."""
     content = json.loads(source.read_text(encoding="utf-8"))["calibration"]
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-    for name, color in (("before", "tab:gray"), ("after", "tab:blue")):
-        bins = content[name]["reliability"]
+    for (name, figures), color in zip(content.items(), ("tab:gray", "tab:blue"), strict=False):
+        bins = figures["reliability"]
         most = max(part["rows"] for part in bins)
         points = [(part["confidence"], part["accuracy"], 12 + 120 * part["rows"] / most) for part in bins]
-        label = f"{name} the temperature: error {content[name]['expected_calibration_error']:.3f}"
+        what = f"{name} the temperature" if len(content) > 1 else name
+        label = f"{what}: error {figures['expected_calibration_error']:.3f}"
         axes.scatter(*zip(*points, strict=True), color=color, alpha=0.7, label=label)
     axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left", frameon=False)

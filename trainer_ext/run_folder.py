@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
@@ -29,9 +30,9 @@ _STAGING = ".incomplete"
 # What a run leaves in its folder; an overwritten run's files go, so that none of them passes for the new one's.
 _OUTPUTS = (
     "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*", "learning_curve.*",
-    "left_out.json", "reliability.png",
-    "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "*token*", "vocab.txt",
-    "spm.model",
+    "left_out.json", "reliability.*",
+    "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "training_args.json", "*token*",
+    "vocab.txt", "spm.model",
 )  # fmt: skip
 _RESUMABLE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -160,15 +161,42 @@ def digest(values: object) -> str:
 
 def provenance(args: TrainingArguments) -> dict:
     """What it takes to do the run again; no secrets."""
-    program = Path(sys.argv[0]).name
     return {
-        "command": shlex.join(
-            [*(["python"] if program.endswith(".py") else []), program, *without_secrets(sys.argv[1:])]
-        ),
+        "command": command_line(),
         "seed": args.seed,
         "precision": precision(args),
         "hardware": hardware(args),
         "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
+    }
+
+
+def command_line() -> str:
+    """What was typed, tokens blotted out and absolute paths made relative or, outside the working directory, cut to
+    their last part: it goes into cards."""
+    program = Path(sys.argv[0]).name
+    start = ["python", program] if program.endswith(".py") else [program]
+    return shlex.join([*start, *map(shown, without_secrets(sys.argv[1:]))])
+
+
+def shown(argument: str) -> str:
+    """An argument, or the name of a model or corpus, without the absolute path of this machine that it may hold."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value)
+    if path.is_absolute():
+        value = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
+    return flag + equals + value
+
+
+def training_arguments(args: TrainingArguments) -> dict:
+    """Those that differ from their defaults and say how it was trained, as JSON values."""
+    defaults = {field.name: field.default for field in fields(args)}
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if name in defaults
+        and value != defaults[name]
+        and not name.startswith(("hub_", "push_", "log", "report_"))
+        and name not in ("output_dir", "run_name", "resume_from_checkpoint", "disable_tqdm")
     }
 
 

@@ -1,0 +1,390 @@
+"""A demo of one EmoDeBERTa classifier or ensemble: one text in detail, or a file of many.
+
+Stands alone: a Space has no checkout of the project. Settings come from the environment:
+
+    EMODEBERTA_MODEL            folder, or id on the Hub, whose code (*_emodeberta.py) is run: name one you trust
+    EMODEBERTA_REVISION         branch, tag or commit of a model on the Hub
+    EMODEBERTA_ABSTAIN_BELOW    probability under which the answer is "not sure", 0.4 unless given
+    GRADIO_SERVER_PORT          7860 unless given
+
+Texts are neither logged nor kept: uploads and results of the batch tab are removed within two hours.
+"""
+
+import csv
+import html
+import os
+import re
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+import pandas as pd
+import torch
+from captum.attr import FeatureAblation
+from transformers import pipeline
+
+MAX_CHARACTERS = 20_000
+MAX_ROWS = 5_000
+MAX_FILE_SIZE = "10mb"
+# Tokens that the search for the words that count may read: long texts are taken several words at a time.
+EXPLANATION_TOKENS = 20_000
+EXAMPLES = [
+    "They knew about the cracks for two years and sent the night shift in anyway. Somebody signed that.",
+    "I keep thinking of the old man who went back for his dog. He could not have known the roof would go.",
+    "The bridge reopens on Tuesday. Lorries will be weighed at both ends, and the toll stays as it was.",
+    "Nobody expected the girl to walk out of that forest after nine days, humming, with blueberries in her hat!",
+]  # written for this project
+PROGRESS = gr.Progress()
+CSS = """
+.gradio-container {max-width: 1100px !important; margin: auto}
+#essay textarea {font-size: 1.05rem}
+#verdict p {font-size: 1.2rem; min-height: 1.6em}
+#results {max-width: 100%; overflow-x: auto}
+"""
+
+
+class Classifier:
+    """A model behind its own pipeline; one text or batch at a time, whoever asks.
+
+    Attributes:
+        name: What it was loaded from.
+        labels: In the model's order.
+        members: Names of an ensemble's members, else empty.
+        several: Whether a text may have several labels.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, abstain_below: float = 0.4):
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        dtype = torch.bfloat16 if _has_bf16_unit(device) else torch.float32
+        self._pipeline = pipeline(
+            "text-classification", model=name, revision=revision, trust_remote_code=True, device=device, dtype=dtype
+        )
+        config = self._pipeline.model.config
+        self.name, self.abstain_below = name, abstain_below
+        self.labels = [config.id2label[label] for label in range(config.num_labels)]
+        self.members = list(getattr(config, "member_names", None) or [])
+        self.several = config.problem_type == "multi_label_classification"
+        self._lock = threading.Lock()
+        print(f"{name}: {', '.join(self.labels)}; {str(dtype).removeprefix('torch.')} on {device}")
+
+    def __call__(self, texts: list[str], abstain_below: float | None = None) -> list[dict[str, Any]]:
+        """One answer a text: `label` (best, or all above a half joined by commas), `score`, `sure`, `scores` by label,
+        of an ensemble `members` and `disagreement`, and `note` where the text was cut; or only `error`."""
+        bar = self.abstain_below if abstain_below is None else abstain_below
+        answers = [{"error": wrong} if (wrong := self.problem(text)) else {} for text in texts]
+        usable = [index for index, answer in enumerate(answers) if not answer]
+        for index, result in zip(usable, self._run([texts[index] for index in usable]), strict=True):
+            scores = result["scores"]
+            best = max(scores, key=scores.get)
+            label = best
+            if self.several:
+                label = ", ".join(name for name, score in scores.items() if score >= 0.5) or best
+            answers[index] = {"label": label, "score": scores[best], "sure": scores[best] >= bar} | result
+            tokens, room = self._length(texts[index])
+            if tokens > room:
+                answers[index]["note"] = f"The text has {tokens:,} tokens; the model read the first {room:,}."
+        return answers
+
+    def problem(self, text: object) -> str | None:
+        """What is wrong with a text, in words."""
+        if not isinstance(text, str):
+            return f"This is no text but {type(text).__name__}; please send a string."
+        if len(text) > MAX_CHARACTERS:
+            return f"This text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Please shorten it."
+        if not re.search(r"\w", text):
+            return "There are no words here. Please write a sentence or two."
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "This text holds half of a character (a lone surrogate); please send whole Unicode."
+        return None
+
+    def explain(self, text: str, label: str) -> list[tuple[str, float]]:
+        """The text in pieces (words; of a long text several words), each with how much the probability of `label`
+        falls when the piece is left out (Captum's feature ablation)."""
+        words = re.findall(r"\s*\S+\s*", text)
+        allowed = max(16, EXPLANATION_TOKENS // min(self._length(text)))
+        size = -(-len(words) // allowed)
+        pieces = ["".join(words[start : start + size]) for start in range(0, len(words), size)]
+
+        def probability(kept: torch.Tensor) -> torch.Tensor:
+            texts = ["".join(piece for piece, keep in zip(pieces, row, strict=True) if keep) for row in kept.tolist()]
+            results = iter(self._run([text for text in texts if text.strip()]))
+            # Nothing at all is no text: it gets the answer of the shortest one.
+            rest = self._run(["."])[0]["scores"][label] if not all(text.strip() for text in texts) else None
+            return torch.tensor([next(results)["scores"][label] if text.strip() else rest for text in texts])
+
+        ablation = FeatureAblation(probability)
+        drops = ablation.attribute(torch.ones(1, len(pieces)), perturbations_per_eval=len(pieces))
+        return list(zip(pieces, drops[0].tolist(), strict=True))
+
+    def _run(self, texts: list[str]) -> list[dict[str, Any]]:
+        with self._lock, torch.inference_mode():
+            if self.members:
+                results = self._pipeline(texts, return_members=True)
+                return [{key: result[key] for key in ("scores", "members", "disagreement")} for result in results]
+            return [
+                {"scores": {entry["label"]: entry["score"] for entry in sorted(result, key=self._position)}}
+                for result in self._pipeline(texts, top_k=None)
+            ]
+
+    def _position(self, entry: dict[str, Any]) -> int:
+        return self.labels.index(entry["label"])
+
+    def _length(self, text: str) -> tuple[int, int]:
+        """In tokens, and how many the model reads."""
+        tokenizer = self._pipeline.tokenizer
+        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]), tokenizer.model_max_length
+
+
+def _has_bf16_unit(device: torch.device) -> bool:
+    """Whether matrix products in bf16 are done in hardware there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "bf16"))
+
+
+def _wrong(message: str) -> gr.Error:
+    """An error for the user alone: no traceback in the log."""
+    return gr.Error(message, print_exception=False)
+
+
+# ---- A file of texts ----------------------------------------------------------------------------------------------
+
+
+def read_table(path: str | None, column: str) -> tuple[pd.DataFrame, str]:
+    """A csv or tsv, every cell as it is written, and the name of its column of texts.
+
+    Raises:
+        gr.Error: in words, if it cannot be read or has no such column.
+    """
+    if not path:
+        raise _wrong("Please choose a csv or tsv file first.")
+    kind = Path(path).suffix.lower()
+    if kind not in (".csv", ".tsv"):
+        raise _wrong(f"Please upload a .csv or .tsv file; this one is {kind or 'without an ending'}.")
+    try:
+        table = pd.read_csv(
+            path, sep="\t" if kind == ".tsv" else ",", dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+    except UnicodeDecodeError:
+        raise _wrong("The file is not UTF-8. Please save it as UTF-8 and upload it again.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+        raise _wrong(f"The file is no well-formed {kind[1:]}: {str(error).strip()}") from None
+    if not len(table):
+        raise _wrong("The file has no rows below its header.")
+    if len(table) > MAX_ROWS:
+        raise _wrong(f"The file has {len(table):,} rows; at most {MAX_ROWS:,} here. run_score.py takes any number.")
+    column = column.strip() or ("text" if "text" in table else table.columns[0] if len(table.columns) == 1 else "")
+    if column not in table:
+        wanted = f"no column {column!r}" if column else 'no column "text"'
+        raise _wrong(f"The file has {wanted}; its columns are {', '.join(map(repr, table.columns))}.")
+    return table, column
+
+
+def classify_table(
+    classifier: Classifier, path: str | None, column: str, progress: gr.Progress | None = None
+) -> tuple[str, pd.DataFrame, str]:
+    """Classify every row of a file.
+
+    Returns:
+        Path of a csv with the file's columns and after them `predicted_label`, `predicted_score`, a
+        `probability_<label>` each and `error`; the same table; and a summary in a sentence.
+    """
+    table, column = read_table(path, column)
+    added = ["predicted_label", "predicted_score", *(f"probability_{name}" for name in classifier.labels), "error"]
+    if taken := [name for name in added if name in table]:
+        raise _wrong(f"The file has a column {taken[0]!r} already, which is one of the results'; please rename it.")
+    texts, answers = table[column].tolist(), []
+    for start in range(0, len(texts), 256):
+        if progress is not None:
+            progress((start, len(texts)), unit="rows")
+        answers += classifier(texts[start : start + 256])
+    columns: dict[str, list] = {name: [] for name in added}
+    for answer in answers:
+        scores = answer.get("scores", {})
+        values = [answer.get("label", ""), answer.get("score"), *(scores.get(name) for name in classifier.labels)]
+        for name, value in zip(added, [*values, answer.get("error") or answer.get("note", "")], strict=True):
+            columns[name].append(round(value, 6) if isinstance(value, float) else value)
+    table = table.assign(**columns)
+    target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "emotions.csv"
+    table.to_csv(target, index=False)
+    bad = sum("error" in answer for answer in answers)
+    unsure = sum(not answer.get("sure", True) for answer in answers)
+    summary = f"{len(texts) - bad:,} of {len(texts):,} rows classified"
+    summary += f", {unsure:,} of them below {classifier.abstain_below:.0%} (not sure)" if unsure else ""
+    summary += f"; {bad:,} had no text to classify, see the column error." if bad else "."
+    return str(target), table, summary
+
+
+def shares(classifier: Classifier, table: pd.DataFrame) -> pd.DataFrame:
+    """Share of the classified rows that have a label, by label."""
+    given = table.loc[table["predicted_label"] != "", "predicted_label"].str.split(", ").explode()
+    rows = max(1, (table["predicted_label"] != "").sum())
+    return pd.DataFrame(
+        {"label": classifier.labels, "share": [(given == name).sum() / rows for name in classifier.labels]}
+    )
+
+
+# ---- The page -----------------------------------------------------------------------------------------------------
+
+
+def verdict(answer: dict[str, Any]) -> str:
+    """The answer in a sentence, for eyes and screen readers."""
+    if "error" in answer:
+        return f'<p role="status">{html.escape(answer["error"])}</p>'
+    best = f"<strong>{html.escape(answer['label'])}</strong>, {answer['score']:.0%}"
+    said = best if answer["sure"] else f"<strong>not sure</strong>; most likely {best}"
+    if "disagreement" in answer:
+        against = round(answer["disagreement"] * len(answer["members"]))
+        count = len(answer["members"])
+        said += f". All {count} members agree" if not against else f". {against} of {count} members say otherwise"
+    return f'<p role="status">{said}. {html.escape(answer.get("note", ""))}</p>'
+
+
+def build(classifier: Classifier) -> gr.Blocks:
+    """The page and its two endpoints, /classify and /classify_batch."""
+    model_calls = {"concurrency_id": "model", "concurrency_limit": 1}
+
+    def show(text: str, bar: float):
+        answer = classifier([text], bar)[0]
+        members = [[name, said["label"], said["score"]] for name, said in answer.get("members", {}).items()]
+        return verdict(answer), answer.get("scores"), members, []
+
+    def explain(text: str):
+        if classifier.problem(text):
+            return [], ""
+        scores = classifier([text])[0]["scores"]
+        label = max(scores, key=scores.get)
+        pieces = classifier.explain(text, label)
+        largest = max(abs(drop) for _, drop in pieces) or 1.0
+        strongest = sorted((piece for piece in pieces if piece[1] > 0.005), key=lambda piece: -piece[1])[:3]
+        words = ", ".join(f"“{html.escape(piece.strip())}” ({drop:.0%})" for piece, drop in strongest)
+        best = f"<strong>{html.escape(label)}</strong>"
+        told = f"No single piece carries {best}: leaving one out changes almost nothing."
+        if words:
+            told = f"Without it, the probability of {best} falls most: {words}."
+        return [(piece, drop / largest) for piece, drop in pieces], f"<p>{told}</p>"
+
+    def classify_many(path: str | None, column: str, progress: gr.Progress = PROGRESS):
+        target, table, told = classify_table(classifier, path, column, progress)
+        button = gr.DownloadButton(value=target, visible=True)
+        return button, table, shares(classifier, table), f'<p role="status">{html.escape(told)}</p>'
+
+    def classify(text: str) -> dict:
+        """Classify one text.
+
+        Args:
+            text: Up to 20,000 characters.
+
+        Returns:
+            label, score, sure (score is not under the Space's threshold), scores by label; of an ensemble members and
+            disagreement; note if the text was cut. A text that cannot be classified: error, in words, alone.
+        """
+        return (classifier(text),)  # Gradio hands over the texts of several callers as one list
+
+    def classify_batch(file: gr.FileData, column: str = "") -> gr.FileData:
+        """Classify every row of a csv or tsv file.
+
+        Args:
+            file: Up to 10 MB and 5,000 rows, with a header.
+            column: Of the texts; "text" or the only one unless given.
+
+        Returns:
+            A csv with the file's columns, predicted_label, predicted_score, a probability for each label, and error.
+        """
+        return gr.FileData(path=classify_table(classifier, file["path"], column)[0])
+
+    with gr.Blocks(title="EmoDeBERTa", delete_cache=(600, 3600)) as page:
+        gr.Markdown(
+            "# EmoDeBERTa\n"
+            f"Which emotion does a short English text show? This model (`{classifier.name}`) chooses among "
+            f"{', '.join(classifier.labels)}. It learned from reactions to news stories by few people and is often "
+            "wrong: do not judge anyone by it. Your texts are not logged or kept."
+        )
+        with gr.Tab("One text"):
+            with gr.Row():
+                with gr.Column():
+                    essay = gr.Textbox(
+                        label="Your text", info="Shift+Enter classifies it", lines=7, max_lines=16, elem_id="essay",
+                        placeholder="A sentence or two about something that happened",
+                    )  # fmt: skip
+                    with gr.Row():
+                        clear = gr.Button("Clear")
+                        go = gr.Button("Classify", variant="primary")
+                    bar = gr.Slider(
+                        0, 1, value=classifier.abstain_below, step=0.05, label="Not sure below",
+                        info="A best label less probable than this is not given out as the answer",
+                    )  # fmt: skip
+                    gr.Examples([[text] for text in EXAMPLES], [essay], label="Examples")
+                with gr.Column():
+                    answer = gr.HTML(elem_id="verdict", padding=True)
+                    bars = gr.Label(label="Probability of each label", elem_id="bars", show_heading=False)
+                    members = gr.Dataframe(
+                        headers=["member", "label", "probability"], datatype=["str", "str", "number"],
+                        label="What each member says", visible=bool(classifier.members), interactive=False,
+                        elem_id="members",
+                    )  # fmt: skip
+                    words = gr.HighlightedText(
+                        label="Words that moved it: red towards the label, violet away from it", show_legend=True,
+                        elem_id="words",
+                    )  # fmt: skip
+                    why = gr.HTML(elem_id="why")
+            outputs = [answer, bars, members, words]
+            for event in (go.click, essay.submit):
+                event(show, [essay, bar], outputs, api_visibility="private", **model_calls).success(
+                    explain, essay, [words, why], api_visibility="private", **model_calls
+                )
+            clear.click(lambda: ("", "", None, [], [], ""), None, [essay, *outputs, why], api_visibility="private")
+        with gr.Tab("Many texts"):
+            with gr.Row():
+                with gr.Column():
+                    upload = gr.File(label=f"csv or tsv, at most {MAX_ROWS:,} rows", file_types=[".csv", ".tsv"])
+                    column = gr.Textbox(label="Column of the texts", placeholder="text")
+                    many = gr.Button("Classify the file", variant="primary")
+                    download = gr.DownloadButton("Download the results", visible=False, elem_id="download")
+                with gr.Column():
+                    summary = gr.HTML(elem_id="summary")
+                    chart = gr.BarPlot(
+                        x="label", y="share", y_lim=[0, None], label="Share of the rows", elem_id="chart"
+                    )
+            preview = gr.Dataframe(label="Results", interactive=False, elem_id="results", max_height=420)
+
+            results = [download, preview, chart, summary]
+            many.click(classify_many, [upload, column], results, api_visibility="private", **model_calls)
+        gr.api(classify, batch=True, max_batch_size=32, **model_calls)
+        gr.api(classify_batch, **model_calls)
+    return page.queue(max_size=256)
+
+
+def main() -> None:
+    name = os.environ.get("EMODEBERTA_MODEL")
+    if not name:
+        sys.exit("error: set EMODEBERTA_MODEL to a model's folder or to its id on the Hub")
+    bar = os.environ.get("EMODEBERTA_ABSTAIN_BELOW", "0.4")
+    if not re.fullmatch(r"[01]|0?\.\d+|1\.0+", bar):
+        sys.exit(f"error: EMODEBERTA_ABSTAIN_BELOW is {bar}; want a probability, 0 to 1")
+    # Of this process alone, so that cleaning up takes no other demo's files.
+    with tempfile.TemporaryDirectory(prefix="emodeberta-space-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            classifier = Classifier(name, os.environ.get("EMODEBERTA_REVISION"), float(bar))
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {name}: not a model to load ({str(error).strip().splitlines()[0]})")
+        build(classifier).launch(
+            theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css=CSS,
+            max_file_size=MAX_FILE_SIZE,
+            ssr_mode=False,
+            footer_links=["api", "settings"],
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Publishing against a Hub on the loopback, by the real client in processes of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hub.server import TOKEN, Fault, LoopbackHub
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
+
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.errors import InputError
+from trainer_ext.folder_check import check_folder
+from trainer_ext.hub import push_folder
+
+TEXTS = ["Nobody told us that the river would come.", "She laughed, and so did we."]
+
+
+def environment(hub: LoopbackHub, home: Path, **more: str) -> dict[str, str]:
+    offline = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    ours = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    return offline | ours | {"PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | more
+
+
+class Client:
+    """A process that has started once and does what it is told, one thing after the other."""
+
+    def __init__(self, hub: LoopbackHub, home: Path, **more: str):
+        self._process = subprocess.Popen(
+            [sys.executable, ROOT / "tests" / "hub" / "client.py"],
+            env=environment(hub, home, **more), cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __call__(self, code: str, check: bool = True) -> dict:
+        self._process.stdin.write(json.dumps(code) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        assert not check or answer["error"] is None, answer["trace"]
+        return answer
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        assert self._process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    started = Client(hub, tmp_path_factory.mktemp("home"))
+    yield started
+    started.close()
+
+
+def push(client: Client, *arguments: object, check: bool = True) -> dict:
+    """`python -m trainer_ext.hub`, without its start; waits between tries cut short."""
+    argv = ["hub.py", *map(str, arguments)]
+    return client(
+        f"import sys; from trainer_ext import hub; hub.time.sleep = lambda _: None; sys.argv = {argv!r}; hub.main()",
+        check,
+    )
+
+
+def files_of(hub: LoopbackHub, kind: str, name: str, revision: str = "main") -> dict[str, bytes]:
+    repo = hub.repos[kind, name]
+    return {path: file.content for path, file in repo.commits[repo.resolve(revision)].items()}
+
+
+def test_a_model_and_an_ensemble_go_up_and_come_down_the_same(hub, client, finished, fused, tmp_path):
+    single, ensemble = finished[0], fused[0] / "all"
+    # A busy Hub: one answer of each kind is a failure that passes, one commit is obeyed but its answer is lost.
+    hub.faults += [
+        Fault("POST", "preupload", 429),
+        Fault("PUT", "/lfs/", 503),
+        Fault("POST", "/commit/", 500),
+        Fault("POST", "/commit/", "cut after"),
+    ]
+    said = push(client, single, "--repo_id", "owner/single", "--tag", "v1.0")["said"]
+    assert not any(fault.times for fault in hub.faults)
+    assert said.count("trying again") == 2
+    assert re.search(r"KiB  model\.safetensors", said)
+    assert "private if it is not there yet" in said
+    assert f"pushed to {hub.url}/owner/single/commit/" in said
+    push(client, ensemble, "--repo_id", "owner/ensemble", "--public", "--revision", "next")
+
+    there = files_of(hub, "models", "owner/single", "v1.0")
+    assert hub.repos["models", "owner/single"].private
+    assert not hub.repos["models", "owner/ensemble"].private
+    assert not [path for path in there if path.startswith(("checkpoints", ".")) or path.endswith((".bin", ".pt"))]
+    assert json.loads(there["training_args.json"])["child_tuning"] == "F"
+    for path, content in there.items():
+        if path != "README.md":
+            assert content == (single / path).read_bytes()
+    assert b'model="owner/single"' in there["README.md"]
+    assert not files_of(hub, "models", "owner/ensemble")  # main is as it was
+    assert "tokenizer_1/tokenizer.json" in files_of(hub, "models", "owner/ensemble", "next")
+
+    code = """
+import json, sys
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+import torch
+found = {}
+texts = json.loads(sys.argv[1])
+for name, revision in (("owner/single", "v1.0"), ("owner/ensemble", "next")):
+    at = {"revision": revision, "trust_remote_code": True}
+    classify = pipeline("text-classification", model=name, **at)
+    model = AutoModelForSequenceClassification.from_pretrained(name, **at).eval()
+    found[name] = {
+        "scores": [{entry["label"]: entry["score"] for entry in result} for result in classify(texts, top_k=None)],
+        "encoder": type(AutoModel.from_pretrained(name, **at)).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    if name == "owner/single":
+        inputs = AutoTokenizer.from_pretrained(name, **at)(texts, padding=True, return_tensors="pt")
+        found[name]["logits"] = model(**inputs).logits.tolist()
+print(json.dumps(found))
+"""
+    # A reader with an empty cache, somewhere where the project cannot be imported.
+    reader = tmp_path / "reader"
+    reader.mkdir()
+    env = environment(hub, reader / "home")
+    del env["PYTHONPATH"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(TEXTS)],
+        cwd=reader, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    model = EmoDebertaForSequenceClassification.from_pretrained(single).eval()
+    inputs = AutoTokenizer.from_pretrained(single)(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert torch.allclose(torch.tensor(found["owner/single"]["logits"]), logits, atol=1e-5)
+    for row, scores in zip(logits.softmax(dim=-1), found["owner/single"]["scores"], strict=True):
+        assert scores == pytest.approx({model.config.id2label[i]: float(p) for i, p in enumerate(row)}, abs=1e-5)
+    assert found["owner/single"]["encoder"] == "EmoDebertaModel"
+    assert found["owner/ensemble"]["encoder"] == "EmoDebertaEnsembleModel"
+    local = EmoDebertaEnsembleForSequenceClassification.from_pretrained(ensemble)
+    expected = EmotionPipeline(model=local, tokenizer=AutoTokenizer.from_pretrained(ensemble))(TEXTS, top_k=None)
+    for scores, result in zip(found["owner/ensemble"]["scores"], expected, strict=True):
+        assert scores == pytest.approx({entry["label"]: entry["score"] for entry in result}, abs=1e-5)
+
+    # run_score.py reads an ensemble with two tokenizers from a branch, and notes the commit.
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    argv = ["run_score.py", "--model", "owner/ensemble", "--revision", "next", "--output", str(tmp_path / "scores")]
+    client(f"import sys, run_score; sys.argv = {[*argv, '--input', str(tmp_path / 'texts.txt')]!r}; run_score.main()")
+    manifest = json.loads((tmp_path / "scores" / "manifest.json").read_text())
+    assert manifest["model"] == {
+        "name": "owner/ensemble",
+        "version": hub.repos["models", "owner/ensemble"].refs["next"],
+    }
+
+    hf = [Path(sys.executable).with_name("hf"), "download", "owner/single", "--revision", "v1.0", "--local-dir", "got"]
+    subprocess.run(hf, cwd=reader, env=env, check=True, capture_output=True)
+    assert (reader / "got" / "model.safetensors").read_bytes() == (single / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("faults", "says"),
+    [
+        ([Fault("POST", "/commit/", 500, times=9)], "500"),
+        ([Fault("POST", "/commit/", "cut", times=9)], "disconnected"),
+        ([Fault("POST", "/commit/", 403)], "want one with write access"),
+        ([Fault("POST", "/commit/", 401)], "the Hub does not accept the token; see `hf auth login`"),
+        ([Fault("POST", "preupload", 404)], "there is no such repository, or this token may not see it"),
+        ([Fault("POST", "/commit/", 429, times=2), Fault("POST", "/commit/", 409)], None),
+    ],
+)
+def test_a_reader_sees_the_old_revision_or_the_whole_new_one(hub, client, faults, says, tmp_path):
+    model = tmp_path / "space"
+    model.mkdir()
+    for name, content in (("app.py", "old = 1\n"), ("README.md", "---\nsdk: gradio\n---\nold\n"), ("gone.txt", "x")):
+        (model / name).write_text(content)
+    name = f"owner/{tmp_path.name.replace('_', '-')}"
+    code = (
+        "from pathlib import Path; from trainer_ext import hub; hub.time.sleep = lambda _: None; "
+        f"print(hub.push_space(Path({str(model)!r}), {name!r}, 'owner/single'))"
+    )
+    client(code)
+    before = files_of(hub, "spaces", name)
+    (model / "app.py").write_text("new = 1\n")
+    (model / "gone.txt").unlink()
+    hub.faults[:] = faults
+    answer = client(code, check=False)
+    hub.faults.clear()
+    seen = client(
+        "from huggingface_hub import snapshot_download; from pathlib import Path\n"
+        f"folder = Path(snapshot_download({name!r}, repo_type='space', cache_dir={str(tmp_path / 'cache')!r}))\n"
+        "import json; print(json.dumps({p.name: p.read_text() for p in folder.iterdir()}))"
+    )["said"]
+    seen = json.loads(seen)
+    if says is None:
+        assert answer["error"] is None
+        assert seen["app.py"] == "new = 1\n"
+        assert set(seen) == {"app.py", "README.md"}
+        assert "models:\n- owner/single" in seen["README.md"]
+        assert hub.repos["spaces", name].variables == {"EMODEBERTA_MODEL": "owner/single"}
+    else:
+        assert says in answer["error"]
+        assert answer["error"].startswith("InputError")
+        assert "\n" not in answer["error"]
+        assert {path: content.encode() for path, content in seen.items()} == before
+
+
+def test_a_space_is_pushed_as_one(hub, client, finished):
+    said = push(client, finished[0], "--repo_id", "owner/shown", "--space", "owner/demo", "--space_dir", ROOT / "space")
+    assert "add it as the secret HF_TOKEN" in said["said"]
+    repo = hub.repos["spaces", "owner/demo"]
+    assert repo.details["sdk"] == "gradio"
+    assert repo.variables == {"EMODEBERTA_MODEL": "owner/shown"}
+    assert set(files_of(hub, "spaces", "owner/demo")) == {"README.md", "app.py", "requirements.txt"}
+
+
+def test_every_result_of_the_card_can_be_read(finished):
+    folder = finished[0]
+    results = json.loads((folder / "all_results.json").read_text())
+    read = {
+        (r.dataset_split, r.metric_name): r.metric_value for r in ModelCard.load(folder / "README.md").data.eval_results
+    }
+    assert read == {
+        (split, name): round(results[f"{prefix}_{key}"], 4)
+        for split, prefix in (("validation", "eval"), ("test", "test"))
+        for name, key in (("macro F1", "macro_f1"), ("accuracy", "accuracy"))
+    }
+    assert ModelCard.load(folder / "README.md").data["widget"]
+
+
+@pytest.fixture
+def model_folder(finished, tmp_path):
+    """A copy that may be spoilt."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in finished[0].iterdir():
+        if path.is_file() and path.name != "README.md":
+            (folder / path.name).symlink_to(path)
+    (folder / "README.md").write_text((finished[0] / "README.md").read_text())
+    return folder
+
+
+def test_what_must_not_be_published_is_found(model_folder):
+    assert check_folder(model_folder, run=False) == []
+    row = "The ferry left without the nurses, and nobody at the harbour would say who had told it to."
+    (model_folder / "training_args.bin").write_bytes(b"x")
+    torch.save({"a": 1}, model_folder / "state.dat")
+    (model_folder / "notes.md").write_text(
+        f"fine\nsee /home/somebody/data.csv\ntoken: hf_{'a' * 34}\nFor example: {row.upper()}\nhttps://host/home/page\n"
+    )
+    assert check_folder(model_folder, texts=[row], run=False) == [
+        "notes.md, line 2: a path of one machine, /home/somebody/data.csv; want a name or a relative path",
+        "notes.md, line 3: looks like a Hugging Face token; take it out, and revoke it",
+        "notes.md, line 4: 8 words or more in a row of a text that it was trained on",
+        "state.dat: a pickle or other weights that run code when read; want safetensors",
+        "training_args.bin: a pickle or other weights that run code when read; want safetensors",
+    ]
+
+
+def test_a_card_whose_code_fails_is_found(model_folder):
+    card = model_folder / "README.md"
+    card.write_text(card.read_text().replace("print(classify(", "print(clasify("))
+    (finding,) = check_folder(model_folder)
+    assert (
+        finding == "README.md: its snippet fails: NameError: name 'clasify' is not defined. Did you mean: 'classify'?"
+    )
+
+
+def test_a_restricted_model_wants_the_users_word(model_folder):
+    card = model_folder / "README.md"
+    card.write_text(card.read_text().replace("language: en\n", "language: en\nlicense: other\n"))
+    with pytest.raises(InputError, match="--publish_restricted if they let you"):
+        push_folder(model_folder, "owner/restricted", dry_run=True)
