@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER := $(VENV)/.browser
+EMODEBERTA_MODEL ?= outputs/quickstart
 
 .PHONY: help run test check format demo bench reproduce clean
 
@@ -20,7 +22,14 @@ $(STAMP): constraints.txt setup.cfg
 run: $(STAMP)  ## quickstart: train, evaluate and save a Hub-ready folder in outputs/quickstart/
 	$(BIN)/python run_classify.py recipes/quickstart.yaml $(ARGS)
 
-test: $(STAMP)  ## run the tests
+# The tests of the demo want a browser: the machine's, else Debian's, else Playwright's own.
+$(BROWSER): $(STAMP)
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { test "$$(id -u)" = 0 && command -v apt-get && apt-get update -qq && apt-get install -qq -y chromium; } || \
+	  $(BIN)/playwright install chromium
+	touch $@
+
+test: $(STAMP) $(BROWSER)  ## run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint and format check
@@ -34,8 +43,14 @@ format: $(STAMP)  ## format the code
 bench: $(STAMP)  ## measure speed and memory against transformers, about 10 minutes (ARGS=--full: an hour or more)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-demo reproduce:
-	@echo "make $@ is not there yet: the demo and the reproduction of the paper's tables come later" >&2; exit 1
+demo: $(STAMP) $(if $(filter outputs/quickstart,$(EMODEBERTA_MODEL)),outputs/quickstart/config.json)  ## show the quickstart model (or EMODEBERTA_MODEL=folder) in a browser
+	EMODEBERTA_MODEL=$(EMODEBERTA_MODEL) $(BIN)/python space/app.py
+
+outputs/quickstart/config.json: | $(STAMP)
+	$(BIN)/python run_classify.py recipes/quickstart.yaml
+
+reproduce:
+	@echo "make $@ is not there yet: the reproduction of the paper's tables comes later" >&2; exit 1
 
 clean:  ## remove the virtual environment and caches; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

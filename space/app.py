@@ -41,7 +41,7 @@ EXAMPLES = [
 ]  # written for this project
 PROGRESS = gr.Progress()
 CSS = """
-.gradio-container {max-width: 1100px !important; margin: auto}
+.gradio-container {max-width: 1100px !important; width: 100%; margin: auto}
 #essay textarea {font-size: 1.05rem}
 #verdict p {font-size: 1.2rem; min-height: 1.6em}
 #results {max-width: 100%; overflow-x: auto}
@@ -345,7 +345,9 @@ def build(classifier: Classifier) -> gr.Blocks:
         with gr.Tab("Many texts"):
             with gr.Row():
                 with gr.Column():
-                    upload = gr.File(label=f"csv or tsv, at most {MAX_ROWS:,} rows", file_types=[".csv", ".tsv"])
+                    upload = gr.File(
+                        label=f"csv or tsv, at most {MAX_ROWS:,} rows", file_types=[".csv", ".tsv"], elem_id="upload"
+                    )
                     column = gr.Textbox(label="Column of the texts", placeholder="text")
                     many = gr.Button("Classify the file", variant="primary")
                     download = gr.DownloadButton("Download the results", visible=False, elem_id="download")

@@ -101,16 +101,15 @@ def test_the_cards_code_runs(kind, request, tmp_path):
     assert "score" in done.stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "reproduce"])
-def test_targets_that_come_later_say_so(target):
-    done = subprocess.run(["make", "-s", "-C", ROOT, target], capture_output=True, text=True)
+def test_a_target_that_comes_later_says_so():
+    done = subprocess.run(["make", "-s", "-C", ROOT, "reproduce"], capture_output=True, text=True)
     assert done.returncode
     assert "not there yet" in done.stderr
 
 
 def test_make_help_lists_the_targets():
     done = subprocess.run(["make", "-s", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
-    for target in ("run", "test", "check", "bench", "help"):
+    for target in ("run", "test", "check", "demo", "bench", "help"):
         assert re.search(rf"^{target} ", done.stdout, re.MULTILINE)
 
 
