@@ -3,6 +3,15 @@
 from copy import deepcopy
 from typing import Literal
 
+import transformers
+
+# Before anything that another version may not have. Configurations are dataclasses from 5.4 on.
+if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
+    raise ImportError(
+        f"EmoDeBERTa's code needs transformers 5.4 or newer, below 6; this is {transformers.__version__}: "
+        "pip install 'transformers>=5.4,<6'"
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers import DebertaV2Config, PreTrainedConfig
 from transformers.activations import ACT2FN

@@ -22,6 +22,7 @@ from benchmarks import (
     bench_memory,
     bench_mlm,
     bench_scoring,
+    bench_space,
     bench_streaming,
     bench_training,
     page,
@@ -29,7 +30,7 @@ from benchmarks import (
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.run_folder import write_json
 
-PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm", "streaming", "scoring"]
+PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm", "streaming", "scoring", "space"]
 
 
 def main() -> None:
@@ -66,6 +67,8 @@ def main() -> None:
         bench_streaming.measure(results, 2_000_000 if args.full else 50_000, device)
     if "scoring" in args.parts:
         bench_scoring.measure(results, args.data_dir, args.full, device)
+    if "space" in args.parts:
+        bench_space.measure(results, 32 if args.full else 8, 20 if args.full else 5, device)
     if "training" in args.parts:
         bench_training.measure(
             results,

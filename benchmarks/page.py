@@ -39,6 +39,8 @@ the largest.
 - **Scoring**: `run_score.py`, rows read, scored and written, against a loop over the library's pipeline in batches of
   32, MiniLM's size, float32, texts as for inference; its growth on generated rows with a tiny model, from the first
   shard's record to the last; an ensemble's time over that of as many single models.
+- **Space**: `space/app.py` called by `gradio_client`; every answer is compared with the pipeline's. Seconds here are
+  no ratio: there is no peer.
 - **Memory**: peak of a training step at base size, 8 texts of 512 tokens, beyond weights, gradients and optimizer.
 """
 
@@ -142,6 +144,14 @@ def section(content: dict, source: str) -> list[str]:
         of_members = content["scoring, members"]
         lines += [f"| {count} | {shown(row)} |" for count, row in of_members.items() if count.isdigit()]
         lines.append("")
+    if "space" in content:
+        part, callers = content["space"], content["space"]["settings"]
+        lines.append(
+            f"The Space under {callers['callers']} callers at once, {callers['requests']} requests each, "
+            f"{callers['model']}, callers on the same cores: median {part['median_seconds']:.2f} s, 95% within "
+            f"{part['p95_seconds']:.2f} s, {part['answers_per_second']} answers a second, none lost or crossed; memory "
+            f"of the last tenth / the first {part['last_over_first']:.3f}.\n"
+        )
     if "memory" in content:
         part = content["memory"]
         lines.append(f"Memory of a training step: {part['share']:.0%} of the library's.\n")

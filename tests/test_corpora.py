@@ -362,6 +362,8 @@ def test_a_fold_is_held_out_as_test_and_the_rest_trains():
     for folds, fold in ((4, 4), (9, 0), (1, 0)):
         with pytest.raises(InputError):
             hold_out_fold(corpus, folds, fold)
+    with pytest.raises(InputError, match="5 folds, but no class has more than 4 rows in train; want 4 or fewer"):
+        hold_out_fold(corpus, 5, 0)
 
 
 @pytest.mark.realdata

@@ -223,7 +223,7 @@ def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
     same rows always give the same folds.
 
     Raises:
-        InputError: if there are fewer groups than folds.
+        InputError: if there are fewer groups than folds, or no class has as many rows as folds.
     """
     train = corpus.splits["train"]
     groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
@@ -233,7 +233,12 @@ def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
             "than groups"
         )
     classes = corpus.classes("train")
-    return group_folds(classes.argmax(axis=1) if classes.ndim == 2 else classes, groups, folds)
+    classes = classes.argmax(axis=1) if classes.ndim == 2 else classes
+    if folds > (most := int(np.bincount(classes).max())):
+        raise InputError(
+            f"{corpus.source}: {folds} folds, but no class has more than {most} rows in train; want {most} or fewer"
+        )
+    return group_folds(classes, groups, folds)
 
 
 def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> np.ndarray:

@@ -1,0 +1,40 @@
+"""Pictures of the demo for the README: python docs/screenshots.py outputs/quickstart"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from playwright.sync_api import sync_playwright
+
+from benchmarks.bench_space import serve
+
+TEXT = (
+    "I cannot stop thinking about the nurses who stayed on the third floor when the water came up. They had been told "
+    "to leave. They stayed because eleven people could not be moved, and the pumps that were promised in spring are "
+    "still in a warehouse somewhere."
+)
+
+
+def main() -> None:
+    with tempfile.TemporaryFile("w") as log, sync_playwright() as playwright:
+        process, url = serve(Path(sys.argv[1]).resolve(), log)
+        found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        browser = playwright.chromium.launch(executable_path=found)
+        for width, device in ((1280, "desktop"), (390, "phone")):
+            for scheme in ("light", "dark"):
+                page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+                page.goto(url)
+                page.get_by_label("Your text").fill(TEXT)
+                page.get_by_role("button", name="Classify", exact=True).click()
+                page.locator("#why p").wait_for(timeout=120_000)
+                page.wait_for_timeout(500)
+                page.screenshot(path=Path(__file__).with_name("space") / f"{device}-{scheme}.png", full_page=True)
+        browser.close()
+        process.terminate()
+
+
+if __name__ == "__main__":
+    main()
