@@ -96,8 +96,8 @@ class Classifier:
             return f"This is no text but {type(text).__name__}; please send a string."
         if len(text) > MAX_CHARACTERS:
             return f"This text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Please shorten it."
-        if not re.search(r"\w", text):
-            return "There are no words here. Please write a sentence or two."
+        if not text.strip():
+            return "There is no text here. Please write a sentence or two."
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -139,7 +139,8 @@ class Classifier:
     def _length(self, text: str) -> tuple[int, int]:
         """In tokens, and how many the model reads."""
         tokenizer = self._pipeline.tokenizer
-        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]), tokenizer.model_max_length
+        with self._lock:  # cutting texts or not is a state of the tokenizer
+            return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]), tokenizer.model_max_length
 
 
 def _has_bf16_unit(device: torch.device) -> bool:

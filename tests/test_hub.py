@@ -93,6 +93,12 @@ def test_a_model_and_an_ensemble_go_up_and_come_down_the_same(hub, client, finis
     assert re.search(r"KiB  model\.safetensors", said)
     assert "private if it is not there yet" in said
     assert f"pushed to {hub.url}/owner/single/commit/" in said
+    client(
+        "from trainer_ext import hub; looked = hub.check_folder; hub.check_folder = lambda *_, **__: []"
+    )  # seen above
+    again = push(client, single, "--repo_id", "owner/single", "--tag", "v1.0", check=False)
+    assert again["error"] == "InputError: owner/single: has a tag v1.0 already; give another"
+    client("hub.check_folder = looked")
     push(client, ensemble, "--repo_id", "owner/ensemble", "--public", "--revision", "next")
 
     there = files_of(hub, "models", "owner/single", "v1.0")

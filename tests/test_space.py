@@ -84,14 +84,15 @@ def test_many_callers_get_their_own_answers(space, essays, local):
 def test_bad_input_is_answered_in_words(space, tmp_path):
     client = Client(space[0], verbose=False)
     for text, said in (
-        ("", "There are no words here."),
-        ("?!", "There are no words here."),
+        ("", "There is no text here."),
+        ("\t\n", "There is no text here."),
         ("word " * 5000, "This text has 25,000 characters; at most 20,000 are read."),
         (7, "This is no text but int"),
     ):
         answer = client.predict(text, api_name="/classify")
         assert set(answer) == {"error"}
         assert answer["error"].startswith(said)
+    assert client.predict("😡", api_name="/classify")["label"]
     assert "the model read the first" in client.predict("word " * 900, api_name="/classify")["note"]
     for name, content, column, said in (
         ("a.txt", b"text\nx\n", "", "upload a .csv or .tsv file"),
@@ -121,7 +122,7 @@ def test_a_file_comes_back_with_answers_and_leaves_no_trace(space, tmp_path, ess
         assert row["predicted_label"] == max(scores, key=scores.get)
         assert sum(scores.values()) == pytest.approx(1, abs=1e-4)
     assert read[20]["predicted_label"] == ""
-    assert read[20]["error"].startswith("There are no words here.")
+    assert read[20]["error"].startswith("There is no text here.")
     assert essays[0][:40] not in (space[2] / "log").read_text()
 
 
@@ -185,7 +186,7 @@ def test_one_text_in_the_browser(space, browser, local):
         )
         return page.locator(ANSWERED).inner_text()
 
-    assert answer("  ").startswith("There are no words here.")
+    assert answer("  ").startswith("There is no text here.")
     assert answer("x" * 100_000).startswith("This text has 100,000 characters; at most 20,000")
     answer(NASTY)
     page.locator("#words").get_by_text("<script>document.title").wait_for(timeout=60_000)

@@ -10,6 +10,7 @@ command goes on: files that arrived are not sent again.
 """
 
 import argparse
+import re
 import shutil
 import tempfile
 import time
@@ -111,6 +112,8 @@ def push_folder(
         if dry_run:
             return None
         repo_id = _persistently(repo_id, lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+        if tag and tag in {known.name for known in _persistently(repo_id, lambda: api.list_repo_refs(repo_id)).tags}:
+            raise InputError(f"{repo_id}: has a tag {tag} already; give another")
         if revision:
             _persistently(repo_id, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
         commit = _upload(api, staged, repo_id, "model", revision)
@@ -173,9 +176,8 @@ def _stage(folder: Path, staged: Path, repo_id: str) -> Path:
     card = staged / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        named = text.replace(f'model="{folder.resolve().name}"', f'model="{repo_id}"')
         card.unlink()
-        card.write_text(named, encoding="utf-8")
+        card.write_text(re.sub(r'(pipeline\(.*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', text), encoding="utf-8")
     return staged
 
 

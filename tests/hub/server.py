@@ -35,6 +35,7 @@ class Repo:
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
 
     def commit(self, branch: str, files: dict[str, File]) -> str:
         said = json.dumps([branch, len(self.commits), sorted((path, file.oid) for path, file in files.items())])
@@ -195,6 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             if repo.refs.get(tag, sha) != sha:
                 return self._answer(409, {"error": "Tag reference exists already"})
             repo.refs[tag] = sha
+            repo.tags.add(tag)
             self._answer(201, {})
 
     # ---- Upload ----------------------------------------------------------------------------------------------------
@@ -257,8 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refs(self, kind: str, name: str, **_) -> None:
         if repo := self._repo(kind, name):
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": sha} for n, sha in repo.refs.items()]
-            self._answer(200, {"branches": branches, "converts": [], "tags": []})
+            every = [{"name": n, "ref": n, "targetCommit": sha} for n, sha in repo.refs.items()]
+            branches = [ref for ref in every if ref["name"] not in repo.tags]
+            tags = [ref for ref in every if ref["name"] in repo.tags]
+            self._answer(200, {"branches": branches, "converts": [], "tags": tags})
 
     def tree(self, kind: str, name: str, revision: str, folder: str | None = None, *, query: dict, **_) -> None:
         if (repo := self._repo(kind, name)) is None:
