@@ -79,7 +79,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     output_dir = complete_arguments(model_args, run_args, args)
     if args.hub_model_id:
-        hub.check_login(args.hub_token)
+        args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     corpus, transferred, guard = read_corpus(data_args, model_args, transfer_args, args.seed)
@@ -442,7 +442,7 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         folder / "README.md",
         model_name=output_dir.name,
         repo_id=args.hub_model_id or output_dir.name,
-        base_model=run_folder.shown(model_args.model_name_or_path),
+        base_model=model_args.model_name_or_path,
         labels=corpus.label_names,
         results=results,
         rows={split: len(rows) for split, rows in corpus.splits.items()},

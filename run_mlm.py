@@ -58,7 +58,7 @@ def main() -> None:
         disable_progress_bars()
     output_dir = complete_arguments(model_args, data_args, args)
     if args.hub_model_id:
-        hub.check_login(args.hub_token)
+        args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     # ---- Corpus ---------------------------------------------------------------------------------------------------
     corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
@@ -158,7 +158,8 @@ def main() -> None:
                 folder / "README.md",
                 model_name=output_dir.name,
                 repo_id=args.hub_model_id or output_dir.name,
-                base_model=run_folder.shown(model_args.model_name_or_path),
+                base_model=model_args.model_name_or_path,
+                upstream_licence=upstream,
                 corpus=corpus,
                 mask_token=tokenizer.mask_token,
                 probability=data_args.mlm_probability,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,10 @@ class Client:
     def __call__(self, code: str, check: bool = True) -> dict:
         self._process.stdin.write(json.dumps(code) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answered, _, _ = select.select([self._process.stdout], [], [], 300)
+        line = self._process.stdout.readline() if answered else ""
+        assert line, f"the client is gone or stuck ({self._process.poll()})"
+        answer = json.loads(line)
         assert not check or answer["error"] is None, answer["trace"]
         return answer
 
@@ -83,28 +87,38 @@ def test_a_model_and_an_ensemble_go_up_and_come_down_the_same(hub, client, finis
     # A busy Hub: one answer of each kind is a failure that passes, one commit is obeyed but its answer is lost.
     hub.faults += [
         Fault("POST", "preupload", 429),
+        Fault("POST", "validate-yaml", 503),
         Fault("PUT", "/lfs/", 503),
         Fault("POST", "/commit/", 500),
         Fault("POST", "/commit/", "cut after"),
     ]
     said = push(client, single, "--repo_id", "owner/single", "--tag", "v1.0")["said"]
     assert not any(fault.times for fault in hub.faults)
-    assert said.count("trying again") == 2
+    assert said.count("trying again in 0 s") == 1
+    assert said.count("trying again") == 3
     assert re.search(r"KiB  model\.safetensors", said)
-    assert "private if it is not there yet" in said
+    assert "to owner/single:" in said
     assert f"pushed to {hub.url}/owner/single/commit/" in said
-    client(
-        "from trainer_ext import hub; looked = hub.check_folder; hub.check_folder = lambda *_, **__: []"
-    )  # seen above
-    again = push(client, single, "--repo_id", "owner/single", "--tag", "v1.0", check=False)
-    assert again["error"] == "InputError: owner/single: has a tag v1.0 already; give another"
+    # Once more, with nothing changed: nothing happens. With something changed, the tag stands in the way. What is
+    # public is not written to by mistake. (The folders are not looked at again.)
+    client("from trainer_ext import hub; looked, hub.check_folder = hub.check_folder, lambda *_, **__: []")
+    commits = len(hub.repos["models", "owner/single"].commits)
+    push(client, single, "--repo_id", "owner/single", "--tag", "v1.0")
+    assert len(hub.repos["models", "owner/single"].commits) == commits
+    assert "removed there: " in push(client, ensemble, "--repo_id", "owner/single")["said"]
+    again = push(client, ensemble, "--repo_id", "owner/single", "--tag", "v1.0", check=False)
+    assert again["error"] == "InputError: owner/single: its tag v1.0 names another commit; give another"
+    hub.repos["models", "owner/single"].private = False
+    again = push(client, single, "--repo_id", "owner/single", check=False)
+    assert again["error"].startswith("InputError: owner/single: is there, and public; give --public")
+    hub.repos["models", "owner/single"].private = True
     client("hub.check_folder = looked")
     push(client, ensemble, "--repo_id", "owner/ensemble", "--public", "--revision", "next")
 
     there = files_of(hub, "models", "owner/single", "v1.0")
     assert hub.repos["models", "owner/single"].private
     assert not hub.repos["models", "owner/ensemble"].private
-    assert not [path for path in there if path.startswith(("checkpoints", ".")) or path.endswith((".bin", ".pt"))]
+    assert not [path for path in there if path.startswith(("checkpoints", ".", "predictions"))]
     assert json.loads(there["training_args.json"])["child_tuning"] == "F"
     for path, content in there.items():
         if path != "README.md":
@@ -176,12 +190,14 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     ("faults", "says"),
     [
-        ([Fault("POST", "/commit/", 500, times=9)], "500"),
+        ([Fault("POST", "/commit/", 500, times=9)], "the Hub answers 500 (injected 500)"),
+        ([Fault("POST", "/commit/", 503, times=9)], "the Hub answers 503"),
         ([Fault("POST", "/commit/", "cut", times=9)], "disconnected"),
-        ([Fault("POST", "/commit/", 403)], "want one with write access"),
-        ([Fault("POST", "/commit/", 401)], "the Hub does not accept the token; see `hf auth login`"),
-        ([Fault("POST", "preupload", 404)], "there is no such repository, or this token may not see it"),
+        ([Fault("POST", "/commit/", 403)], "(injected 403); the token must have write access there"),
+        ([Fault("POST", "/commit/", 401)], "it does not accept the token: see `hf auth login`, or give --token"),
+        ([Fault("POST", "preupload", 404)], "there is no such repository, or the token may not see it"),
         ([Fault("POST", "/commit/", 429, times=2), Fault("POST", "/commit/", 409)], None),
+        ([Fault("POST", "/commit/", "cut after")], None),
     ],
 )
 def test_a_reader_sees_the_old_revision_or_the_whole_new_one(hub, client, faults, says, tmp_path):
@@ -192,7 +208,7 @@ def test_a_reader_sees_the_old_revision_or_the_whole_new_one(hub, client, faults
     name = f"owner/{tmp_path.name.replace('_', '-')}"
     code = (
         "from pathlib import Path; from trainer_ext import hub; hub.time.sleep = lambda _: None; "
-        f"print(hub.push_space(Path({str(model)!r}), {name!r}, 'owner/single'))"
+        f"print(hub.push_space(Path({str(model)!r}), {name!r}, 'owner/single', revision='abc'))"
     )
     client(code)
     before = files_of(hub, "spaces", name)
@@ -212,7 +228,10 @@ def test_a_reader_sees_the_old_revision_or_the_whole_new_one(hub, client, faults
         assert seen["app.py"] == "new = 1\n"
         assert set(seen) == {"app.py", "README.md"}
         assert "models:\n- owner/single" in seen["README.md"]
-        assert hub.repos["spaces", name].variables == {"EMODEBERTA_MODEL": "owner/single"}
+        assert hub.repos["spaces", name].variables == {
+            "EMODEBERTA_MODEL": "owner/single",
+            "EMODEBERTA_REVISION": "abc",
+        }
     else:
         assert says in answer["error"]
         assert answer["error"].startswith("InputError")
@@ -225,7 +244,8 @@ def test_a_space_is_pushed_as_one(hub, client, finished):
     assert "add it as the secret HF_TOKEN" in said["said"]
     repo = hub.repos["spaces", "owner/demo"]
     assert repo.details["sdk"] == "gradio"
-    assert repo.variables == {"EMODEBERTA_MODEL": "owner/shown"}
+    sha = hub.repos["models", "owner/shown"].refs["main"]
+    assert repo.variables == {"EMODEBERTA_MODEL": "owner/shown", "EMODEBERTA_REVISION": sha}
     assert set(files_of(hub, "spaces", "owner/demo")) == {"README.md", "app.py", "requirements.txt"}
 
 
@@ -260,15 +280,21 @@ def test_what_must_not_be_published_is_found(model_folder):
     row = "The ferry left without the nurses, and nobody at the harbour would say who had told it to."
     (model_folder / "training_args.bin").write_bytes(b"x")
     torch.save({"a": 1}, model_folder / "state.dat")
+    (model_folder / "rows.arrow").write_bytes(b"ARROW1\xff\xff")
+    (model_folder / "train.log").write_text(f"HF_TOKEN=hf_{'a' * 34}\n")
     (model_folder / "notes.md").write_text(
-        f"fine\nsee /home/somebody/data.csv\ntoken: hf_{'a' * 34}\nFor example: {row.upper()}\nhttps://host/home/page\n"
+        f"fine\nsee /home/somebody/data.csv\nFor example: {row[:40].upper()}\n{row[40:]}\nhttps://host/home/page\n"
+        'and "nobody came at all", which\n'
     )
-    assert check_folder(model_folder, texts=[row], run=False) == [
+    texts = [row, "Nobody came at all!", "fine", "This one is not in the folder, however long it may be."]
+    assert check_folder(model_folder, texts=texts, run=False) == [
         "notes.md, line 2: a path of one machine, /home/somebody/data.csv; want a name or a relative path",
-        "notes.md, line 3: looks like a Hugging Face token; take it out, and revoke it",
-        "notes.md, line 4: 8 words or more in a row of a text that it was trained on",
+        "rows.arrow: neither text nor of a kind that belongs into a model's repository",
         "state.dat: a pickle or other weights that run code when read; want safetensors",
+        "train.log, line 1: looks like a Hugging Face token; take it out, and revoke it",
         "training_args.bin: a pickle or other weights that run code when read; want safetensors",
+        "notes.md, line 3: a text that it was trained on, or part of one",
+        "notes.md, line 6: a text that it was trained on, or part of one",
     ]
 
 

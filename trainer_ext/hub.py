@@ -4,49 +4,58 @@
     python -m trainer_ext.hub outputs/quickstart --repo_id owner/name --tag v1.0 --space owner/name-demo
 
 The folder is loaded in a process of its own, its card's code is run, and it is searched for pickles, paths of this
-machine, secrets and, with --training_texts, rows of a corpus; any of these stops it. What will go up is listed. Both
-repositories are private unless --public. A reader sees the old revision or the whole new one. Interrupted, the same
-command goes on: files that arrived are not sent again.
+machine, secrets and, with --training_texts, rows of a corpus; any of these stops it. Checkpoints and predictions.tsv
+stay here. What will go up is listed, and what of an earlier upload goes. Repositories are made private unless --public.
+A reader sees the old revision or the whole new one. Interrupted, the same command goes on: large files that arrived are
+not sent again.
 """
 
 import argparse
+import json
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, ModelCard, RepoCard
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
 from .corpora import read_texts
 from .errors import InputError, run_command
-from .folder_check import check_folder
+from .folder_check import check_files, check_folder
 from .run_folder import CHECKPOINTS
 
 T = TypeVar("T")
-TRIES = 5
+TRIES = 6
 # Of the Hub's answers, those that another try may change: too many requests, a commit beside ours, its own failures.
 _PASSING = {408, 409, 412, 429, 500, 502, 503, 504}
-_HINTS = {
-    401: "the Hub does not accept the token; see `hf auth login`, or give --token",
-    403: "this token may not write there; want one with write access",
-    404: "there is no such repository, or this token may not see it",
-}
+_LONGEST_WAIT = 300.0  # seconds; the Hub counts requests in windows of five minutes
+# A run's rows, with writers and gold labels, are not part of a model.
+_NOT_PUBLISHED = re.compile(rf"{CHECKPOINTS}/.*|predictions.*\.tsv|(.*/)?(\.|__pycache__).*")
 
 
-def check_login(token: str | None) -> None:
-    """Raises InputError before hours of training if the Hub would refuse the upload."""
+def check_login(repo_id: str, token: str | None) -> str:
+    """The repository's whole name; raises InputError before hours of training if the Hub would refuse the upload."""
     try:
-        HfApi(token=token).whoami()
+        owner = HfApi(token=token).whoami()["name"]
     except Exception as error:  # no token, no network, offline mode: many kinds, one meaning
         raise InputError(
-            f"--push_to_hub: the Hub does not let us in ({_first_line(error)}); see `hf auth login`"
+            f"--push_to_hub: the Hub does not let us in ({_reason(error)}); see `hf auth login`"
         ) from error
+    return _checked_name(repo_id if "/" in repo_id else f"{owner}/{repo_id}")
+
+
+def _checked_name(repo_id: str) -> str:
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise InputError(f"{repo_id!r} is no name for a repository: {_reason(error)}") from error
+    return repo_id
 
 
 def licence_of(folder: Path) -> str | None:
@@ -77,26 +86,26 @@ def push_folder(
     publish_restricted: bool = False,
     texts: Iterable[str] = (),
     dry_run: bool = False,
-) -> str | None:
-    """Check a finished folder, say what goes up, and upload it in one commit, its checkpoints left out.
+) -> CommitInfo | None:
+    """Check a finished folder, say what goes up, and upload it in one commit.
 
     The card's snippet gets the repository's name. Files of an earlier upload that are no more in the folder go.
 
     Args:
         folder: A model's.
-        repo_id: `owner/name`, or a name of one's own.
-        private: Of a repository that is not there yet.
+        repo_id: `owner/name`.
+        private: Of a repository that is not there yet; one that is there must be as private.
         revision: Branch, made where there is none.
         tag: Name for the new commit.
         publish_restricted: The user's word that data which restrict the model's use allow to publish it.
         texts: Of [`check_folder`].
-        dry_run: Stop before anything is sent.
+        dry_run: Stop before the Hub is asked anything.
 
     Returns:
-        The commit's address, or None after `dry_run`.
+        The commit, or None after `dry_run`.
 
     Raises:
-        InputError: if something of the folder must not be published, or the Hub refuses; nothing has changed there.
+        InputError: if something of the folder must not be published, or the Hub refuses.
     """
     if licence_of(folder) == "other" and not publish_restricted:
         raise InputError(
@@ -105,43 +114,64 @@ def push_folder(
         )
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as staging:
-        staged = _stage(folder, Path(staging, "folder"), repo_id)
-        if findings := check_folder(staged, texts=texts):
-            raise InputError(f"{folder}: not to be published as it is:\n  " + "\n  ".join(findings))
-        _list(staged, f"{repo_id}{f' ({revision})' if revision else ''}", private)
+        staged = _stage(folder, Path(staging, "folder"))
+        card = staged / "README.md"
+        if card.is_file():
+            text = re.sub(r'(pipeline\(.*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', card.read_text(encoding="utf-8"))
+            card.unlink()
+            card.write_text(text, encoding="utf-8")
+        _refuse(folder, check_folder(staged, texts=texts))
+        _list(staged, f"{repo_id}{f' ({revision})' if revision else ''}")
         if dry_run:
             return None
-        repo_id = _persistently(repo_id, lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-        if tag and tag in {known.name for known in _persistently(repo_id, lambda: api.list_repo_refs(repo_id)).tags}:
-            raise InputError(f"{repo_id}: has a tag {tag} already; give another")
+        _persistently(repo_id, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         if revision:
             _persistently(repo_id, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-        commit = _upload(api, staged, repo_id, "model", revision)
-    if tag:
-        _persistently(repo_id, lambda: api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=False))
-    return commit.commit_url
+        if tag and _tagged(api, repo_id, tag) not in (None, _there(api, repo_id, "model", revision).sha):
+            raise InputError(f"{repo_id}: its tag {tag} names another commit; give another")
+        commit = _upload(api, staged, repo_id, "model", revision, private)
+    if tag and _tagged(api, repo_id, tag) != commit.oid:
+        try:
+            _persistently(repo_id, lambda: api.create_tag(repo_id, tag=tag, revision=commit.oid, exist_ok=True))
+        except InputError as error:
+            raise InputError(f"pushed to {commit.commit_url}, but without its tag: {error}") from error
+        if _tagged(api, repo_id, tag) != commit.oid:
+            raise InputError(f"pushed to {commit.commit_url}, but the tag {tag} names another commit; give another")
+    return commit
 
 
-def push_space(space: Path, repo_id: str, model: str, *, private: bool = True, token: str | None = None) -> str:
-    """Upload a Space's files and tell it which model to show; returns its address. Raises InputError as above."""
+def push_space(
+    space: Path,
+    repo_id: str,
+    model: str,
+    *,
+    revision: str | None = None,
+    private: bool = True,
+    token: str | None = None,
+    dry_run: bool = False,
+) -> str | None:
+    """Upload a Space's files and tell it which model to show, and of which commit (`revision`); returns its address.
+    Raises InputError as [`push_folder`]."""
     api = HfApi(token=token)
-    variables = [{"key": "EMODEBERTA_MODEL", "value": model}]
-    made = _persistently(
-        repo_id,
-        lambda: api.create_repo(
-            repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True, space_variables=variables
-        ),
-    )
-    _persistently(made.repo_id, lambda: api.add_space_variable(made.repo_id, "EMODEBERTA_MODEL", model))
     with tempfile.TemporaryDirectory() as staging:
-        staged = Path(
-            shutil.copytree(space, Path(staging, "space"), ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        )
-        card = RepoCard.load(staged / "README.md", repo_type="space")
+        staged = _stage(space, Path(staging, "space"))
+        readme = staged / "README.md"
+        card = RepoCard.load(readme, repo_type="space")
         card.data["models"] = [model]
-        card.save(staged / "README.md")
-        _list(staged, f"the Space {made.repo_id}", private)
-        _upload(api, staged, made.repo_id, "space", None)
+        readme.unlink()
+        card.save(readme)
+        _refuse(space, check_files(staged))
+        _list(staged, f"the Space {repo_id}")
+        if dry_run:
+            return None
+        made = _persistently(
+            repo_id,
+            lambda: api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True),
+        )
+        _upload(api, staged, repo_id, "space", None, private)
+    for key, value in (("EMODEBERTA_MODEL", model), ("EMODEBERTA_REVISION", revision)):
+        if value:
+            _persistently(repo_id, lambda key=key, value=value: api.add_space_variable(repo_id, key, value))
     return str(made)
 
 
@@ -150,7 +180,7 @@ def push_run(
 ) -> None:
     """[`push_folder`] as a run's flags say, private unless `--hub_private_repo false`; prints the address."""
     try:
-        address = push_folder(
+        commit = push_folder(
             folder,
             args.hub_model_id,
             private=args.hub_private_repo is not False,
@@ -161,45 +191,83 @@ def push_run(
         )
     except InputError as error:
         raise InputError(f"{error}\nThe model is safe in {folder}; python -m trainer_ext.hub publishes it") from error
-    print(f"pushed to {address}")
+    print(f"pushed to {commit.commit_url}")
 
 
-def _stage(folder: Path, staged: Path, repo_id: str) -> Path:
-    """What of the folder is published, as links, and its card under the repository's name."""
+# ---- What goes up -------------------------------------------------------------------------------------------------
+
+
+def _stage(folder: Path, staged: Path) -> Path:
+    """What of the folder is published, as links, or copies where the system makes no links."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.is_file() and relative.parts[0] != CHECKPOINTS and not any(p.startswith(".") for p in relative.parts):
+        if path.is_file() and not _NOT_PUBLISHED.fullmatch(relative.as_posix()):
             (staged / relative).parent.mkdir(parents=True, exist_ok=True)
-            (staged / relative).symlink_to(path.resolve())
+            try:
+                (staged / relative).symlink_to(path.resolve())
+            except OSError:
+                shutil.copyfile(path, staged / relative)
     if not staged.is_dir():
         raise InputError(f"{folder}: no such folder, or an empty one")
-    card = staged / "README.md"
-    if card.is_file():
-        text = card.read_text(encoding="utf-8")
-        card.unlink()
-        card.write_text(re.sub(r'(pipeline\(.*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', text), encoding="utf-8")
     return staged
 
 
-def _list(folder: Path, target: str, private: bool) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    print(f"to {target}, {'private' if private else 'public'} if it is not there yet:")
-    for path in files:
-        print(f"  {path.stat().st_size / 1024:>10,.1f} KiB  {path.relative_to(folder)}")
+def _refuse(folder: Path, findings: list[str]) -> None:
+    if findings:
+        raise InputError(f"{folder}: not to be published as it is:\n  " + "\n  ".join(findings))
 
 
-def _upload(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | None):
-    return _persistently(
-        repo_id,
-        lambda: api.upload_folder(
-            folder_path=folder,
-            repo_id=repo_id,
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _list(folder: Path, target: str) -> None:
+    print(f"to {target}:")
+    for name, path in _files(folder).items():
+        print(f"  {path.stat().st_size / 1024:>10,.1f} KiB  {name}")
+
+
+# ---- The Hub ------------------------------------------------------------------------------------------------------
+
+
+def _there(api: HfApi, repo_id: str, kind: str, revision: str | None) -> Any:
+    return _persistently(repo_id, lambda: api.repo_info(repo_id, repo_type=kind, revision=revision))
+
+
+def _tagged(api: HfApi, repo_id: str, tag: str) -> str | None:
+    """The commit that a tag names."""
+    refs = _persistently(repo_id, lambda: api.list_repo_refs(repo_id))
+    return next((known.target_commit for known in refs.tags if known.name == tag), None)
+
+
+def _upload(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | None, private: bool) -> CommitInfo:
+    """The folder's files as the repository's only ones, in one commit on what was there when it was listed.
+
+    `HfApi.upload_folder` would make several commits of many files.
+    """
+    info = _there(api, repo_id, kind, revision)
+    if private and info.private is False:
+        raise InputError(f"{repo_id}: is there, and public; give --public if everybody may see this")
+    files, said = _files(folder), set()
+
+    def commit() -> CommitInfo:
+        before = api.repo_info(repo_id, repo_type=kind, revision=revision)
+        gone = sorted({file.rfilename for file in before.siblings or ()} - files.keys() - {".gitattributes"})
+        if set(gone) - said:
+            print(f"  removed there: {', '.join(gone)}")
+            said.update(gone)
+        # New ones at each try: they hold what the Hub said of them.
+        added = [CommitOperationAdd(name, path) for name, path in files.items()]
+        return api.create_commit(
+            repo_id,
+            [*added, *map(CommitOperationDelete, gone)],
+            commit_message="Upload EmoDeBERTa",
             repo_type=kind,
             revision=revision,
-            delete_patterns="*",
-            commit_message="Upload EmoDeBERTa",
-        ),
-    )
+            parent_commit=before.sha,
+        )
+
+    return _persistently(repo_id, commit)
 
 
 def _persistently(repo_id: str, act: Callable[[], T]) -> T:
@@ -207,18 +275,40 @@ def _persistently(repo_id: str, act: Callable[[], T]) -> T:
     for attempt in range(1, TRIES + 1):
         try:
             return act()
-        except (HTTPError, OSError) as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            said = _HINTS.get(status) or _first_line(error)
-            if attempt == TRIES or (status is not None and status not in _PASSING):
-                raise InputError(f"{repo_id}: {said}") from error
-            print(f"{repo_id}: {said}; trying again ({attempt + 1} of {TRIES})")
-            time.sleep(2 ** (attempt - 1))
+        except InputError:
+            raise
+        except Exception as error:  # the client's, httpx's, hf_xet's and JSON's: some lines from many kinds
+            response = error.response if isinstance(error, HfHubHTTPError) else None
+            if response is not None:
+                passing = response.status_code in _PASSING
+            else:
+                local = FileNotFoundError | PermissionError | OfflineModeIsEnabled
+                wrong_input = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+                passing = not (isinstance(error, local) or wrong_input)
+            if attempt == TRIES or not passing:
+                raise InputError(f"{repo_id}: {_reason(error)}") from error
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
+            wait = min(float(asked) if asked.isdigit() else 2.0 ** (attempt - 1), _LONGEST_WAIT)
+            print(f"{repo_id}: {_reason(error)}; trying again in {wait:.0f} s ({attempt + 1} of {TRIES})", flush=True)
+            time.sleep(wait)
     raise AssertionError
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """In one line: what the Hub said, else the client; and what helps."""
+    said = getattr(error, "server_message", None) or str(error)
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.strip().startswith("(Request ID")]
+    reason = lines[0] if lines else type(error).__name__
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        reason = f"the Hub answers {status}" + (f" ({reason.rstrip('.')})" if lines else "")
+        if status == 401:
+            reason += "; it does not accept the token: see `hf auth login`, or give --token"
+        if status == 403:
+            reason += "; the token must have write access there"
+        if status == 404 and not isinstance(error, RevisionNotFoundError):
+            reason += "; there is no such repository, or the token may not see it"
+    return reason
 
 
 def main() -> None:
@@ -229,40 +319,39 @@ def main() -> None:
     parser.add_argument("--repo_id", required=True, metavar="OWNER/NAME", help="model repository, made if need be")
     parser.add_argument("--space", metavar="OWNER/NAME", help="also publish the demo, as this Space")
     parser.add_argument("--space_dir", type=Path, default=Path("space"), help="its files (default: space/)")
-    parser.add_argument("--public", action="store_true", help="let everybody see repositories that are made now")
+    parser.add_argument("--public", action="store_true", help="let everybody see them")
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--tag", help="name for the commit, such as v1.0")
     texts_help = "files of texts (column: text) none of which may stand anywhere in the folder"
     parser.add_argument("--training_texts", type=Path, nargs="+", default=[], metavar="FILE", help=texts_help)
     word = "the model saw data for restricted use, and their terms let you publish it"
     parser.add_argument("--publish_restricted", action="store_true", help=word)
-    parser.add_argument("--dry_run", action="store_true", help="check and list, send nothing")
+    parser.add_argument("--dry_run", action="store_true", help="check and list, ask the Hub nothing")
     parser.add_argument("--token", help="of the Hub (default: that of `hf auth login`, or HF_TOKEN)")
     args = parser.parse_args()
     for name in filter(None, (args.repo_id, args.space)):
-        try:
-            validate_repo_id(name)
-        except ValueError as error:
-            raise InputError(f"{name}: no name for a repository; {_first_line(error)}") from error
+        if "/" not in name:
+            raise InputError(f"{name}: want owner/name")
+        _checked_name(name)
     if args.space and not (args.space_dir / "app.py").is_file():
         raise InputError(f"{args.space_dir}: no app.py there; --space_dir names the project's space/")
-    address = push_folder(
+    shared = {"private": not args.public, "token": args.token, "dry_run": args.dry_run}
+    commit = push_folder(
         args.folder,
         args.repo_id,
-        private=not args.public,
-        token=args.token,
         revision=args.revision,
         tag=args.tag,
         publish_restricted=args.publish_restricted,
         texts=(text for path in args.training_texts for text in read_texts(path)),
-        dry_run=args.dry_run,
+        **shared,
     )
-    if address:
-        print(f"pushed to {address}")
-    if args.space and not args.dry_run:
-        space = push_space(args.space_dir, args.space, args.repo_id, private=not args.public, token=args.token)
-        print(f"pushed to {space}")
-        if not args.public:
+    if commit:
+        print(f"pushed to {commit.commit_url}")
+    if args.space:
+        address = push_space(args.space_dir, args.space, args.repo_id, revision=commit and commit.oid, **shared)
+        if address:
+            print(f"pushed to {address}")
+        if address and not args.public:
             print("the Space reads a private model with a token: add it as the secret HF_TOKEN in the Space's settings")
 
 

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .fusion_folder import EnsembleMember
 from .metrics import SEVEN_FIGURES
+from .run_folder import shown
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 ENSEMBLE_TEMPLATE = Path(__file__).with_name("ensemble_card_template.md")
@@ -95,7 +96,7 @@ def write_model_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_name=model_name,
         repo_id=repo_id,
-        base_model=base_model,
+        base_model=shown(base_model),
         labels=labels,
         tables=tables,
         rows=", ".join(f"{split} {number}" for split, number in rows.items()),
@@ -108,7 +109,7 @@ def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **
     """The card of `run_mlm.py`'s folder; `facts` are what its template prints."""
     data = ModelCardData(
         language="en",
-        license="other" if facts["corpus"].target_licence else None,
+        license="other" if facts["corpus"].target_licence or facts["upstream_licence"] else None,
         library_name="transformers",
         pipeline_tag="fill-mask",
         tags=["emotion", "emodeberta", "deberta-v2"],
@@ -118,7 +119,7 @@ def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **
         data,
         template_str=PRETRAINING_TEMPLATE.read_text(encoding="utf-8"),
         model_name=model_name,
-        base_model=base_model,
+        base_model=shown(base_model),
         **facts,
     )
     target.write_text(str(card), encoding="utf-8")

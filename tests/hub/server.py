@@ -105,7 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and fault.what == "cut":
                 return self._cut()
             if fault and fault.what != "cut after":
-                return self._answer(fault.what, {"error": f"injected {fault.what}"}, {"Retry-After": "0"})
+                page = b"<html>not today</html>"  # what stands before the Hub speaks no JSON
+                content = page if fault.what == 503 else {"error": f"injected {fault.what}"}
+                return self._answer(fault.what, content, {"Retry-After": "0"})
             self._silent = fault is not None  # obey, then cut
             for pattern, routes in _ROUTES:
                 found = re.fullmatch(pattern, path)
@@ -128,7 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+        sent = {"Content-Length": str(len(data)), "X-Request-Id": "Root=1-loopback", **(headers or {})}
+        for name, value in sent.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -173,8 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos[kind, name] = repo
         self._answer(200, url)
 
-    def validate_yaml(self, **_) -> None:
-        self._answer(200, {"errors": [], "warnings": []})
+    def validate_yaml(self, *, body: bytes, **_) -> None:
+        base = re.search(r"^base_model: (.*)$", json.loads(body)["content"], re.MULTILINE)
+        valid = base is None or re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", base.group(1))
+        errors = [] if valid else [{"message": f'"base_model" with value "{base.group(1)}" is not valid'}]
+        self._answer(200 if valid else 400, {"errors": errors, "warnings": []})
 
     def variables(self, name: str, *, body: bytes, **_) -> None:
         if repo := self._repo("spaces", name, write=True):
