@@ -5,9 +5,10 @@ from typing import Literal
 
 import transformers
 
-# Before anything that another version may not have. Configurations are dataclasses from 5.4 on.
+# Before anything that another version may not have. Configurations are dataclasses from 5.4 on. No ImportError: the
+# files beside this one would take it for a missing file.
 if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
-    raise ImportError(
+    raise RuntimeError(
         f"EmoDeBERTa's code needs transformers 5.4 or newer, below 6; this is {transformers.__version__}: "
         "pip install 'transformers>=5.4,<6'"
     )

@@ -283,7 +283,7 @@ def test_what_must_not_be_published_is_found(model_folder):
     (model_folder / "rows.arrow").write_bytes(b"ARROW1\xff\xff")
     (model_folder / "train.log").write_text(f"HF_TOKEN=hf_{'a' * 34}\n")
     (model_folder / "notes.md").write_text(
-        f"fine\nsee /home/somebody/data.csv\nFor example: {row[:40].upper()}\n{row[40:]}\nhttps://host/home/page\n"
+        f"fine\nsee /home/somebody/data.csv\nFor example: {row[:34].upper()}\n{row[35:]}\nhttps://host/home/page\n"
         'and "nobody came at all", which\n'
     )
     texts = [row, "Nobody came at all!", "fine", "This one is not in the folder, however long it may be."]

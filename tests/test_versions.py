@@ -13,10 +13,10 @@ NEWEST = ("transformers==5.24.0",)
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[2])
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 import transformers
 if len(sys.argv) > 3:
     transformers.__version__ = sys.argv[3]
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 at = {"pretrained_model_name_or_path": sys.argv[1], "trust_remote_code": True}
 model = AutoModelForSequenceClassification.from_pretrained(**at).eval()
 texts = ["Nobody told us.", "She laughed, and so did we, until the lights went out."]
