@@ -7,13 +7,15 @@ Stands alone: a Space has no checkout of the project. Settings come from the env
     EMODEBERTA_ABSTAIN_BELOW    probability under which the answer is "not sure", 0.4 unless given
     GRADIO_SERVER_PORT          7860 unless given
 
-Texts are neither logged nor kept: uploads and results of the batch tab are removed within two hours.
+Texts are not logged. A session's last text and answer are in memory while it is among the last hundred; uploads and
+results of the batch tab are removed within two hours.
 """
 
 import csv
 import html
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -108,7 +110,7 @@ class Classifier:
         """The text in pieces (words; of a long text several words), each with how much the probability of `label`
         falls when the piece is left out (Captum's feature ablation)."""
         words = re.findall(r"\s*\S+\s*", text)
-        allowed = max(16, EXPLANATION_TOKENS // min(self._length(text)))
+        allowed = min(150, max(16, EXPLANATION_TOKENS // min(self._length(text))))
         size = -(-len(words) // allowed)
         pieces = ["".join(words[start : start + size]) for start in range(0, len(words), size)]
 
@@ -288,7 +290,7 @@ def build(classifier: Classifier) -> gr.Blocks:
             label, score, sure (score is not under the Space's threshold), scores by label; of an ensemble members and
             disagreement; note if the text was cut. A text that cannot be classified: error, in words, alone.
         """
-        return (classifier(text),)  # Gradio hands over the texts of several callers as one list
+        return classifier([text])[0]
 
     def classify_batch(file: gr.FileData, column: str = "") -> gr.FileData:
         """Classify every row of a csv or tsv file.
@@ -300,14 +302,20 @@ def build(classifier: Classifier) -> gr.Blocks:
         Returns:
             A csv with the file's columns, predicted_label, predicted_score, a probability for each label, and error.
         """
-        return gr.FileData(path=classify_table(classifier, file["path"], column)[0])
+        # Gradio does not look at the path of an endpoint without components: only what was uploaded here is read.
+        path = Path(str(file.get("path"))) if isinstance(file, dict) else None
+        if path is None or not path.resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
+            raise _wrong("Please upload a csv or tsv file.")
+        if not path.is_file() or not isinstance(column, str | None):
+            raise _wrong("Please upload a csv or tsv file, and give the column's name as text.")
+        return gr.FileData(path=classify_table(classifier, str(path), column or "")[0])
 
     with gr.Blocks(title="EmoDeBERTa", delete_cache=(600, 3600)) as page:
         gr.Markdown(
             "# EmoDeBERTa\n"
             f"Which emotion does a short English text show? This model (`{classifier.name}`) chooses among "
             f"{', '.join(classifier.labels)}. It learned from reactions to news stories by few people and is often "
-            "wrong: do not judge anyone by it. Your texts are not logged or kept."
+            "wrong: do not judge anyone by it. Your texts are not logged."
         )
         with gr.Tab("One text"):
             with gr.Row():
@@ -361,7 +369,7 @@ def build(classifier: Classifier) -> gr.Blocks:
 
             results = [download, preview, chart, summary]
             many.click(classify_many, [upload, column], results, api_visibility="private", **model_calls)
-        gr.api(classify, batch=True, max_batch_size=32, **model_calls)
+        gr.api(classify, **model_calls)
         gr.api(classify_batch, **model_calls)
     return page.queue(max_size=256)
 
@@ -373,17 +381,21 @@ def main() -> None:
     bar = os.environ.get("EMODEBERTA_ABSTAIN_BELOW", "0.4")
     if not re.fullmatch(r"[01]|0?\.\d+|1\.0+", bar):
         sys.exit(f"error: EMODEBERTA_ABSTAIN_BELOW is {bar}; want a probability, 0 to 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is removed
     # Of this process alone, so that cleaning up takes no other demo's files.
     with tempfile.TemporaryDirectory(prefix="emodeberta-space-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             classifier = Classifier(name, os.environ.get("EMODEBERTA_REVISION"), float(bar))
-        except (OSError, ValueError) as error:
-            sys.exit(f"error: {name}: not a model to load ({str(error).strip().splitlines()[0]})")
+        except Exception as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            sys.exit(f"error: {name}: not a model to load ({first})")
         build(classifier).launch(
             theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css=CSS,
             max_file_size=MAX_FILE_SIZE,
+            run_history=False,
+            state_session_capacity=100,
             ssr_mode=False,
             footer_links=["api", "settings"],
         )

@@ -41,9 +41,10 @@ def test_the_output_folder_is_whole(finished):
         *("configuration_emodeberta.py", "pipeline_emodeberta.py"),
         *("confusion_matrix.json", "confusion_matrix.png", "learning_curve.json", "learning_curve.png"),
         *("model.safetensors", "modeling_emodeberta.py", "predictions.tsv", "predictions_EMO.tsv"),
-        *("run.json", "tokenizer.json", "tokenizer_config.json"),
+        *("reliability.json", "reliability.png", "run.json", "tokenizer.json", "tokenizer_config.json"),
+        "training_args.json",
     }
-    for name in ("confusion_matrix.png", "learning_curve.png"):
+    for name in ("confusion_matrix.png", "learning_curve.png", "reliability.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 

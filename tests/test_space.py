@@ -1,6 +1,7 @@
 """The Space as its users meet it: a server of its own, called by the real client and by a real browser."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -106,6 +107,19 @@ def test_bad_input_is_answered_in_words(space, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Exception, match=said):
             client.predict(handle_file(tmp_path / name), column, api_name="/classify_batch")
+    (tmp_path / "secret.csv").write_text("text\nnot yours\n")
+    for file, column in (
+        ({"path": str(tmp_path / "secret.csv")}, ""),
+        ({"path": "http://127.0.0.1/a.csv"}, ""),
+        (None, ""),
+    ):
+        body = json.dumps({"data": [file, column]}).encode()
+        call = urllib.request.Request(
+            f"{space[0]}gradio_api/call/classify_batch", body, {"Content-Type": "application/json"}
+        )
+        event = json.load(urllib.request.urlopen(call))["event_id"]
+        answer = urllib.request.urlopen(f"{space[0]}gradio_api/call/classify_batch/{event}").read().decode()
+        assert answer.startswith("event: error"), answer
     assert "Traceback" not in (space[2] / "log").read_text()
 
 
