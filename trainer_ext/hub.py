@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
@@ -127,7 +127,8 @@ def push_folder(
         _persistently(repo_id, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         if revision:
             _persistently(repo_id, lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-        if tag and _tagged(api, repo_id, tag) not in (None, _there(api, repo_id, "model", revision).sha):
+        head = _persistently(repo_id, lambda: api.repo_info(repo_id, revision=revision)).sha if tag else None
+        if tag and _tagged(api, repo_id, tag) not in (None, head):
             raise InputError(f"{repo_id}: its tag {tag} names another commit; give another")
         commit = _upload(api, staged, repo_id, "model", revision, private)
     if tag and _tagged(api, repo_id, tag) != commit.oid:
@@ -230,10 +231,6 @@ def _list(folder: Path, target: str) -> None:
 # ---- The Hub ------------------------------------------------------------------------------------------------------
 
 
-def _there(api: HfApi, repo_id: str, kind: str, revision: str | None) -> Any:
-    return _persistently(repo_id, lambda: api.repo_info(repo_id, repo_type=kind, revision=revision))
-
-
 def _tagged(api: HfApi, repo_id: str, tag: str) -> str | None:
     """The commit that a tag names."""
     refs = _persistently(repo_id, lambda: api.list_repo_refs(repo_id))
@@ -245,13 +242,12 @@ def _upload(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | N
 
     `HfApi.upload_folder` would make several commits of many files.
     """
-    info = _there(api, repo_id, kind, revision)
-    if private and info.private is False:
-        raise InputError(f"{repo_id}: is there, and public; give --public if everybody may see this")
     files, said = _files(folder), set()
 
     def commit() -> CommitInfo:
         before = api.repo_info(repo_id, repo_type=kind, revision=revision)
+        if private and before.private is False:
+            raise InputError(f"{repo_id}: is there, and public; give --public if everybody may see this")
         gone = sorted({file.rfilename for file in before.siblings or ()} - files.keys() - {".gitattributes"})
         if set(gone) - said:
             print(f"  removed there: {', '.join(gone)}")
