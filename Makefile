@@ -29,8 +29,9 @@ $(BROWSER): $(STAMP)
 	  $(BIN)/playwright install chromium
 	touch $@
 
+# One worker more than cores: many a test waits for a process of its own.
 test: $(STAMP) $(BROWSER)  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint and format check
 	$(BIN)/ruff check .

@@ -35,12 +35,14 @@ def serve(folder: Path, log) -> tuple[subprocess.Popen, str]:
     env = os.environ | {"EMODEBERTA_MODEL": str(folder), "GRADIO_SERVER_PORT": str(port)}
     process = subprocess.Popen([sys.executable, ROOT / "space" / "app.py"], env=env, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/"
-    while process.poll() is None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             urllib.request.urlopen(url, timeout=10).close()
             return process, url
         except OSError:
             time.sleep(0.1)
+    process.kill()
     raise RuntimeError("the Space did not start")
 
 

@@ -18,7 +18,8 @@ import re
 import signal
 import sys
 import tempfile
-import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ MAX_ROWS = 5_000
 MAX_FILE_SIZE = "10mb"
 # Tokens that the search for the words that count may read: long texts are taken several words at a time.
 EXPLANATION_TOKENS = 20_000
+# The model takes so many at a time; then it is the next caller's turn.
+TURN_CHARACTERS = 10_000
 EXAMPLES = [
     "They knew about the cracks for two years and sent the night shift in anyway. Somebody signed that.",
     "I keep thinking of the old man who went back for his dog. He could not have known the roof would go.",
@@ -46,12 +49,18 @@ CSS = """
 .gradio-container {max-width: 1100px !important; width: 100%; margin: auto}
 #essay textarea {font-size: 1.05rem}
 #verdict p {font-size: 1.2rem; min-height: 1.6em}
+#verdict, #why, #summary, #words {overflow-wrap: anywhere}
 #results {max-width: 100%; overflow-x: auto}
 """
+# Screen readers say what changes in an element that was marked before it did.
+MARK_LIVE = """(...inputs) => {
+    for (const id of ["verdict", "why", "summary"]) document.getElementById(id)?.setAttribute("aria-live", "polite");
+    return inputs;
+}"""
 
 
 class Classifier:
-    """A model behind its own pipeline; one text or batch at a time, whoever asks.
+    """A model behind its own pipeline. Callers take turns, in the order they came.
 
     Attributes:
         name: What it was loaded from.
@@ -71,7 +80,9 @@ class Classifier:
         self.labels = [config.id2label[label] for label in range(config.num_labels)]
         self.members = list(getattr(config, "member_names", None) or [])
         self.several = config.problem_type == "multi_label_classification"
-        self._lock = threading.Lock()
+        if config.num_labels < 2 or config.problem_type == "regression":
+            raise ValueError("it gives a number; this page shows probabilities of two labels or more")
+        self._worker = ThreadPoolExecutor(1)
         print(f"{name}: {', '.join(self.labels)}; {str(dtype).removeprefix('torch.')} on {device}")
 
     def __call__(self, texts: list[str], abstain_below: float | None = None) -> list[dict[str, Any]]:
@@ -82,15 +93,19 @@ class Classifier:
         usable = [index for index, answer in enumerate(answers) if not answer]
         for index, result in zip(usable, self._run([texts[index] for index in usable]), strict=True):
             scores = result["scores"]
-            best = max(scores, key=scores.get)
-            label = best
-            if self.several:
-                label = ", ".join(name for name, score in scores.items() if score >= 0.5) or best
-            answers[index] = {"label": label, "score": scores[best], "sure": scores[best] >= bar} | result
-            tokens, room = self._length(texts[index])
+            best = max(scores.values())
+            lengths = result.pop("lengths")
+            answers[index] = {"label": ", ".join(self.given(result)), "score": best, "sure": best >= bar} | result
+            tokens, room = max(lengths, key=lambda length: length[0] / length[1])
             if tokens > room:
                 answers[index]["note"] = f"The text has {tokens:,} tokens; the model read the first {room:,}."
         return answers
+
+    def given(self, answer: dict[str, Any]) -> list[str]:
+        """The labels that an answer's `scores` give: the best, or of several all above a half."""
+        scores = answer["scores"]
+        above = [name for name, score in scores.items() if score >= 0.5] if self.several else []
+        return above or [max(scores, key=scores.get)]
 
     def problem(self, text: object) -> str | None:
         """What is wrong with a text, in words."""
@@ -110,39 +125,56 @@ class Classifier:
         """The text in pieces (words; of a long text several words), each with how much the probability of `label`
         falls when the piece is left out (Captum's feature ablation)."""
         words = re.findall(r"\s*\S+\s*", text)
-        allowed = min(150, max(16, EXPLANATION_TOKENS // min(self._length(text))))
+        read = max(min(length) for length in self._run([text])[0]["lengths"]) * max(1, len(self.members))
+        allowed = min(150, max(16, EXPLANATION_TOKENS // read))
         size = -(-len(words) // allowed)
         pieces = ["".join(words[start : start + size]) for start in range(0, len(words), size)]
 
         def probability(kept: torch.Tensor) -> torch.Tensor:
             texts = ["".join(piece for piece, keep in zip(pieces, row, strict=True) if keep) for row in kept.tolist()]
-            results = iter(self._run([text for text in texts if text.strip()]))
             # Nothing at all is no text: it gets the answer of the shortest one.
-            rest = self._run(["."])[0]["scores"][label] if not all(text.strip() for text in texts) else None
-            return torch.tensor([next(results)["scores"][label] if text.strip() else rest for text in texts])
+            results = self._run([text if text.strip() else "." for text in texts])
+            return torch.tensor([result["scores"][label] for result in results])
 
         ablation = FeatureAblation(probability)
         drops = ablation.attribute(torch.ones(1, len(pieces)), perturbations_per_eval=len(pieces))
         return list(zip(pieces, drops[0].tolist(), strict=True))
 
     def _run(self, texts: list[str]) -> list[dict[str, Any]]:
-        with self._lock, torch.inference_mode():
-            if self.members:
-                results = self._pipeline(texts, return_members=True)
-                return [{key: result[key] for key in ("scores", "members", "disagreement")} for result in results]
-            return [
+        """Scores of each text, turn by turn."""
+        results: list[dict[str, Any]] = []
+        while len(results) < len(texts):
+            turn, room = [], TURN_CHARACTERS
+            for text in texts[len(results) :]:
+                room -= len(text)
+                if turn and room < 0:
+                    break
+                turn.append(text)
+            results += self._worker.submit(self._turn, turn).result()
+        return results
+
+    @torch.inference_mode()
+    def _turn(self, texts: list[str]) -> list[dict[str, Any]]:
+        """`scores` by label and `lengths` of each text, by each tokenizer: how many tokens, and how many are read."""
+        if self.members:
+            results = self._pipeline(texts, return_members=True)
+            results = [{key: result[key] for key in ("scores", "members", "disagreement")} for result in results]
+        else:
+            results = [
                 {"scores": {entry["label"]: entry["score"] for entry in sorted(result, key=self._position)}}
                 for result in self._pipeline(texts, top_k=None)
             ]
+        lengths = []
+        for tokenizer in self._pipeline.tokenizers:
+            encoded = tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+            lengths.append([(len(ids), tokenizer.model_max_length) for ids in encoded])
+        return [
+            result | {"lengths": list(of_text)}
+            for result, of_text in zip(results, zip(*lengths, strict=True), strict=True)
+        ]
 
     def _position(self, entry: dict[str, Any]) -> int:
         return self.labels.index(entry["label"])
-
-    def _length(self, text: str) -> tuple[int, int]:
-        """In tokens, and how many the model reads."""
-        tokenizer = self._pipeline.tokenizer
-        with self._lock:  # cutting texts or not is a state of the tokenizer
-            return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]), tokenizer.model_max_length
 
 
 def _has_bf16_unit(device: torch.device) -> bool:
@@ -162,7 +194,8 @@ def _wrong(message: str) -> gr.Error:
 
 
 def read_table(path: str | None, column: str) -> tuple[pd.DataFrame, str]:
-    """A csv or tsv, every cell as it is written, and the name of its column of texts.
+    """A csv (commas, or semicolons where the header has no comma) or tsv, every cell as it is written, and the name of
+    its column of texts. A blank line is a row of empty cells, but at the end.
 
     Raises:
         gr.Error: in words, if it cannot be read or has no such column.
@@ -172,67 +205,93 @@ def read_table(path: str | None, column: str) -> tuple[pd.DataFrame, str]:
     kind = Path(path).suffix.lower()
     if kind not in (".csv", ".tsv"):
         raise _wrong(f"Please upload a .csv or .tsv file; this one is {kind or 'without an ending'}.")
+    rows, blank = [], 0
     try:
-        table = pd.read_csv(
-            path, sep="\t" if kind == ".tsv" else ",", dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            comma = ";" if ";" in first and "," not in first else ","
+            reader = csv.reader(file, delimiter="\t" if kind == ".tsv" else comma, strict=True)
+            header = next(reader, [])
+            if not any(header):
+                raise _wrong("The first line is empty; it should name the columns.")
+            if repeated := sorted({name for name in header if header.count(name) > 1}):
+                raise _wrong(f"The file has {header.count(repeated[0])} columns {_names(repeated[:1])}.")
+            for row in reader:
+                if not row:
+                    blank += 1
+                    continue
+                if len(row) != len(header):
+                    fields = f"{len(row)} fields, the header has {len(header)}; a text with a separator needs quotes"
+                    raise _wrong(f"Line {reader.line_num}: {fields}.")
+                rows += [[""] * len(header)] * blank + [row]
+                blank = 0
+                if len(rows) > MAX_ROWS:
+                    raise _wrong(f"The file has more than {MAX_ROWS:,} rows. run_score.py takes any number.")
     except UnicodeDecodeError:
         raise _wrong("The file is not UTF-8. Please save it as UTF-8 and upload it again.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
-        raise _wrong(f"The file is no well-formed {kind[1:]}: {str(error).strip()}") from None
-    if not len(table):
+    except csv.Error as error:
+        raise _wrong(f"Line {reader.line_num}: no well-formed {kind[1:]} ({error}).") from None
+    if not rows:
         raise _wrong("The file has no rows below its header.")
-    if len(table) > MAX_ROWS:
-        raise _wrong(f"The file has {len(table):,} rows; at most {MAX_ROWS:,} here. run_score.py takes any number.")
-    column = column.strip() or ("text" if "text" in table else table.columns[0] if len(table.columns) == 1 else "")
-    if column not in table:
-        wanted = f"no column {column!r}" if column else 'no column "text"'
-        raise _wrong(f"The file has {wanted}; its columns are {', '.join(map(repr, table.columns))}.")
-    return table, column
+    column = column.strip() or ("text" if "text" in header else header[0] if len(header) == 1 else "")
+    if column not in header:
+        wanted = f"no column {_names([column])}" if column else 'no column "text"'
+        raise _wrong(f"The file has {wanted}; its columns are {_names(header)}.")
+    return pd.DataFrame(rows, columns=header), column
+
+
+def _names(columns: list[str]) -> str:
+    """Of a file that anybody may have made, for a message that is shown as HTML."""
+    shown = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in columns[:20]]
+    return html.escape(", ".join(shown) + (" and more" if len(columns) > 20 else ""), quote=False)
 
 
 def classify_table(
     classifier: Classifier, path: str | None, column: str, progress: gr.Progress | None = None
-) -> tuple[str, pd.DataFrame, str]:
+) -> tuple[str, pd.DataFrame, dict[str, float], str]:
     """Classify every row of a file.
 
     Returns:
-        Path of a csv with the file's columns and after them `predicted_label`, `predicted_score`, a
-        `probability_<label>` each and `error`; the same table; and a summary in a sentence.
+        Path of a csv with the file's columns and after them `predicted_label`, `predicted_score`, `sure`, a
+        `probability_<label>` each, `note` and `error`; the same table; of the classified rows, the share that has each
+        label; and a summary in words.
     """
     table, column = read_table(path, column)
-    added = ["predicted_label", "predicted_score", *(f"probability_{name}" for name in classifier.labels), "error"]
+    probabilities = [f"probability_{name}" for name in classifier.labels]
+    added = ["predicted_label", "predicted_score", "sure", *probabilities, "note", "error"]
     if taken := [name for name in added if name in table]:
         raise _wrong(f"The file has a column {taken[0]!r} already, which is one of the results'; please rename it.")
     texts, answers = table[column].tolist(), []
-    for start in range(0, len(texts), 256):
+    for start in range(0, len(texts), 64):
         if progress is not None:
             progress((start, len(texts)), unit="rows")
-        answers += classifier(texts[start : start + 256])
+        answers += classifier(texts[start : start + 64])
     columns: dict[str, list] = {name: [] for name in added}
     for answer in answers:
         scores = answer.get("scores", {})
-        values = [answer.get("label", ""), answer.get("score"), *(scores.get(name) for name in classifier.labels)]
-        for name, value in zip(added, [*values, answer.get("error") or answer.get("note", "")], strict=True):
+        values = [answer.get("label", ""), answer.get("score"), {True: "yes", False: "no"}.get(answer.get("sure"), "")]
+        values += [*(scores.get(name) for name in classifier.labels), answer.get("note", ""), answer.get("error", "")]
+        for name, value in zip(added, values, strict=True):
             columns[name].append(round(value, 6) if isinstance(value, float) else value)
     table = table.assign(**columns)
     target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "emotions.csv"
     table.to_csv(target, index=False)
-    bad = sum("error" in answer for answer in answers)
-    unsure = sum(not answer.get("sure", True) for answer in answers)
-    summary = f"{len(texts) - bad:,} of {len(texts):,} rows classified"
+    classified = [answer for answer in answers if "error" not in answer]
+    bad, cut = len(answers) - len(classified), sum("note" in answer for answer in classified)
+    unsure = sum(not answer["sure"] for answer in classified)
+    summary = f"{len(classified):,} of {len(texts):,} rows classified"
     summary += f", {unsure:,} of them below {classifier.abstain_below:.0%} (not sure)" if unsure else ""
-    summary += f"; {bad:,} had no text to classify, see the column error." if bad else "."
-    return str(target), table, summary
-
-
-def shares(classifier: Classifier, table: pd.DataFrame) -> pd.DataFrame:
-    """Share of the classified rows that have a label, by label."""
-    given = table.loc[table["predicted_label"] != "", "predicted_label"].str.split(", ").explode()
-    rows = max(1, (table["predicted_label"] != "").sum())
-    return pd.DataFrame(
-        {"label": classifier.labels, "share": [(given == name).sum() / rows for name in classifier.labels]}
-    )
+    summary += f"; {cut:,} were cut, see the column note" if cut else ""
+    summary += f"; {bad:,} had no text to classify, see the column error" if bad else ""
+    count = max(1, len(classified))
+    shares = {
+        name: sum(name in classifier.given(answer) for answer in classified) / count for name in classifier.labels
+    }
+    if classified:
+        by_share = sorted(shares, key=lambda name: -shares[name])
+        summary += ". " + ", ".join(f"{name} {shares[name]:.0%}" for name in by_share)
+    return str(target), table, shares, f"{summary}."
 
 
 # ---- The page -----------------------------------------------------------------------------------------------------
@@ -241,44 +300,51 @@ def shares(classifier: Classifier, table: pd.DataFrame) -> pd.DataFrame:
 def verdict(answer: dict[str, Any]) -> str:
     """The answer in a sentence, for eyes and screen readers."""
     if "error" in answer:
-        return f'<p role="status">{html.escape(answer["error"])}</p>'
+        return f"<p>{html.escape(answer['error'])}</p>"
     best = f"<strong>{html.escape(answer['label'])}</strong>, {answer['score']:.0%}"
     said = best if answer["sure"] else f"<strong>not sure</strong>; most likely {best}"
     if "disagreement" in answer:
         against = round(answer["disagreement"] * len(answer["members"]))
         count = len(answer["members"])
         said += f". All {count} members agree" if not against else f". {against} of {count} members say otherwise"
-    return f'<p role="status">{said}. {html.escape(answer.get("note", ""))}</p>'
+    return f"<p>{said}. {html.escape(answer.get('note', ''))}</p>"
+
+
+def reasons(label: str, pieces: list[tuple[str, float]]) -> str:
+    """The words of most weight for and against a label, in a sentence: colours alone tell some readers nothing."""
+
+    def listed(sign: int) -> str:
+        strongest = sorted((piece for piece in pieces if sign * piece[1] > 0.005), key=lambda piece: -sign * piece[1])
+        return ", ".join(f"“{html.escape(piece.strip())}” ({abs(drop):.0%})" for piece, drop in strongest[:3])
+
+    best = f"<strong>{html.escape(label)}</strong>"
+    towards, away = listed(1), listed(-1)
+    told = f"Without it, the probability of {best} falls most: {towards}. " if towards else ""
+    told += f"Without it, it rises most: {away}." if away else ""
+    return f"<p>{told or f'No single piece carries {best}: leaving one out changes almost nothing.'}</p>"
 
 
 def build(classifier: Classifier) -> gr.Blocks:
     """The page and its two endpoints, /classify and /classify_batch."""
-    model_calls = {"concurrency_id": "model", "concurrency_limit": 1}
 
-    def show(text: str, bar: float):
-        answer = classifier([text], bar)[0]
-        members = [[name, said["label"], said["score"]] for name, said in answer.get("members", {}).items()]
-        return verdict(answer), answer.get("scores"), members, []
+    def show(text: str, bar: float) -> Iterator[dict]:
+        """The answer, and as soon as they are found the words that count."""
+        said = classifier([text], bar)[0]
+        votes = [[name, vote["label"], vote["score"]] for name, vote in said.get("members", {}).items()]
+        yield {answer: verdict(said), bars: said.get("scores"), members: votes, words: [], why: ""}
+        if "error" not in said:
+            label = max(said["scores"], key=said["scores"].get)
+            pieces = classifier.explain(text, label)
+            largest = max(abs(drop) for _, drop in pieces) or 1.0
+            yield {words: [(piece, drop / largest) for piece, drop in pieces], why: reasons(label, pieces)}
 
-    def explain(text: str):
-        if classifier.problem(text):
-            return [], ""
-        scores = classifier([text])[0]["scores"]
-        label = max(scores, key=scores.get)
-        pieces = classifier.explain(text, label)
-        largest = max(abs(drop) for _, drop in pieces) or 1.0
-        strongest = sorted((piece for piece in pieces if piece[1] > 0.005), key=lambda piece: -piece[1])[:3]
-        words = ", ".join(f"“{html.escape(piece.strip())}” ({drop:.0%})" for piece, drop in strongest)
-        best = f"<strong>{html.escape(label)}</strong>"
-        told = f"No single piece carries {best}: leaving one out changes almost nothing."
-        if words:
-            told = f"Without it, the probability of {best} falls most: {words}."
-        return [(piece, drop / largest) for piece, drop in pieces], f"<p>{told}</p>"
-
-    def classify_many(path: str | None, column: str, progress: gr.Progress = PROGRESS):
-        target, table, told = classify_table(classifier, path, column, progress)
-        button = gr.DownloadButton(value=target, visible=True)
-        return button, table, shares(classifier, table), f'<p role="status">{html.escape(told)}</p>'
+    def classify_many(path: str | None, column: str, progress: gr.Progress = PROGRESS) -> Iterator[tuple]:
+        # An old result is not that of a file that fails. (A chart without rows is an error of Gradio's in the browser.)
+        none = pd.DataFrame({"label": classifier.labels, "share": 0.0})
+        yield gr.DownloadButton(visible=False), None, none, ""
+        target, table, shares, told = classify_table(classifier, path, column, progress)
+        shown = pd.DataFrame({"label": shares.keys(), "share": shares.values()})
+        yield gr.DownloadButton(value=target, visible=True), table, shown, f"<p>{html.escape(told)}</p>"
 
     def classify(text: str) -> dict:
         """Classify one text.
@@ -300,7 +366,8 @@ def build(classifier: Classifier) -> gr.Blocks:
             column: Of the texts; "text" or the only one unless given.
 
         Returns:
-            A csv with the file's columns, predicted_label, predicted_score, a probability for each label, and error.
+            A csv with the file's columns, predicted_label, predicted_score, sure, a probability for each label, note
+            (of a text that was cut) and error.
         """
         # Gradio does not look at the path of an endpoint without components: only what was uploaded here is read.
         path = Path(str(file.get("path"))) if isinstance(file, dict) else None
@@ -345,12 +412,15 @@ def build(classifier: Classifier) -> gr.Blocks:
                         elem_id="words",
                     )  # fmt: skip
                     why = gr.HTML(elem_id="why")
-            outputs = [answer, bars, members, words]
-            for event in (go.click, essay.submit):
-                event(show, [essay, bar], outputs, api_visibility="private", **model_calls).success(
-                    explain, essay, [words, why], api_visibility="private", **model_calls
-                )
-            clear.click(lambda: ("", "", None, [], [], ""), None, [essay, *outputs, why], api_visibility="private")
+            outputs = [answer, bars, members, words, why]
+            running = gr.on(
+                [go.click, essay.submit], show, [essay, bar], outputs,
+                concurrency_limit=4, api_visibility="private", js=MARK_LIVE,
+            )  # fmt: skip
+            clear.click(
+                lambda: ("", "", None, [], [], ""), None, [essay, *outputs],
+                cancels=[running], api_visibility="private",
+            )  # fmt: skip
         with gr.Tab("Many texts"):
             with gr.Row():
                 with gr.Column():
@@ -368,9 +438,12 @@ def build(classifier: Classifier) -> gr.Blocks:
             preview = gr.Dataframe(label="Results", interactive=False, elem_id="results", max_height=420)
 
             results = [download, preview, chart, summary]
-            many.click(classify_many, [upload, column], results, api_visibility="private", **model_calls)
-        gr.api(classify, **model_calls)
-        gr.api(classify_batch, **model_calls)
+            many.click(
+                classify_many, [upload, column], results,
+                concurrency_id="file", concurrency_limit=2, api_visibility="private", js=MARK_LIVE,
+            )  # fmt: skip
+        gr.api(classify, concurrency_limit=4)
+        gr.api(classify_batch, concurrency_id="file", concurrency_limit=2)
     return page.queue(max_size=256)
 
 

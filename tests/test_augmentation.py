@@ -30,6 +30,7 @@ from trainer_ext.augmentation import (
 from trainer_ext.corpora import WASSA_LABELS, hold_out_fold, load_corpus
 from trainer_ext.emotion_corpora import MASKS, normalised
 from trainer_ext.errors import InputError
+from trainer_ext.hub import licence_of
 from trainer_ext.leakage import LeakageGuard
 from trainer_ext.warm_start import resolve_checkpoint
 
@@ -437,3 +438,15 @@ def test_the_transfer_recipe(in_process, data_dir, tmp_path):
     )
     assert results["transfer_rows"] == 57_451  # nineteen of the mapped rows copy an essay
     assert card_counts(tmp_path / "out")["go_emotions"][1:3] == [498, 541]
+
+
+@pytest.mark.realdata
+def test_the_open_recipe_gives_a_model_that_may_be_published(in_process, data_dir, tmp_path):
+    in_process(
+        *(ROOT / "recipes" / "open.yaml", "--train_file", ESSAYS, "--data_dir", data_dir, "--max_steps", 2),
+        *("--max_eval_samples", 8, "--max_predict_samples", 8),
+    )
+    counts = card_counts(tmp_path / "out")
+    assert np.sum([counts.pop("go_emotions"), counts.pop("xed")], axis=0).tolist() == [400] * 7
+    assert not counts
+    assert licence_of(tmp_path / "out") is None  # no restriction

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ESSAY_FLAGS, ROOT
 from hub.server import TOKEN, Fault, LoopbackHub
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer
@@ -247,6 +247,35 @@ def test_a_space_is_pushed_as_one(hub, client, finished):
     sha = hub.repos["models", "owner/shown"].refs["main"]
     assert repo.variables == {"EMODEBERTA_MODEL": "owner/shown", "EMODEBERTA_REVISION": sha}
     assert set(files_of(hub, "spaces", "owner/demo")) == {"README.md", "app.py", "requirements.txt"}
+
+
+def test_a_run_publishes_itself(hub, client, v3_folder, tmp_path):
+    def train(output_dir: Path, *flags: object) -> dict:
+        argv = ["run_classify.py", "--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 4, *flags]
+        argv = [*map(str, argv), "--output_dir", str(output_dir), "--push_to_hub"]
+        return client(f"import sys, run_classify; sys.argv = {argv!r}; run_classify.main()", check=False)
+
+    hub.faults[:] = [Fault("GET", "whoami", 401)]
+    refused = train(tmp_path / "early")
+    hub.faults.clear()
+    assert refused["error"].startswith("InputError")
+    assert not (tmp_path / "early").exists()  # before anything is trained
+
+    trained = train(tmp_path / "mine", "--hub_model_id", "owner/mine")
+    assert trained["error"] is None, trained["trace"]
+    assert f"pushed to {hub.url}/owner/mine/commit/" in trained["said"]
+    assert hub.repos["models", "owner/mine"].private
+    there = files_of(hub, "models", "owner/mine")
+    assert there["model.safetensors"] == (tmp_path / "mine" / "model.safetensors").read_bytes()
+    assert not [path for path in there if path.endswith(".bin") or path.startswith(("checkpoints", "predictions"))]
+
+    hub.faults[:] = [Fault("POST", "/commit/", 403)]
+    client("from trainer_ext import hub; looked, hub.check_folder = hub.check_folder, lambda *_, **__: []")
+    trained = train(tmp_path / "kept", "--hub_model_id", "owner/kept")
+    client("hub.check_folder = looked")
+    hub.faults.clear()
+    assert "The model is safe in" in trained["error"]
+    assert (tmp_path / "kept" / "model.safetensors").is_file()
 
 
 def test_every_result_of_the_card_can_be_read(finished):

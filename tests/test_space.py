@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -51,6 +52,7 @@ def space(fused, tmp_path_factory):
     yield url, process, home
     process.send_signal(signal.SIGTERM)
     process.wait(30)
+    assert not list(home.glob("emodeberta-space-*"))
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +101,14 @@ def test_bad_input_is_answered_in_words(space, tmp_path):
         ("a.txt", b"text\nx\n", "", "upload a .csv or .tsv file"),
         ("a.csv", b"text\n\xff\xfe\n", "", "not UTF-8"),
         ("b.csv", b"a,b\n1,2\n", "text", "no column 'text'; its columns are 'a', 'b'"),
-        ("c.csv", b"text,more\n1,2,3,4\n5,6\n7,8,9,10,11\n", "", "no well-formed csv"),
-        ("d.csv", b"text\n", "", "no rows below its header"),
-        ("e.csv", b"text\n" + b"x\n" * 5001, "", "5,001 rows; at most 5,000"),
-        ("f.csv", b"text,error\nx,y\n", "", "has a column 'error' already"),
+        ("c.csv", b"text,more\n1,2,3\n5,6\n", "", "Line 2: 3 fields, the header has 2"),
+        ("d.csv", b'text\nfine\n"a" b\n', "", "Line 3: no well-formed csv"),
+        ("e.csv", b"text\n", "", "no rows below its header"),
+        ("f.csv", b"", "", "first line is empty"),
+        ("g.csv", b"text\n" + b"x\n" * 5001, "", "more than 5,000 rows"),
+        ("h.csv", b"text,error\nx,y\n", "", "has a column 'error' already"),
+        ("i.csv", b"text,text\nx,y\n", "", "2 columns 'text'"),
+        ("j.csv", b"<img src=x>,b\nx,y\n", "", "columns are '&lt;img src=x&gt;', 'b'"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Exception, match=said):
@@ -138,6 +144,26 @@ def test_a_file_comes_back_with_answers_and_leaves_no_trace(space, tmp_path, ess
     assert read[20]["predicted_label"] == ""
     assert read[20]["error"].startswith("There is no text here.")
     assert essays[0][:40] not in (space[2] / "log").read_text()
+
+
+def test_what_a_spreadsheet_saves_is_read(space, tmp_path):
+    client = Client(space[0], verbose=False, download_files=tmp_path / "down")
+    (tmp_path / "in.csv").write_bytes('\ufefftext;n\n"They knew; all of them, for years.";1\n\nYes.;2\n\n\n'.encode())
+    with open(client.predict(handle_file(tmp_path / "in.csv"), api_name="/classify_batch")) as file:
+        read = list(csv.DictReader(file))
+    assert [row["text"] for row in read] == ["They knew; all of them, for years.", "", "Yes."]
+    assert [row["n"] for row in read] == ["1", "", "2"]
+    assert [bool(row["error"]) for row in read] == [False, True, False]
+
+
+def test_a_long_file_does_not_hold_up_one_text(space, tmp_path, essays):
+    (tmp_path / "long.csv").write_text("text\n" + "".join(f'"{essays[0][:300]} {n}"\n' for n in range(5000)))
+    client = Client(space[0], verbose=False)
+    batch = client.submit(handle_file(tmp_path / "long.csv"), api_name="/classify_batch")
+    time.sleep(1)
+    assert client.predict(TEXT, api_name="/classify")["label"]
+    assert not batch.done()
+    batch.result(timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +226,8 @@ def test_one_text_in_the_browser(space, browser, local):
         )
         return page.locator(ANSWERED).inner_text()
 
+    for region in ("#verdict", "#why"):  # or a screen reader says nothing
+        assert page.locator(region).get_attribute("aria-live") == "polite"
     assert answer("  ").startswith("There is no text here.")
     assert answer("x" * 100_000).startswith("This text has 100,000 characters; at most 20,000")
     answer(NASTY)
@@ -222,7 +250,10 @@ def test_a_file_in_the_browser_on_a_dark_phone(space, browser, tmp_path, essays)
     page.get_by_text("essays.csv").wait_for()
     page.get_by_role("button", name="Classify the file").click()
     page.locator("#summary p").wait_for(timeout=120_000)
-    assert page.locator("#summary p").inner_text().startswith("200 of 200 rows classified")
+    told = page.locator("#summary p").inner_text()
+    assert told.startswith("200 of 200 rows classified")
+    assert re.search(r"\. \w+ \d+%(, \w+ \d+%)+\.$", told)  # the chart, for those who do not see it
+    assert page.locator("#summary").get_attribute("aria-live") == "polite"
     page.locator("#chart canvas, #chart svg").first.wait_for()
     page.locator("#results").get_by_text("predicted_label").first.wait_for()
     with page.expect_download() as download:
@@ -231,6 +262,11 @@ def test_a_file_in_the_browser_on_a_dark_phone(space, browser, tmp_path, essays)
         ).first.click()
     with open(download.value.path(), newline="", encoding="utf-8") as file:
         assert [row["text"] for row in csv.DictReader(file)] == [*essays[:199], NASTY]
+    # What stood there is not the result of a file that cannot be read.
+    page.get_by_label("Column of the texts").fill("body")
+    page.get_by_role("button", name="Classify the file").click()
+    page.get_by_text("The file has no column 'body'").wait_for()
+    assert page.locator("#summary p").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert "dark" in page.evaluate("document.body.className")
     assert page.title() == "EmoDeBERTa"
@@ -241,12 +277,22 @@ def test_a_file_in_the_browser_on_a_dark_phone(space, browser, tmp_path, essays)
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({}, "error: set EMODEBERTA_MODEL to a model's folder or to its id on the Hub"),
-        ({"EMODEBERTA_MODEL": "/nowhere"}, "error: /nowhere: not a model to load"),
+        ({}, "set EMODEBERTA_MODEL to a model's folder or to its id on the Hub"),
+        ({"EMODEBERTA_MODEL": "x", "EMODEBERTA_ABSTAIN_BELOW": "40"}, "EMODEBERTA_ABSTAIN_BELOW is 40; want a prob"),
     ],
 )
-def test_a_space_without_a_model_says_so(settings, says, tmp_path):
-    app = [sys.executable, ROOT / "space" / "app.py"]
-    done = subprocess.run(app, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
+def test_wrong_settings_are_said(settings, says, monkeypatch):
+    monkeypatch.delenv("EMODEBERTA_MODEL", raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=says):
+        runpy.run_path(ROOT / "space" / "app.py", run_name="__main__")
+
+
+def test_a_space_without_its_model_says_so(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "space" / "app.py"], cwd=tmp_path, env=os.environ | {"EMODEBERTA_MODEL": "/nowhere"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert done.returncode
-    assert done.stderr.strip().splitlines()[-1].startswith(says)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: /nowhere: not a model to load")
