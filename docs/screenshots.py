@@ -12,9 +12,8 @@ from playwright.sync_api import sync_playwright
 from benchmarks.bench_space import serve
 
 TEXT = (
-    "I cannot stop thinking about the nurses who stayed on the third floor when the water came up. They had been told "
-    "to leave. They stayed because eleven people could not be moved, and the pumps that were promised in spring are "
-    "still in a warehouse somewhere."
+    "They knew about the cracks for two years and sent the night shift in anyway. Somebody signed that, and somebody "
+    "else was paid to look away. Eleven families are waiting at the gate, and the company has sent them a lawyer."
 )
 
 

@@ -63,7 +63,7 @@ class Classifier:
     """A model behind its own pipeline. Callers take turns, in the order they came.
 
     Attributes:
-        name: What it was loaded from.
+        name: Its id on the Hub, or its folder's name.
         labels: In the model's order.
         members: Names of an ensemble's members, else empty.
         several: Whether a text may have several labels.
@@ -76,7 +76,8 @@ class Classifier:
             "text-classification", model=name, revision=revision, trust_remote_code=True, device=device, dtype=dtype
         )
         config = self._pipeline.model.config
-        self.name, self.abstain_below = name, abstain_below
+        # Where a folder lies on this machine is nobody's business.
+        self.name, self.abstain_below = Path(name).name if Path(name).is_dir() else name, abstain_below
         self.labels = [config.id2label[label] for label in range(config.num_labels)]
         self.members = list(getattr(config, "member_names", None) or [])
         self.several = config.problem_type == "multi_label_classification"
@@ -319,8 +320,8 @@ def reasons(label: str, pieces: list[tuple[str, float]]) -> str:
 
     best = f"<strong>{html.escape(label)}</strong>"
     towards, away = listed(1), listed(-1)
-    told = f"Without it, the probability of {best} falls most: {towards}. " if towards else ""
-    told += f"Without it, it rises most: {away}." if away else ""
+    told = f"Most for {best}, by what its probability loses when they are left out: {towards}. " if towards else ""
+    told += f"Most against it, by what it gains: {away}." if away else ""
     return f"<p>{told or f'No single piece carries {best}: leaving one out changes almost nothing.'}</p>"
 
 
