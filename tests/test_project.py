@@ -141,6 +141,45 @@ def test_the_readmes_child_tuning_costs_are_those_in_results():
     assert f"and {alone['published']:.0%} as published" in readme
 
 
+@pytest.mark.parametrize("name", ["pooling", "child_tuning"])
+def test_the_readmes_tables_are_those_in_results(name):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    content = json.loads((ROOT / "results" / "compare" / name / "comparison.json").read_text(encoding="utf-8"))
+    assert content["command"].split(" --data_dir ")[0] in readme
+    for row in content["variants"]:
+        cells = f"{row['macro_f1']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})"
+        if of := row.get("difference"):
+            low, high = of["interval"]
+            cells += f" | {of['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f}) | {of['p_holm']:.3f}"
+        assert f"| {row['name']} | {cells} |" in readme
+
+
+def test_what_the_readme_says_of_pretraining_is_in_results():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    run = json.loads((ROOT / "results" / "mlm.json").read_text(encoding="utf-8"))
+    first, last = run["curve"][0]["eval_perplexity"], run["figures"]["eval_perplexity"]
+    assert f"MiniLM falls from {first:.0f} to {last:.1f}" in readme
+    content = json.loads((ROOT / "results" / "compare" / "mlm" / "comparison.json").read_text(encoding="utf-8"))
+    none, trained = content["variants"]
+
+    def figure(row: dict, sign: str = "") -> str:
+        low, high = (f"{end:{sign}.3f}".replace("0.", ".", 1) for end in row["interval"])
+        return f"{row['macro_f1']:{sign}.3f}".replace("0.", ".", 1) + f" ({low} to {high})"
+
+    assert f"macro F1 {figure(trained)} against {figure(none)} without" in readme
+    of = trained["difference"]
+    assert f"difference {figure(of, '+')}, p {of['p_holm']:.3f}".replace("p 0.", "p .") in readme
+
+
+def test_the_readmes_figures_of_the_space_are_those_in_results():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    space = json.loads((ROOT / "results" / "bench-amd-epyc-2-cores.json").read_text(encoding="utf-8"))["space"]
+    callers = f"{space['settings']['callers']} callers at once, {space['settings']['requests']} requests each"
+    assert callers in readme
+    assert f"median {space['median_seconds']:.1f} s, 95% within {space['p95_seconds']:.1f} s" in readme
+    assert f"memory moved by {space['last_over_first'] - 1:+.1%} between" in readme
+
+
 def test_the_readmes_speeds_are_those_in_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     path = ROOT / "results" / "bench-intel-r-xeon-r-processor-2-cores.json"

@@ -9,6 +9,9 @@ from transformers import (
     DebertaV2ForMaskedLM,
     DebertaV2ForSequenceClassification,
     DebertaV2Model,
+    ElectraConfig,
+    ElectraForPreTraining,
+    ElectraModel,
 )
 
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
@@ -46,6 +49,23 @@ def test_bert_shaped_checkpoints_compute_the_same_at_step_0(relative_attention, 
     with torch.no_grad():
         difference = ours.deberta(**batch)[0] - library.base_model(**batch)[0]
     assert difference[kept].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", [ElectraModel, ElectraForPreTraining])
+def test_electra_computes_the_same_at_step_0(kind, batch, tmp_path):
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 600}
+    torch.manual_seed(0)
+    library = kind(ElectraConfig(**shape, hidden_size=32, embedding_size=32)).eval()
+    library.save_pretrained(tmp_path / "one")
+    ours = warm_start(str(tmp_path / "one"), pooling="cls", classifier_hidden_size=None).eval()
+    kept = batch["attention_mask"].bool()
+    with torch.no_grad():
+        difference = ours.deberta(**batch)[0] - library.base_model(**batch)[0]
+    assert difference[kept].abs().max() < 1e-5
+    assert ours.drawn_anew == {"classifier.out_proj"}
+    kind(ElectraConfig(**shape, hidden_size=32, embedding_size=16)).save_pretrained(tmp_path / "two")
+    with pytest.raises(InputError, match="its embeddings are 16 wide, its layers 32; want an ELECTRA of one width"):
+        warm_start(str(tmp_path / "two"))
 
 
 @pytest.mark.parametrize("relative_attention", [False, True])

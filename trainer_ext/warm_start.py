@@ -1,4 +1,4 @@
-"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa-v2/v3, BERT or MiniLM, EmoDeBERTa, or none."""
+"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT, MiniLM, ELECTRA, its own, or none."""
 
 import hashlib
 import importlib.util
@@ -54,10 +54,15 @@ PINNED = {
 }
 
 # Heads that other models keep beside the encoder; dropped, and said.
-_OTHER_HEADS = ("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs.")
+_OTHER_HEADS = (
+    *("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs."),
+    *("discriminator_predictions.", "generator_predictions.", "generator_lm_head."),
+)
 # Besides, buffers, and a twin of the word embeddings that Microsoft's training code left in some checkpoints.
 _NOT_READ = (*_OTHER_HEADS, "embeddings.position_", "embeddings.word_embeddings._weight")
-_BERT_TO_DEBERTA = {r"^bert\.": ""} | {
+# Model types whose encoder is BERT's, under BERT's names.
+_BERT_SHAPED = ("bert", "electra")
+_BERT_TO_DEBERTA = {r"^(bert|electra)\.": ""} | {
     rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")
 }
 # BERT's head for masked words, and the one the library makes for DeBERTa under `legacy=True`: the same layers.
@@ -132,9 +137,10 @@ def warm_start(
     """Build `model_class` from a checkpoint.
 
     - `deberta-v2` (v2 and v3; v2-xxlarge's convolution included): same parameter names, loaded as they are.
-    - `bert` (BERT, MiniLM): renamed; computes the same function at step 0. With `relative_attention=True` too: the
-      position projections start at zero and the query projection is multiplied by sqrt(3), since DeBERTa divides the
-      scores by sqrt(d * (1 + |c2p| + |p2c|)).
+    - `bert` (BERT, MiniLM) and `electra` (base and large; the small one's narrow embeddings have no place here):
+      renamed; computes the same function at step 0. With `relative_attention=True` too: the position projections start
+      at zero and the query projection is multiplied by sqrt(3), since DeBERTa divides the scores by
+      sqrt(d * (1 + |c2p| + |p2c|)).
     - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
     - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT is taken over. One beside `mask_predictions` is
       not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never used.
@@ -169,7 +175,7 @@ def warm_start(
 
     fresh = ["classifier.", "lm_predictions."]  # parameters that may be missing from the checkpoint, by prefix
     renames = dict(_TO_LM_HEAD) if model_class is EmoDebertaForMaskedLM else {}
-    if source.model_type == "bert":
+    if source.model_type in _BERT_SHAPED:
         renames |= _BERT_TO_DEBERTA
         if config.relative_attention:
             fresh += ["encoder.rel_embeddings.", "encoder.LayerNorm.", ".pos_key_proj.", ".pos_query_proj."]
@@ -203,7 +209,7 @@ def warm_start(
         logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
         model.classifier = type(model.classifier)(config)
         model.classifier.apply(model._init_weights)
-    if source.model_type == "bert" and config.relative_attention:
+    if source.model_type in _BERT_SHAPED and config.relative_attention:
         _keep_function_under_relative_attention(model)
     return model
 
@@ -277,7 +283,12 @@ def _read_config(path: str, hub: dict) -> PretrainedConfig:
 
 def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> EmoDebertaConfig:
     fields = source.to_dict()
-    if source.model_type == "bert":
+    if source.model_type in _BERT_SHAPED:
+        if getattr(source, "embedding_size", source.hidden_size) != source.hidden_size:
+            raise InputError(
+                f"{name}: its embeddings are {source.embedding_size} wide, its layers {source.hidden_size}; want an "
+                "ELECTRA of one width, as base and large are"
+            )
         names = DebertaV2Config.__dataclass_fields__
         fields = {key: value for key, value in fields.items() if key in names} | {
             "relative_attention": False,
@@ -292,8 +303,8 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
             }
     elif source.model_type not in ("deberta-v2", "emodeberta"):
         raise InputError(
-            f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), bert (BERT, MiniLM) or "
-            "emodeberta"
+            f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), bert (BERT, MiniLM), electra "
+            "(base, large) or emodeberta"
         )
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "problem_type"):
         fields.pop(key, None)
