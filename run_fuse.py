@@ -27,7 +27,8 @@ predictions.tsv, of validation if there are some, else of test. Sizes and tokeni
 
 All four are compared, what is fitted on writers that it is not scored on; the folder gets the weights and the
 temperature fitted on all rows. It holds the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json
-with the figures, a plot, a reliability diagram and a card; AutoModelForSequenceClassification and
+with the figures, a plot, a reliability diagram, a card, and what the ensemble says of the rows that all members'
+predictions.tsv hold (predictions.tsv, predictions_EMO.tsv); AutoModelForSequenceClassification and
 pipeline("text-classification") load it with trust_remote_code=True.
 """
 
@@ -50,6 +51,7 @@ from trainer_ext.fusion_folder import (
     compare_fusions,
     read_members,
     save_ensemble,
+    write_fused_predictions,
 )
 from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, one_a_fold, read_variants, resolve
 from trainer_ext.model_card import write_ensemble_card
@@ -85,6 +87,7 @@ def main() -> None:
     run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
     with run_folder.staged(args.output_dir) as folder:
         save_ensemble(folder, members, args.fusion, figures)
+        write_fused_predictions(folder, members, args.fusion, figures)
         if out_of_fold is not None:
             write_out_of_fold(folder, *out_of_fold)
         run_folder.write_json(folder / "fusion.json", figures | {"command": command})

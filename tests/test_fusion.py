@@ -1,5 +1,6 @@
 """Late fusion: votes against brute force, what is fitted against noise, and one folder from many."""
 
+import csv
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import run_classify
 import run_fuse
@@ -219,6 +220,24 @@ def test_the_folder_says_what_was_measured(fused):
         assert f"{row['macro_f1']:.3f}" in done.stdout
     assert not list((folder / "all").rglob("*.bin"))
     assert {path.name for path in (folder / "all").glob("*.py")} == {p.name for p in ROOT.glob("*_emodeberta.py")}
+
+
+def test_the_ensembles_predictions_are_its_own(fused):
+    """Computed from the members' files; against the ensemble itself on the texts."""
+    folder = fused[0] / "all"
+    with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        texts = {row["id"]: row["text"] for row in csv.DictReader(file, delimiter="\t")}
+    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(folder)
+    classify = EmotionPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
+    assert {row["split"] for row in rows} == {"validation", "test"}
+    for row, result in zip(rows, classify([texts[row["id"]] for row in rows], top_k=None), strict=True):
+        assert row["predicted"] == result[0]["label"]
+        scores = {entry["label"]: entry["score"] for entry in result}
+        assert {name: float(row[name]) for name in scores} == pytest.approx(scores, abs=1e-4)
+    lines = (folder / "predictions_EMO.tsv").read_text().splitlines()
+    assert lines == [row["predicted"] for row in rows if row["split"] == "test"]
 
 
 def test_it_loads_without_the_project_and_fuses_the_members(fused, python_without_project):

@@ -315,7 +315,8 @@ class RecipeParser(HfArgumentParser):
             super()._add_dataclass_arguments(dtype)
             return
         library, hints = {f.name for f in fields(TrainingArguments)}, get_type_hints(dtype)
-        for title, own in (("Child-Tuning", True), ("Training", False)):
+        name = "Child-Tuning" if issubclass(dtype, ChildTuningArguments) else "Sequence to sequence"
+        for title, own in ((name, True), ("Training", False)):
             section = self.add_argument_group(title)
             for f in fields(dtype):
                 if f.init and own == (f.name not in library):

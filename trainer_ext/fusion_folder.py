@@ -22,6 +22,7 @@ from .corpora import group_folds
 from .errors import InputError
 from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
 from .hub import licence_of
+from .report import write_rows
 from .warm_start import library_quiet
 
 logger = logging.getLogger(__name__)
@@ -244,6 +245,31 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
     folds = group_folds(first.gold, groups or first.ids, FOLDS)
     figures, _ = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)
     return figures | {"scored_on": f"labelled {first.split} rows"}
+
+
+def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
+    """What the ensemble says of the rows that all members' predictions.tsv hold, as a predictions.tsv of its own and,
+    of test rows, as predictions_EMO.tsv; nothing if the members' files hold other rows than each other."""
+    tables = []
+    for member in members:
+        if not (path := member.folder / "predictions.tsv").is_file():
+            logger.info(f"{member.folder}: no predictions.tsv there, so the ensemble gets none")
+            return
+        with open(path, newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file, delimiter="\t")))
+    first, *others = ([(row["split"], row["id"]) for row in table] for table in tables)
+    if any(rows != first for rows in others):
+        logger.info("the members' predictions.tsv are about different rows, so the ensemble gets none")
+        return
+    labels = [members[0].config.id2label[label] for label in range(members[0].config.num_labels)]
+    probabilities = np.array([[[float(row[name]) for name in labels] for row in table] for table in tables])
+    weights = None if figures["weights"] is None else np.array(figures["weights"])
+    fused = apply_temperature(apply(fusion, probabilities, weights), figures["temperature"])
+    rows = [
+        (row["split"], row["id"], row.get("group", ""), row["gold"], labels[label])
+        for row, label in zip(tables[0], fused.argmax(axis=1), strict=True)
+    ]
+    write_rows(folder, labels, rows, fused, True)
 
 
 # ---- The folder ---------------------------------------------------------------------------------------------------

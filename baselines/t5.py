@@ -1,0 +1,240 @@
+"""T5 that writes the emotion's name, after Butala et al. 2021 ("Team Phoenix at WASSA 2021").
+
+    python -m baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER
+    python -m baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER --model_name_or_path outputs/small-t5
+
+The essay goes into the encoder, the decoder is trained to write the label's name. For a prediction every label's name
+is scored by the decoder, log p(name, end | essay), so that nothing but a label can come out; the probabilities of a row
+are these likelihoods, divided by their sum. The output folder holds model and tokenizer, all_results.json,
+predictions.tsv, predictions_EMO.tsv and plots, as run_classify.py's does.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+
+from trainer_ext import run_folder
+from trainer_ext.arguments import DataArguments, RecipeParser, corpus_arguments, training_settings
+from trainer_ext.corpora import check_trainable, load_corpus
+from trainer_ext.errors import InputError, run_command
+from trainer_ext.metrics import EmotionMetric
+from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
+
+logger = logging.getLogger("baselines.t5")
+
+
+@dataclass
+class T5Arguments:
+    """What to start from, and how classes are weighed."""
+
+    _argument_group_name = "Model"
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "T5 checkpoint, a folder or a Hub id, for example t5-base."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads from the Hub are kept."})
+    token: str | None = field(default=None, metadata={"help": "Hub token, if not the one of `hf auth login`."})
+    prefix: str = field(default="emotion: ", metadata={"help": "What stands before every text, as T5's tasks have it."})
+    balance_classes: bool = field(
+        default=False, metadata={"help": "Weigh a row's loss by the inverse of its class's training count."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
+
+
+def label_log_likelihoods(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, names: torch.Tensor
+) -> torch.Tensor:
+    """How probable the decoder finds each label's name, to its end.
+
+    Args:
+        input_ids, attention_mask: `(batch, length)`.
+        names: `(labels, name length)`, token ids with the end token, padded with -100.
+
+    Returns:
+        `(batch, labels)` in float32: log p(name | text), over all that the decoder could write.
+    """
+    states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    batch, labels = len(input_ids), len(names)
+    logits = model(
+        encoder_outputs=(states.repeat_interleave(labels, dim=0),),
+        attention_mask=attention_mask.repeat_interleave(labels, dim=0),
+        labels=names.repeat(batch, 1),
+    ).logits
+    return -_token_losses(logits, names.repeat(batch, 1)).sum(dim=1).view(batch, labels)
+
+
+def _token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`(rows, length)`, 0 where the target is -100."""
+    return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+
+
+class LabelNameTrainer(Seq2SeqTrainer):
+    """`Seq2SeqTrainer` on class ids: the decoder's targets are the labels' names, predictions their log-likelihoods.
+
+    Args:
+        names: See [`label_log_likelihoods`].
+        class_weights: One a label, or `None`.
+    """
+
+    def __init__(self, *args: Any, names: torch.Tensor, class_weights: torch.Tensor | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        device = self.args.device
+        self.names = names.to(device)
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean over the rows of the mean over a name's tokens, each row by its class's weight."""
+        classes = inputs["labels"]
+        targets = self.names[classes]
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=targets)
+        losses = _token_losses(outputs.logits, targets).sum(dim=1) / (targets != -100).sum(dim=1)
+        if self.class_weights is not None:
+            losses = losses * self.class_weights[classes]
+        loss = losses.sum() / (len(classes) if num_items_in_batch is None else num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
+        """Log-likelihoods `(batch, labels)` in place of logits over the vocabulary."""
+        inputs = self._prepare_inputs(inputs)
+        loss = self.compute_loss(model, inputs) if "labels" in inputs else None
+        with self.compute_loss_context_manager():
+            scores = label_log_likelihoods(model, inputs["input_ids"], inputs["attention_mask"], self.names)
+        return loss, scores, inputs.get("labels")
+
+
+def name_tokens(tokenizer: PreTrainedTokenizerBase, label_names: list[str]) -> torch.Tensor:
+    """See [`label_log_likelihoods`].
+
+    Raises:
+        InputError: if the tokenizer cannot tell two names apart.
+    """
+    ids = tokenizer(label_names)["input_ids"]
+    for index, of_name in enumerate(ids):
+        if of_name in ids[:index]:
+            same = label_names[ids.index(of_name)]
+            raise InputError(f"the labels {same!r} and {label_names[index]!r} are the same to this tokenizer")
+    longest = max(map(len, ids))
+    return torch.tensor([of_name + [-100] * (longest - len(of_name)) for of_name in ids])
+
+
+def main() -> None:
+    parser = RecipeParser((T5Arguments, DataArguments, Seq2SeqTrainingArguments), description=__doc__)
+    model_args, data_args, args = parser.parse()
+    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    if not model_args.model_name_or_path or not args.output_dir:
+        raise InputError("give --model_name_or_path (for example t5-base) and --output_dir")
+    output_dir = Path(args.output_dir)
+    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+
+    corpus = load_corpus(**corpus_arguments(data_args, model_args))
+    check_trainable(corpus)
+    if corpus.problem_type != "single_label_classification":
+        raise InputError("the decoder writes one label's name; this corpus has several a row")
+    for split, limit in zip(
+        ("train", "validation", "test"),
+        (data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples),
+        strict=True,
+    ):
+        if limit is not None and split in corpus.splits:
+            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+    settings = training_settings(model_args, data_args, args) | {
+        "training data": run_folder.digest(corpus.splits["train"].to_list())
+    }
+    run_folder.check_usable(output_dir, settings, model_args.overwrite_output_dir)
+
+    set_seed(args.seed)
+    tokenizer, model = load(model_args)
+    names = name_tokens(tokenizer, corpus.label_names)
+
+    def encode(batch: dict) -> dict:
+        texts = [model_args.prefix + text for text in batch["text"]]
+        return tokenizer(texts, truncation=True, max_length=data_args.max_seq_length, return_token_type_ids=False)
+
+    encoded = {
+        split: rows.map(encode, batched=True, remove_columns=[c for c in rows.column_names if c != "labels"])
+        for split, rows in corpus.splits.items()
+    }
+    weights = None
+    if model_args.balance_classes:
+        counts = np.bincount(corpus.classes("train"), minlength=len(corpus.label_names)).clip(min=1)
+        weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+    metric = EmotionMetric(corpus.label_names)
+    with args.main_process_first(desc="output folder"):
+        if args.process_index == 0:
+            run_folder.start(output_dir, settings, model_args.overwrite_output_dir)
+            run_folder.remove_incomplete_checkpoints(output_dir)
+    trainer = LabelNameTrainer(
+        model=model,
+        args=args,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded.get("validation"),
+        processing_class=tokenizer,
+        names=names,
+        class_weights=weights,
+        compute_metrics=lambda prediction: metric.compute(
+            predictions=prediction.predictions.argmax(axis=1), references=prediction.label_ids
+        ),
+    )
+    resume = next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+    trained = trainer.train(resume_from_checkpoint=resume)
+
+    results: dict[str, float] = {}
+    probabilities: dict[str, np.ndarray] = {}
+    for split in [name for name in PREFIX if name in encoded]:
+        prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
+        scores = torch.from_numpy(prediction.predictions).double()
+        probabilities[split] = scores.softmax(dim=1).numpy()
+        if "labels" in corpus.splits[split].column_names:
+            results |= prediction.metrics | interval(corpus, split, probabilities[split].argmax(axis=1))
+    if args.process_index == 0:
+        results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
+        results |= trained.metrics | {"seed": args.seed}
+        with run_folder.staged(output_dir) as folder:
+            trainer.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if probabilities:
+                write_predictions(folder, corpus, probabilities)
+            write_plots(folder, corpus, probabilities, trainer.state.log_history)
+            run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+            run_folder.write_json(folder / run_folder.RESULTS, results)
+        print_results(results, {"T5": ""})
+        print(f"\nsaved to {output_dir}/")
+
+
+def load(model_args: T5Arguments) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Raises InputError if there is no sequence-to-sequence model in safetensors, or no tokenizer."""
+    name = model_args.model_name_or_path
+    access = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trust_remote_code": False}
+    try:
+        if not AutoConfig.from_pretrained(name, **access).is_encoder_decoder:
+            raise InputError(f"{name}: no encoder and decoder; want a T5, for example t5-base")
+        tokenizer = AutoTokenizer.from_pretrained(name, **access)
+        return tokenizer, AutoModelForSeq2SeqLM.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, **access
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a checkpoint to start from ({' '.join(str(error).split())[:200]})") from error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,92 @@
+"""What every trained classifier leaves behind, whatever its kind: predictions, intervals, plots, a table."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import run_folder
+from .calibration import calibration
+from .corpora import Corpus
+from .metrics import SEVEN_FIGURES, confusion_counts
+from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
+from .significance import bootstrap_macro_f1
+
+# What the names of a split's figures begin with.
+PREFIX = {"validation": "eval", "test": "test"}
+
+
+def interval(corpus: Corpus, split: str, predicted: np.ndarray) -> dict[str, float]:
+    """`eval_macro_f1_low` and `_high`, or `test_…`: 95%, by a bootstrap over the split's writers."""
+    groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else None
+    low, high = bootstrap_macro_f1(corpus.classes(split), predicted, groups)
+    return {f"{PREFIX[split]}_macro_f1_low": low, f"{PREFIX[split]}_macro_f1_high": high}
+
+
+def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
+    """[`write_rows`] of a corpus' splits, by the probabilities of each, `(rows, labels)`."""
+    multi_label = corpus.problem_type == "multi_label_classification"
+
+    def name(classes: np.ndarray) -> str:
+        if multi_label:
+            return ",".join(corpus.label_names[i] for i in np.flatnonzero(classes))
+        return corpus.label_names[int(classes)]
+
+    rows: list[tuple[str, ...]] = []
+    for split, values in probabilities.items():
+        columns = corpus.splits[split].column_names
+        gold = map(name, corpus.classes(split)) if "labels" in columns else [""] * len(values)
+        predicted = map(name, values > 0.5 if multi_label else values.argmax(axis=1))
+        ids = corpus.splits[split]["id"]
+        groups = corpus.splits[split]["group"] if "group" in columns else [""] * len(ids)
+        rows += [(split, *row) for row in zip(ids, groups, gold, predicted, strict=True)]
+    write_rows(folder, corpus.label_names, rows, np.concatenate(list(probabilities.values())), not multi_label)
+
+
+def write_rows(
+    folder: Path, label_names: Sequence[str], rows: list[tuple[str, ...]], probabilities: np.ndarray, one_label: bool
+) -> None:
+    """predictions.tsv: split, id, group (its writer, if known), gold, predicted and a probability per label; and, if
+    rows have `one_label`, predictions_EMO.tsv for those of test in the shared task's form, one label a line."""
+    with open(folder / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["split", "id", "group", "gold", "predicted", *label_names])
+        for row, values in zip(rows, probabilities, strict=True):
+            writer.writerow([*row, *(f"{value:.9g}" for value in values)])
+    lines = [predicted for split, *_, predicted in rows if split == "test"]
+    if lines and one_label:
+        (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
+    """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
+    none)."""
+    run_folder.write_json(folder / "learning_curve.json", history)
+    plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
+    labelled = [split for split in probabilities if "labels" in corpus.splits[split].column_names]
+    if labelled and corpus.problem_type == "single_label_classification":
+        split = labelled[0]
+        counts = confusion_counts(corpus.classes(split), probabilities[split].argmax(axis=1), len(corpus.label_names))
+        content = {"split": split, "labels": corpus.label_names, "counts": counts}
+        run_folder.write_json(folder / "confusion_matrix.json", content)
+        plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
+        content = {"calibration": {split: calibration(probabilities[split], corpus.classes(split))}}
+        run_folder.write_json(folder / "reliability.json", content)
+        plot_reliability(folder / "reliability.json", folder / "reliability.png")
+
+
+def print_results(results: dict[str, float], systems: dict[str, str]) -> None:
+    """The seven figures of each system that has some; `systems` gives what stands before their names."""
+    width = max(map(len, systems))
+    for split, prefix in PREFIX.items():
+        if f"{prefix}_macro_f1" not in results:
+            continue
+        print(f"\n{split}, {results[f'{split}_rows']} rows")
+        print(f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in SEVEN_FIGURES))
+        for system, infix in systems.items():
+            if f"{prefix}_{infix}macro_f1" in results:
+                figures = "  ".join(f"{results[f'{prefix}_{infix}{name}']:>15.4f}" for name in SEVEN_FIGURES)
+                print(f"{system:{width}}  {figures}")
+        low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
+        print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
