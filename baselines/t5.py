@@ -9,13 +9,13 @@ are these likelihoods, divided by their sum. The output folder holds model and t
 predictions.tsv, predictions_EMO.tsv and plots, as run_classify.py's does.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
@@ -29,14 +29,11 @@ from transformers import (
     set_seed,
 )
 
-from trainer_ext import run_folder
-from trainer_ext.arguments import DataArguments, RecipeParser, corpus_arguments, training_settings
-from trainer_ext.corpora import check_trainable, load_corpus
+from trainer_ext.arguments import DataArguments, RecipeParser
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.metrics import EmotionMetric
-from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
 
-logger = logging.getLogger("baselines.t5")
+from .training import begin, train_and_report
 
 
 @dataclass
@@ -137,33 +134,9 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, label_names: list[str]) -> t
 def main() -> None:
     parser = RecipeParser((T5Arguments, DataArguments, Seq2SeqTrainingArguments), description=__doc__)
     model_args, data_args, args = parser.parse()
-    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
-    if not model_args.model_name_or_path or not args.output_dir:
-        raise InputError("give --model_name_or_path (for example t5-base) and --output_dir")
-    output_dir = Path(args.output_dir)
-    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
-    if args.device.type == "cpu":
-        args.dataloader_pin_memory = False
-
-    corpus = load_corpus(**corpus_arguments(data_args, model_args))
-    check_trainable(corpus)
-    if corpus.problem_type != "single_label_classification":
-        raise InputError("the decoder writes one label's name; this corpus has several a row")
-    for split, limit in zip(
-        ("train", "validation", "test"),
-        (data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples),
-        strict=True,
-    ):
-        if limit is not None and split in corpus.splits:
-            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
-    settings = training_settings(model_args, data_args, args) | {
-        "training data": run_folder.digest(corpus.splits["train"].to_list())
-    }
-    run_folder.check_usable(output_dir, settings, model_args.overwrite_output_dir)
-
+    corpus, output_dir, settings = begin(model_args, data_args, args)
     set_seed(args.seed)
     tokenizer, model = load(model_args)
-    names = name_tokens(tokenizer, corpus.label_names)
 
     def encode(batch: dict) -> dict:
         texts = [model_args.prefix + text for text in batch["text"]]
@@ -178,10 +151,6 @@ def main() -> None:
         counts = np.bincount(corpus.classes("train"), minlength=len(corpus.label_names)).clip(min=1)
         weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
     metric = EmotionMetric(corpus.label_names)
-    with args.main_process_first(desc="output folder"):
-        if args.process_index == 0:
-            run_folder.start(output_dir, settings, model_args.overwrite_output_dir)
-            run_folder.remove_incomplete_checkpoints(output_dir)
     trainer = LabelNameTrainer(
         model=model,
         args=args,
@@ -189,36 +158,21 @@ def main() -> None:
         train_dataset=encoded["train"],
         eval_dataset=encoded.get("validation"),
         processing_class=tokenizer,
-        names=names,
+        names=name_tokens(tokenizer, corpus.label_names),
         class_weights=weights,
         compute_metrics=lambda prediction: metric.compute(
             predictions=prediction.predictions.argmax(axis=1), references=prediction.label_ids
         ),
     )
-    resume = next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
-    trained = trainer.train(resume_from_checkpoint=resume)
 
-    results: dict[str, float] = {}
-    probabilities: dict[str, np.ndarray] = {}
-    for split in [name for name in PREFIX if name in encoded]:
-        prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
-        scores = torch.from_numpy(prediction.predictions).double()
-        probabilities[split] = scores.softmax(dim=1).numpy()
-        if "labels" in corpus.splits[split].column_names:
-            results |= prediction.metrics | interval(corpus, split, probabilities[split].argmax(axis=1))
-    if args.process_index == 0:
-        results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
-        results |= trained.metrics | {"seed": args.seed}
-        with run_folder.staged(output_dir) as folder:
-            trainer.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            if probabilities:
-                write_predictions(folder, corpus, probabilities)
-            write_plots(folder, corpus, probabilities, trainer.state.log_history)
-            run_folder.write_json(folder / "run.json", run_folder.provenance(args))
-            run_folder.write_json(folder / run_folder.RESULTS, results)
-        print_results(results, {"T5": ""})
-        print(f"\nsaved to {output_dir}/")
+    def save(folder: Path, _: dict) -> None:
+        trainer.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    train_and_report(
+        trainer, encoded, corpus, output_dir, settings, model_args.overwrite_output_dir,
+        system="T5", probabilities_of=lambda scores: softmax(scores.astype(np.float64), axis=1), save=save,
+    )  # fmt: skip
 
 
 def load(model_args: T5Arguments) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

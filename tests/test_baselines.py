@@ -2,19 +2,26 @@
 
 import csv
 import json
+import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ESSAYS, ROOT, call
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments
+from safetensors.torch import load_file
+from scipy.stats import pearsonr
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments, TrainingArguments
 
-from baselines import small_checkpoint, t5
+from baselines import mtl, small_checkpoint, t5
+from baselines.mtl import MultiTaskArguments, MultiTaskModel
 from baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
+from modeling_emodeberta import EmoDebertaModel
 from trainer_ext.arguments import CLASSIFY_ARGUMENTS, DataArguments, RecipeParser
 from trainer_ext.corpora import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.metrics import SEVEN_FIGURES
+from trainer_ext.warm_start import warm_start
 
 TEXTS = ["They knew about the cracks.", "She laughed, and so did we, all the way to the harbour.", "No."]
 
@@ -35,8 +42,12 @@ def small_electra(tmp_path_factory):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "baselines").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_hold_flags_that_there_are(path):
-    ours = {"t5": (T5Arguments, DataArguments, Seq2SeqTrainingArguments)}.get(path.stem, CLASSIFY_ARGUMENTS)
-    RecipeParser(ours).parse([str(path), "--use_cpu"])
+    of_tasks = (MultiTaskArguments, DataArguments, TrainingArguments)
+    kinds = {
+        "electra": CLASSIFY_ARGUMENTS, "t5": (T5Arguments, DataArguments, Seq2SeqTrainingArguments),
+        "mtl2": of_tasks, "mi3_mtl2": of_tasks,
+    }  # fmt: skip
+    RecipeParser(kinds[path.stem]).parse([str(path), "--use_cpu"])
     assert path.read_text().startswith("# run: python ")
 
 
@@ -182,3 +193,107 @@ def test_a_small_checkpoint_is_not_written_over_anything(small_electra, monkeypa
     monkeypatch.setattr(sys, "argv", ["small_checkpoint.py", "t5", str(small_electra)])
     with pytest.raises(InputError, match="is there already"):
         small_checkpoint.main()
+
+
+# ---- Multi-task ---------------------------------------------------------------------------------------------------
+
+
+def test_multi_task_loss_and_gradients_are_those_by_hand(bert_folder, batch):
+    torch.manual_seed(0)
+    model = MultiTaskModel(warm_start(str(bert_folder), EmoDebertaModel), 7, 2, 3, 0.0, 0.7, 0.4).eval()
+    inputs, labels = torch.randn(3, 3), torch.tensor([0, 4, 6])
+    targets = torch.tensor([[0.5, -1.0], [math.nan, 2.0], [1.5, math.nan]])
+    outputs = model(**batch, inputs=inputs, labels=labels, targets=targets)
+    outputs["loss"].backward()
+
+    read = torch.cat([model.encoder(**batch).pooler_output, inputs], dim=1).detach()
+    read.requires_grad_()
+    logits = read @ model.emotion.weight.T + model.emotion.bias
+    numbers = read @ model.numbers.weight.T + model.numbers.bias
+    emotion = -sum(logits[row].log_softmax(dim=0)[label] for row, label in enumerate(labels.tolist())) / 3
+    first = ((numbers[0, 0] - 0.5) ** 2 + (numbers[2, 0] - 1.5) ** 2) / 2
+    second = ((numbers[0, 1] + 1) ** 2 + (numbers[1, 1] - 2) ** 2) / 2
+    loss = 0.7 * emotion + 0.4 * (first + second)
+    torch.testing.assert_close(outputs["loss"], loss)
+    weights = [model.emotion.weight, model.emotion.bias, model.numbers.weight, model.numbers.bias]
+    for parameter, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_correlations_are_scipys_over_rows_with_a_value():
+    draw = np.random.default_rng(0)
+    numbers, targets = draw.normal(size=(50, 2)), draw.normal(size=(50, 2))
+    targets[:7, 1] = math.nan
+    found = mtl.correlations(numbers, targets, ["empathy", "distress"])
+    expected = [pearsonr(numbers[:, 0], targets[:, 0])[0], pearsonr(numbers[7:, 1], targets[7:, 1])[0]]
+    assert [found["pearson_empathy"], found["pearson_distress"]] == pytest.approx(expected)
+    assert found["pearson"] == pytest.approx(sum(expected) / 2)
+    assert mtl.correlations(np.ones((5, 1)), targets[:5, :1], ["empathy"])["pearson"] == 0
+
+
+def people(folder, broken: str = "") -> list:
+    """Rows with numbers beside the text; one is missing, those of test all are."""
+    with open(folder / "people.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "text", "label", "empathy", "age"])
+        for row in range(48):
+            split = ("train", "train", "dev", "test")[row % 4]
+            empathy = broken if row == 8 else "" if split == "test" else row % 5 + 1
+            age = "" if split == "test" or row == 4 else 20 + row
+            writer.writerow([split, f"The {row}th gate was shut.", WASSA_LABELS[row % 3], empathy, age])
+    return ["--train_file", folder / "people.csv", "--split_column_name", "split", "--max_seq_length", 32, "--use_cpu"]
+
+
+def test_several_tasks_are_trained_and_predicted(bert_folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    flags = ["--model_name_or_path", bert_folder, "--number_targets", "empathy", "--number_inputs", "age"]
+    flags += ["--num_train_epochs", 2, "--per_device_train_batch_size", 4, "--output_dir", "out"]
+    call(mtl.main, *people(tmp_path), *flags)
+    assert "test: 12 of 12 rows lack age; the training mean stands in" in caplog.text
+    assert "train: 1 of 24 rows lack age" in caplog.text
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert -1 <= results["eval_pearson_empathy"] <= 1
+    assert {f"eval_{name}" for name in SEVEN_FIGURES} <= set(results)
+    values = [float(line) for line in (tmp_path / "out" / "predictions_EMP.tsv").read_text().splitlines()]
+    assert len(values) == 12
+    assert 0 < np.mean(values) < 6  # on the scale of the file
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    assert saved["emotion.weight"].shape == (3, 33)
+
+
+@pytest.mark.parametrize(
+    ("broken", "flags", "says"),
+    [
+        ("much", ("--number_targets", "empathy"), "train, the row with id 6: empathy is 'much'; want a number"),
+        ("", ("--number_targets", "income"), "no column 'income'"),
+    ],
+)
+def test_what_several_tasks_cannot_read_is_one_line(broken, flags, says, bert_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says):
+        call(
+            mtl.main, *people(tmp_path, broken), "--model_name_or_path", bert_folder, "--output_dir", "out", *flags
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["mtl2", "mi3_mtl2"])
+def test_several_tasks_on_wassa(name, bert_folder, data_dir, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    recipe = ROOT / "recipes" / "baselines" / f"{name}.yaml"
+    flags = ("--data_dir", data_dir, "--model_name_or_path", bert_folder, "--max_steps", 2, "--output_dir", "out")
+    call(mtl.main, recipe, *flags, "--use_cpu", "--max_seq_length", 32)
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_pearson"] == pytest.approx(
+        (results["eval_pearson_empathy"] + results["eval_pearson_distress"]) / 2
+    )
+    assert len((tmp_path / "out" / "predictions_EMO.tsv").read_text().splitlines()) == 525
+    lines = (tmp_path / "out" / "predictions_EMP.tsv").read_text().splitlines()
+    assert [line.count("\t") for line in lines] == [1] * 525
+    lacking = "test: 525 of 525 rows lack iri_fantasy; the training mean stands in"
+    assert (lacking in caplog.text) == (name == "mi3_mtl2")
+    assert "validation: " not in caplog.text  # dev's are in the file with its labels

@@ -313,6 +313,11 @@ _WASSA_FILES = {
     "test": "messages_test_features_ready_for_WS_2022.tsv",
 }
 _WASSA_DEV_GOLD = "goldstandard_dev_2022.tsv"
+_WASSA_DEV_GOLD_COLUMNS = (
+    *("empathy", "distress", "emotion", "personality_conscientiousness", "personality_openess"),
+    *("personality_extraversion", "personality_agreeableness", "personality_stability"),
+    *("iri_perspective_taking", "iri_personal_distress", "iri_fantasy", "iri_empathatic_concern"),
+)  # spelt as in the training file
 
 
 def _load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Sequence[str]) -> Corpus:
@@ -328,13 +333,15 @@ def _load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Sequ
         for column in ("message_id", group_column, "essay"):
             _check_column(table, column)
     _check_column(tables["train"], "emotion")
-    _check_extra_columns(tables, extra_columns)
     gold = _read_delimited(folder / _WASSA_DEV_GOLD, "\t", header=False)
     if len(gold.rows) != len(tables["validation"].rows):
         raise InputError(
             f"{gold.name}: {len(gold.rows)} rows; want {len(tables['validation'].rows)}, one per row of "
             f"{tables['validation'].name}"
         )
+    for row, of_gold in zip(tables["validation"].rows, gold.rows, strict=True):
+        row |= {name: of_gold.get(f"column_{number}") for number, name in enumerate(_WASSA_DEV_GOLD_COLUMNS, 1)}
+    _check_extra_columns(tables, extra_columns)
     gold_labels = Table(gold.name, [{"emotion": row.get("column_3")} for row in gold.rows])
     columns = {
         split: _read_common_columns(table, "essay", group_column, "message_id", extra_columns)

@@ -1,0 +1,104 @@
+"""What the baselines' scripts have in common: rows in, a folder with predictions and figures out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+
+from trainer_ext import run_folder
+from trainer_ext.arguments import DataArguments, corpus_arguments, training_settings
+from trainer_ext.corpora import Corpus, check_trainable, hold_out_fold, load_corpus
+from trainer_ext.errors import InputError
+from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
+
+
+def begin(
+    model_args: Any, data_args: DataArguments, args: TrainingArguments, extra_columns: Sequence[str] = ()
+) -> tuple[Corpus, Path, dict]:
+    """The rows of the flags, one label each; the output folder, which may be used; and what decides the result.
+
+    `args.output_dir` becomes a subfolder for checkpoints.
+
+    Raises:
+        InputError: for a flag that is missing, rows that cannot be read, a folder that is in use.
+    """
+    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    if not model_args.model_name_or_path or not args.output_dir:
+        raise InputError("give --model_name_or_path and --output_dir")
+    output_dir = Path(args.output_dir)
+    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+    corpus = load_corpus(**corpus_arguments(data_args, model_args), extra_columns=extra_columns)
+    check_trainable(corpus)
+    if corpus.classes("train").ndim == 2:
+        raise InputError("this system gives a row one label; this corpus has several a row")
+    if data_args.cv_folds is not None:
+        hold_out_fold(corpus, data_args.cv_folds, data_args.cv_fold)
+    for split, limit in zip(
+        ("train", "validation", "test"),
+        (data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples),
+        strict=True,
+    ):
+        if limit is not None and split in corpus.splits:
+            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+    settings = training_settings(model_args, data_args, args) | {
+        "training data": run_folder.digest(corpus.splits["train"].to_list())
+    }
+    run_folder.check_usable(output_dir, settings, model_args.overwrite_output_dir)
+    return corpus, output_dir, settings
+
+
+def train_and_report(
+    trainer: Trainer,
+    encoded: dict[str, Dataset],
+    corpus: Corpus,
+    output_dir: Path,
+    settings: dict,
+    overwrite: bool,
+    *,
+    system: str,
+    probabilities_of: Callable[[Any], np.ndarray],
+    save: Callable[[Path, dict[str, Any]], None],
+) -> None:
+    """Train, or go on from the last checkpoint; predict validation and test; leave figures, predictions and plots.
+
+    Args:
+        encoded: By split, what the model reads.
+        settings, overwrite: Of [`begin`]; the user's word that an earlier run may go.
+        system: What to call it in the table.
+        probabilities_of: From what the model predicts to `(rows, labels)`.
+        save: Writes model and tokenizer into a folder, given what the model predicted of each split.
+    """
+    args = trainer.args
+    with args.main_process_first(desc="output folder"):
+        if args.process_index == 0:
+            run_folder.start(output_dir, settings, overwrite)
+            run_folder.remove_incomplete_checkpoints(output_dir)
+    resume = next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+    trained = trainer.train(resume_from_checkpoint=resume)
+    results: dict[str, float] = {}
+    predictions, probabilities = {}, {}
+    for split in [name for name in PREFIX if name in encoded]:
+        prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
+        predictions[split] = prediction.predictions
+        probabilities[split] = probabilities_of(prediction.predictions)
+        if "labels" in corpus.splits[split].column_names:
+            results |= prediction.metrics | interval(corpus, split, probabilities[split].argmax(axis=1))
+    if args.process_index != 0:
+        return
+    results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
+    results |= trained.metrics | {"seed": args.seed}
+    with run_folder.staged(output_dir) as folder:
+        save(folder, predictions)
+        if probabilities:
+            write_predictions(folder, corpus, probabilities)
+        write_plots(folder, corpus, probabilities, trainer.state.log_history)
+        run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+        run_folder.write_json(folder / run_folder.RESULTS, results)
+    print_results(results, {system: ""})
+    print(f"\nsaved to {output_dir}/")
