@@ -179,8 +179,7 @@ def main() -> None:
             results["transfer_rows"] = len(transferred)
         with run_folder.staged(output_dir) as folder:
             save_model(folder, trainer, tokenizer)
-            if probabilities:
-                write_predictions(folder, corpus, probabilities)
+            write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
             if guard is not None or transferred is not None:
                 run_folder.write_json(folder / "left_out.json", left_out_rows(left_out, guard))

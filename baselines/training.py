@@ -95,8 +95,7 @@ def train_and_report(
     results |= trained.metrics | {"seed": args.seed}
     with run_folder.staged(output_dir) as folder:
         save(folder, predictions)
-        if probabilities:
-            write_predictions(folder, corpus, probabilities)
+        write_predictions(folder, corpus, probabilities)
         write_plots(folder, corpus, probabilities, trainer.state.log_history)
         run_folder.write_json(folder / "run.json", run_folder.provenance(args))
         run_folder.write_json(folder / run_folder.RESULTS, results)

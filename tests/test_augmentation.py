@@ -444,7 +444,7 @@ def test_the_transfer_recipe(in_process, data_dir, tmp_path):
 def test_the_open_recipe_gives_a_model_that_may_be_published(in_process, data_dir, tmp_path):
     in_process(
         *(ROOT / "recipes" / "open.yaml", "--train_file", ESSAYS, "--data_dir", data_dir, "--max_steps", 2),
-        *("--max_eval_samples", 8, "--max_predict_samples", 8),
+        *("--max_eval_samples", 8, "--max_predict_samples", 8, "--tfidf_baseline", "false"),
     )
     counts = card_counts(tmp_path / "out")
     assert np.sum([counts.pop("go_emotions"), counts.pop("xed")], axis=0).tolist() == [400] * 7

@@ -249,7 +249,7 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
 
 def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
     """What the ensemble says of the rows that all members' predictions.tsv hold, as a predictions.tsv of its own and,
-    of test rows, as predictions_EMO.tsv; nothing if the members' files hold other rows than each other."""
+    of test rows, as predictions_EMO.tsv; nothing if the members' files hold no rows, or others than each other."""
     tables = []
     for member in members:
         if not (path := member.folder / "predictions.tsv").is_file():
@@ -258,6 +258,8 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
         with open(path, newline="", encoding="utf-8") as file:
             tables.append(list(csv.DictReader(file, delimiter="\t")))
     first, *others = ([(row["split"], row["id"]) for row in table] for table in tables)
+    if not first:  # members without validation and test rows
+        return
     if any(rows != first for rows in others):
         logger.info("the members' predictions.tsv are about different rows, so the ensemble gets none")
         return

@@ -41,7 +41,8 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
         ids = corpus.splits[split]["id"]
         groups = corpus.splits[split]["group"] if "group" in columns else [""] * len(ids)
         rows += [(split, *row) for row in zip(ids, groups, gold, predicted, strict=True)]
-    write_rows(folder, corpus.label_names, rows, np.concatenate(list(probabilities.values())), not multi_label)
+    values = np.concatenate([np.empty((0, len(corpus.label_names))), *probabilities.values()])
+    write_rows(folder, corpus.label_names, rows, values, not multi_label)
 
 
 def write_rows(
