@@ -5,13 +5,16 @@
     python run_compare.py mine.yaml --train_file essays.csv --label_column_name emotion --group_column writer \\
         --cv_folds 10 --seeds 1 2 3
 
-The YAML file names what is compared; each variant is a set of run_classify.py's flags:
+The YAML file names what is compared; each variant is a set of run_classify.py's flags, or, with the key `program`,
+of baselines.mtl's:
 
     recipe: ../wassa2022.yaml          # flags that all share, a file relative to this one; optional
     settings: {num_train_epochs: 4}    # more of them, over the recipe's; optional
     variants:                          # differences are to the first
       mean of the token states: {}
       "[CLS]": {pooling: cls}
+    sums:                              # further rows: a variant's probabilities summed over seeds; optional
+      "[CLS], three seeds summed": {variant: "[CLS]", seeds: [1, 2, 3]}
     seeds: [1]                         # optional, as are cv_folds and columns; the flags below go before them
 
 Every other flag is one of run_classify.py's (see its --help) and holds for all variants. Each training is a process
@@ -39,6 +42,7 @@ from trainer_ext.members import (
     SHARED,
     Member,
     Members,
+    extra_columns,
     flags_given,
     inner_validation,
     one_a_fold,
@@ -48,7 +52,7 @@ from trainer_ext.members import (
 from trainer_ext.plots import plot_comparison
 from trainer_ext.run_folder import command_line, write_json, write_text
 
-KEYS = ("seeds", "cv_folds", "columns")  # of the YAML file, besides what is compared
+KEYS = ("seeds", "cv_folds", "columns", "sums")  # of the YAML file, besides what is compared
 
 
 def main() -> None:
@@ -62,15 +66,20 @@ def main() -> None:
     if len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {' '.join(map(str, seeds))}: one stands twice")
     errors_of = args.errors_of or next(iter(content["variants"]))
-    if errors_of not in content["variants"]:
-        raise InputError(f"--errors_of {errors_of}: no such variant; want one of {', '.join(content['variants'])}")
+    if errors_of not in (systems_named := [*content["variants"], *content["sums"]]):
+        raise InputError(f"--errors_of {errors_of}: no such variant; want one of {', '.join(systems_named)}")
     shared = content["settings"] | flags_given(rest)
     if taken := sorted(OWN & shared.keys()):
         raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     first = resolve(shared | next(iter(content["variants"].values())), str(args.comparison))
-    corpus = load_corpus(**corpus_arguments(first[1], first[0]), extra_columns=columns)
+    read = [
+        name
+        for overrides in content["variants"].values()
+        for name in extra_columns(shared | overrides, str(args.comparison))
+    ]
+    corpus = load_corpus(**corpus_arguments(first[1], first[0]), extra_columns=list(dict.fromkeys([*columns, *read])))
     check_trainable(corpus)
     split = "train" if folds else "validation"
     if split not in corpus.splits or "labels" not in corpus.splits[split].column_names:
@@ -82,11 +91,17 @@ def main() -> None:
 
     # ---- Trainings ------------------------------------------------------------------------------------------------
     members = Members(args.members_dir, shared, corpus, str(args.comparison), args.jobs)
-    variants: dict[str, list[list[Member]]] = {}  # by name: for each seed, one member a fold
-    for name, overrides in content["variants"].items():
+
+    def one_a_seed(name: str, of_seeds: list[int]) -> list[list[Member]]:
+        """For each seed, one member a fold."""
+        overrides = content["variants"][name]
         overrides = overrides | inner_validation(shared | overrides, folds, name)
-        variants[name] = [one_a_fold(overrides, folds, seed, name) for seed in seeds]
-    every = [member for of_variant in variants.values() for of_seed in of_variant for member in of_seed]
+        return [one_a_fold(overrides, folds, seed, name) for seed in of_seeds]
+
+    variants = {name: one_a_seed(name, seeds) for name in content["variants"]}
+    sums = {name: one_a_seed(row["variant"], row["seeds"]) for name, row in content["sums"].items()}
+    rows_of = variants | sums
+    every = [member for of_row in rows_of.values() for of_seed in of_row for member in of_seed]
     if args.plan:
         print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: ", end="")
         print(members.plan(every))
@@ -96,17 +111,19 @@ def main() -> None:
     # ---- Figures --------------------------------------------------------------------------------------------------
     ids = rows["id"][:]
     systems = {
-        name: np.stack([members.collect(of_seed, ids, "test" if folds else "validation") for of_seed in of_variant])
-        for name, of_variant in variants.items()
+        name: np.stack([members.collect(of_seed, ids, "test" if folds else "validation") for of_seed in of_row])
+        for name, of_row in rows_of.items()
     }
+    for name in sums:  # one system, beside each of the others' seeds
+        systems[name] = np.repeat(systems[name].mean(axis=0, keepdims=True), len(seeds), axis=0)
     gold = corpus.classes(split)
     table = compare(systems, gold, groups, corpus.label_names)
-    for row, (name, of_variant) in zip(table, variants.items(), strict=True):
-        records = [members.record(member) for of_seed in of_variant for member in of_seed]
+    for row, (name, of_row) in zip(table, rows_of.items(), strict=True):
+        records = [members.record(member) for of_seed in of_row for member in of_seed]
         whole = [record["seconds"] / 60 for record in records if not record["resumed"]]
         row["minutes_a_training"] = float(np.median(whole)) if whole else None
-        row["overrides"] = content["variants"][name]
-        row["members"] = [members.path(member).name for of_seed in of_variant for member in of_seed]
+        row["overrides"] = content["variants"].get(name, content["sums"].get(name))
+        row["members"] = [members.path(member).name for of_seed in of_row for member in of_seed]
     result = {
         "name": args.comparison.stem,
         "command": command_line(),
@@ -168,7 +185,18 @@ def read_comparison(path: Path) -> dict:
     """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
     settings, variants, rest = read_variants(path, "variants", KEYS, OWN | SHARED)
     defaults = {"seeds": [1], "cv_folds": 5, "columns": []}
-    return {"settings": settings, "variants": variants} | defaults | rest
+    sums = rest.pop("sums", None) or {}
+    for name, row in sums.items():
+        if not isinstance(row, dict) or row.keys() != {"variant", "seeds"} or row["variant"] not in variants:
+            raise InputError(
+                f"{path}, sums, {name}: {row!r}; want `{{variant: NAME, seeds: [N, ...]}}`, "
+                f"with a variant among {', '.join(variants)}"
+            )
+        if name in variants:
+            raise InputError(f"{path}, sums, {name}: a variant has this name")
+        if len(set(row["seeds"])) < max(2, len(row["seeds"])):
+            raise InputError(f"{path}, sums, {name}: seeds {row['seeds']}; want two or more, each once")
+    return {"settings": settings, "variants": variants, "sums": sums} | defaults | rest
 
 
 def command() -> None:

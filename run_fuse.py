@@ -129,6 +129,8 @@ def train_members(
     and trains none."""
     settings, overrides, rest = read_variants(args.recipe, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
     shared, folds = settings | flags, rest.get("cv_folds", 5)
+    if any("program" in flags for flags in (shared, *overrides.values())):
+        raise InputError(f"{args.recipe}: program is for run_compare.py; an ensemble's members are run_classify.py's")
     if taken := sorted(OWN & shared.keys()):
         hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
         raise InputError(f"{args.recipe}: {taken[0]} is not for what run_fuse.py's members share{hint}")

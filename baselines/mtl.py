@@ -58,6 +58,14 @@ class MultiTaskArguments(CheckpointArguments):
     number_weight: float = field(default=1.0, metadata={"help": "Of each number's squared error in the loss."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
 
+    @property
+    def extra_columns(self) -> list[str]:
+        """Of the data, beside text and label."""
+        return [*self.number_targets, *self.number_inputs]
+
+
+ARGUMENTS = (MultiTaskArguments, DataArguments, TrainingArguments)
+
 
 class MultiTaskModel(nn.Module):
     """An encoder with a layer for the emotion and one for the numbers.
@@ -154,12 +162,12 @@ def correlations(numbers: np.ndarray, targets: np.ndarray, names: list[str]) -> 
 
 
 def main() -> None:
-    parser = RecipeParser((MultiTaskArguments, DataArguments, TrainingArguments), description=__doc__)
+    parser = RecipeParser(ARGUMENTS, description=__doc__)
     model_args, data_args, args = parser.parse()
     names, inputs = model_args.number_targets, model_args.number_inputs
     if not names:
         raise InputError("--number_targets names no column; run_classify.py is for emotions alone")
-    corpus, output_dir, settings = begin(model_args, data_args, args, extra_columns=[*names, *inputs])
+    corpus, output_dir, settings = begin(model_args, data_args, args, extra_columns=model_args.extra_columns)
     set_seed(args.seed)
     access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
     encoder = warm_start(
@@ -175,7 +183,7 @@ def main() -> None:
 
     scales = {}
     columns: dict[str, dict[str, np.ndarray]] = {split: {} for split in corpus.splits}
-    for name in [*names, *inputs]:
+    for name in model_args.extra_columns:
         by_split, *scales[name] = standardise(corpus, name)
         for split, values in by_split.items():
             columns[split][name] = values

@@ -11,10 +11,10 @@ import torch
 from conftest import ESSAYS, ROOT, call
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments, TrainingArguments
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments
 
 from baselines import mtl, small_checkpoint, t5
-from baselines.mtl import MultiTaskArguments, MultiTaskModel
+from baselines.mtl import MultiTaskModel
 from baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
 from modeling_emodeberta import EmoDebertaModel
 from trainer_ext.arguments import CLASSIFY_ARGUMENTS, DataArguments, RecipeParser
@@ -42,7 +42,7 @@ def small_electra(tmp_path_factory):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "baselines").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_hold_flags_that_there_are(path):
-    of_tasks = (MultiTaskArguments, DataArguments, TrainingArguments)
+    of_tasks = mtl.ARGUMENTS
     kinds = {
         "electra": CLASSIFY_ARGUMENTS, "t5": (T5Arguments, DataArguments, Seq2SeqTrainingArguments),
         "mtl2": of_tasks, "mi3_mtl2": of_tasks,

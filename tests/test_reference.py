@@ -19,6 +19,7 @@ from conftest import ESSAY_FLAGS, ESSAYS, TINY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+import baselines.mtl
 import run_classify
 from trainer_ext.members import COMPUTATION
 
@@ -40,6 +41,7 @@ SETTINGS = {
         *("--transfer_datasets", ESSAYS_AS_A_CORPUS, "--augmentation", "RA", "--augmentation_rows", 40),
         *("--join_to_words", 100),
     ],
+    "two tasks": ["--number_targets", "words", "--number_inputs", "vowels"],
     "average": ["--select", "average", "--max_train_samples", 24, "--num_train_epochs", 2],
 }  # fmt: skip
 
@@ -67,25 +69,45 @@ def checkpoint(tmp_path_factory) -> Path:
     return folder
 
 
-def losses(flags: list, checkpoint: Path, folder: Path, monkeypatch) -> list[float]:
+@pytest.fixture(scope="module")
+def essays(tmp_path_factory) -> Path:
+    """With numbers."""
+    path = tmp_path_factory.mktemp("reference") / "essays.tsv"
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], "words", "vowels"], delimiter="\t")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                row | {"words": len(row["text"].split()), "vowels": len(re.findall("[aeiou]", row["text"]))}
+            )
+    return path
+
+
+def losses(flags: list, checkpoint: Path, essays: Path, folder: Path, monkeypatch) -> list[float]:
     """Of each step, and at last on validation, which the final weights decide."""
+    program, shared = run_classify, ESSAY_FLAGS
+    if "--number_targets" in flags:
+        program, at = baselines.mtl, ESSAY_FLAGS.index("--classifier_hidden_size")
+        shared = ESSAY_FLAGS[:at] + ESSAY_FLAGS[at + 2 :]
     command = [
-        *("run_classify.py", "--model_name_or_path", checkpoint, *ESSAY_FLAGS, "--learning_rate", 2e-2),
+        *(program.__name__, "--model_name_or_path", checkpoint, *shared, "--learning_rate", 2e-2),
         *("--logging_steps", 1, "--save_steps", STEPS, "--bf16", "false", "--output_dir", folder, "--seed", 1),
-        *("--max_eval_samples", 40, "--max_predict_samples", 2),
+        *("--max_eval_samples", 40, "--max_predict_samples", 2, "--train_file", essays),
         *([] if "--num_train_epochs" in flags else ["--max_steps", STEPS]),
         *flags,
     ]
     monkeypatch.setattr(sys, "argv", [*map(str, command)])
-    run_classify.main()
+    program.main()
     state = max(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
     found = [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
     return [*found, json.loads((folder / "all_results.json").read_text())["eval_loss"]]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_training_computes_what_it_did(name, checkpoint, tmp_path, monkeypatch):
-    found = losses(SETTINGS[name], checkpoint, tmp_path / "run", monkeypatch)
+def test_a_training_computes_what_it_did(name, checkpoint, essays, tmp_path, monkeypatch):
+    found = losses(SETTINGS[name], checkpoint, essays, tmp_path / "run", monkeypatch)
     if os.environ.get("RECORD_LOSSES"):
         content = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"losses": {}}
         content = {"computation": COMPUTATION, "losses": content["losses"] | {name: found}}

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import shutil
 import sys
 import time
 
@@ -89,6 +90,50 @@ def test_a_second_start_trains_nothing(compared, comparison, tmp_path, monkeypat
     }
 
 
+def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, comparison, tmp_path, monkeypatch):
+    folder, _ = compared
+    shutil.copytree(comparison / "results" / "members", tmp_path / "members")
+    content = yaml.safe_load((comparison / "mine.yaml").read_text())
+    own = {"classifier_hidden_size": content["settings"].pop("classifier_hidden_size")}  # not a flag of all programs
+    content["variants"] = {name: own | flags for name, flags in content["variants"].items()}
+    content["variants"]["two tasks"] = {"program": "baselines.mtl", "number_targets": ["length"]}
+    content["sums"] = {"summed": {"variant": "first token", "seeds": [1, 2]}}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.chdir(comparison)
+    flags = ("--members_dir", tmp_path / "members", "--output_dir", tmp_path / "table")
+    said = call(run_compare.main, tmp_path / "more.yaml", *flags)
+    assert "4 of 8 trainings are done already" in said
+    table = json.loads((tmp_path / "table" / "comparison.json").read_text())["variants"]
+    assert [row["name"] for row in table] == ["mean", "first token", "two tasks", "summed"]
+    assert table[1]["macro_f1"] == json.loads((folder / "comparison.json").read_text())["variants"][1]["macro_f1"]
+    assert len(table[3]["members"]) == 4
+    assert table[3]["members"][:2] == table[1]["members"]
+
+    of_rows: dict[str, np.ndarray] = {}
+    for name in table[3]["members"]:
+        with safe_open(tmp_path / "members" / name / "probabilities.safetensors", framework="numpy") as file:
+            described = json.loads(file.metadata()["emodeberta"])
+            for row_id, values in zip(described["ids"]["test"], file.get_tensor("test"), strict=True):
+                of_rows[row_id] = of_rows.get(row_id, 0) + values
+    with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
+        gold = {row["number"]: row["mood"] for row in csv.DictReader(file)}
+    said = [described["labels"][of_rows[row_id].argmax()] for row_id in gold]
+    assert table[3]["macro_f1"] == pytest.approx(f1_score(list(gold.values()), said, average="macro"))
+
+    record = json.loads((tmp_path / "members" / table[2]["members"][0] / "member.json").read_text())
+    assert record["program"] == "baselines.mtl"
+    with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["length"] += "0"
+    with open(tmp_path / "mine.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    monkeypatch.chdir(tmp_path)
+    again = call(run_compare.main, "more.yaml", "--plan", "--members_dir", "members")
+    assert "8 trainings, 6 of them done" in again  # its numbers are others now; the rest does not read them
+
+
 def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
     """SIGKILL to the driver alone: its training lives on, and the next start waits for it."""
     folder, _ = compared
@@ -127,6 +172,9 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}}, ("--errors_of", "b"), "--errors_of b"),
         ({"variants": {"a": {}}}, ("--model_name_or_path", "nowhere"), "nowhere: no config.json there"),
         ({"recipe": "gone.yaml", "variants": {"a": {}}}, (), "gone.yaml: no such recipe"),
+        ({"variants": {"a": {"program": "os"}}}, (), "program 'os'; want one of run_classify, baselines.mtl"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variant": "c", "seeds": [1, 2]}}}, (), "with a variant among a"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variant": "a", "seeds": [1]}}}, (), "want two or more"),
     ],
 )
 def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeypatch, capsys):

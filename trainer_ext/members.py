@@ -1,4 +1,4 @@
-"""Many trainings by `run_classify.py`, each its own process, each done once.
+"""Many trainings by `run_classify.py`, or another program, each its own process, each done once.
 
 A member is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of all
 that decides its result: the resolved flags, the data, the versions of what a training computes and of the libraries.
@@ -10,6 +10,7 @@ import argparse
 import csv
 import fcntl
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -42,7 +43,10 @@ from .errors import InputError
 from .run_folder import RESULTS, digest, write_json, write_text
 from .warm_start import resolve_checkpoint
 
-SCRIPT = Path(__file__).resolve().parents[1] / "run_classify.py"
+ROOT = Path(__file__).resolve().parents[1]
+# What may train a member, by the key `program` among its flags: a module with `ARGUMENTS`, its dataclasses, the first
+# of which may have `extra_columns`, those of the data that it reads beside text and label.
+PROGRAMS = ("run_classify", "baselines.mtl")
 # Of what a training computes, given flags and data. Raised where tests/test_reference.py finds other losses than those
 # recorded; a change of code that leaves them alone leaves finished members valid.
 COMPUTATION = 1
@@ -67,7 +71,8 @@ class Member:
     """One training.
 
     Attributes:
-        overrides: Flags of `run_classify.py` by name, over those of the recipe.
+        overrides: Flags of the program by name, over those of the recipe; `program` among them if it is not
+            `run_classify`.
         fold: `(folds, which)` to hold out of the training rows; `None` trains on all of them.
         seed: Of the training.
         name: What to call it in messages.
@@ -108,17 +113,37 @@ class Probabilities:
 
 
 def resolve(flags: dict[str, Any], source: str) -> tuple[Any, ...]:
-    """The dataclasses of `run_classify.py` from flags by name.
+    """The dataclasses of the program that the flags are for, from flags by name.
 
     Raises:
-        InputError: for an unknown flag or a value that does not fit; begins with `source`.
+        InputError: for an unknown program or flag, or a value that does not fit; begins with `source`.
     """
-    parser = RecipeParser(CLASSIFY_ARGUMENTS)
+    program, flags = _split_program(flags)
+    if program not in PROGRAMS:
+        raise InputError(f"{source}: program {program!r}; want one of {', '.join(PROGRAMS)}")
+    # The other programs' modules are imported where one is asked for: they import this package.
+    ours = program == PROGRAMS[0]
+    parser = RecipeParser(CLASSIFY_ARGUMENTS if ours else importlib.import_module(program).ARGUMENTS)
     try:
         return parser.parse(recipe_arguments(parser, {**flags, "output_dir": "-"}, source))
     except InputError as error:
         message = str(error)
         raise InputError(message if message.startswith(source) else f"{source}: {message}") from error
+
+
+def _split_program(flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The program's name, and its flags."""
+    rest = {name: value for name, value in flags.items() if name != "program"}
+    return flags.get("program", PROGRAMS[0]), rest
+
+
+def extra_columns(flags: dict[str, Any], source: str) -> list[str]:
+    """Columns of the data that a member with these flags reads beside text and label.
+
+    Raises:
+        InputError: as [`resolve`].
+    """
+    return getattr(resolve(flags, source)[0], "extra_columns", [])
 
 
 def flags_given(argv: list[str]) -> dict:
@@ -161,7 +186,7 @@ def read_variants(
     for name, overrides in variants.items():
         overrides = variants[name] = overrides or {}
         if not isinstance(overrides, dict):
-            raise InputError(f"{path}, {name}: {overrides!r}; want flags of run_classify.py, `{{flag: value}}`")
+            raise InputError(f"{path}, {name}: {overrides!r}; want flags by name, `{{flag: value}}`")
         if found := sorted(barred & overrides.keys()):
             raise InputError(f"{path}, {name}: {found[0]} is the same for all {key}; put it under settings")
         resolve({**settings, **overrides}, f"{path}, {name}")
@@ -198,8 +223,8 @@ class Members:
 
     Args:
         folder: Where members are kept, one folder each.
-        recipe: Flags of `run_classify.py` that they share.
-        corpus: The rows that they read.
+        recipe: Flags that they share.
+        corpus: The rows that they read, with every member's [`extra_columns`].
         source: Where the flags come from, for messages.
         jobs: Trainings at a time, spread over the GPUs, or sharing the CPU's cores; by default one a GPU, or one.
     """
@@ -209,20 +234,23 @@ class Members:
         self.jobs = max(1, torch.cuda.device_count()) if jobs is None else jobs
         if self.jobs < 1:
             raise InputError(f"{self.jobs} trainings at a time; want at least 1")
+        self._corpus = corpus
         self._texts = corpus.splits["train"]["text"][:]
-        kept = ("id", "text", "group", "labels")
-        self._data = digest(
-            {
-                split: {name: rows[name][:] for name in kept if name in rows.column_names}
-                for split, rows in corpus.splits.items()
-            }
-        )
+        self._data = self._digest_of(["id", "text", "group", "labels"])
         self._libraries = {name: version(name).partition("+")[0] for name in LIBRARIES}  # 2.9.0+cpu is 2.9.0
-        self._defaults = training_settings(*resolve({}, source))
         self._settings: dict[str, dict] = {}
         self._paths: dict[str, Path] = {}
         self._weights: dict[str, int] = {}
         self._transfer: dict[tuple[str, ...], str] = {}
+
+    def _digest_of(self, columns: Sequence[str]) -> str:
+        """Hash of these columns, where a split has them."""
+        return digest(
+            {
+                split: {name: rows[name][:] for name in columns if name in rows.column_names}
+                for split, rows in self._corpus.splits.items()
+            }
+        )
 
     def settings(self, member: Member) -> dict[str, Any]:
         """The flags that decide the member's result, resolved."""
@@ -230,7 +258,7 @@ class Members:
         if key not in self._settings:
             parsed = resolve(member.flags(self.recipe), f"{self.source}, {member.name}")
             self._settings[key] = settings = training_settings(*parsed)
-            if settings["target_dataset_name"] or settings["target_file"]:
+            if settings.get("target_dataset_name") or settings.get("target_file"):
                 raise InputError(
                     f"{self.source}, {member.name}: target_dataset_name and target_file would take rows out of the "
                     "folds; they are for a stage on other corpora"
@@ -242,7 +270,9 @@ class Members:
         settings = self.settings(member)
         if not settings["model_name_or_path"]:
             raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
-        changed = {name: value for name, value in settings.items() if value != self._defaults[name]}
+        program, flags = _split_program(member.flags(self.recipe))
+        defaults = training_settings(*resolve({"program": program}, self.source))
+        changed = {name: value for name, value in settings.items() if value != defaults[name]}
         for name in ("train_file", "validation_file", "test_file"):
             changed.pop(name, None)  # their rows are in `data`
         for name in ("model_name_or_path", "distill_from"):
@@ -251,8 +281,11 @@ class Members:
         identity = {
             "settings": changed, "data": self._data, "computation": COMPUTATION, "libraries": self._libraries
         }  # fmt: skip
-        if settings["transfer_datasets"]:
+        if settings.get("transfer_datasets"):
             identity["transfer_data"] = self._transfer_digest(settings)
+        if program != PROGRAMS[0]:
+            columns = extra_columns({**flags, "program": program}, self.source)
+            identity |= {"program": program, "columns": self._digest_of([f"column_{name}" for name in columns])}
         return identity
 
     def _transfer_digest(self, settings: dict[str, Any]) -> str:
@@ -403,10 +436,10 @@ class Members:
                 return  # by whoever had the lock
             if not (run / RESULTS).exists():
                 resumed = run.exists()
-                flags = member.flags(self.recipe) | {"output_dir": str(run)}
+                program, flags = _split_program(member.flags(self.recipe) | {"output_dir": str(run)})
                 write_text(path / "recipe.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
                 start = time.time()
-                self._run_script(path, device, lock, running, member.name)
+                self._run_script(path, program, device, lock, running, member.name)
                 write_json(path / "time.json", {"seconds": round(time.time() - start, 1), "resumed": resumed})
             # A driver killed right after a training leaves no time; that of the process alone stands in.
             results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
@@ -431,13 +464,16 @@ class Members:
                 (run / RESULTS).unlink()  # first: what a kill leaves of the folder does not pass for a finished run
                 shutil.rmtree(run)
 
-    def _run_script(self, path: Path, device: str | None, lock: int, running: set[subprocess.Popen], name: str) -> None:
+    def _run_script(
+        self, path: Path, program: str, device: str | None, lock: int, running: set[subprocess.Popen], name: str
+    ) -> None:
         environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         if device is None and self.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
         with open(path / "log.txt", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, SCRIPT, path / "recipe.yaml"],
+                [sys.executable, "-m", program, path / "recipe.yaml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
