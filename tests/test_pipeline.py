@@ -1,4 +1,5 @@
 import logging
+import random
 
 import pytest
 import torch
@@ -92,6 +93,28 @@ def test_odd_texts_get_a_label_or_an_error(classify, text):
     assert result[0]["label"]
     assert result[2]["label"]
     assert result[1]["label"] or result[1]["error"]
+
+
+def test_ten_thousand_mixed_inputs_each_get_a_label_or_an_error(classify):
+    draw = random.Random(0)
+    no_text = [None, 7, 7.5, float("nan"), b"river", ["road"], {"text": "road"}, "", " \n\t", "\ud800"]
+    odd = ["\U0001f642\U0001f62d", "\x00\x07\x1b[31m", "\ufeff\u200b word", "7", "<b>road</b>", "\u202e road", "?"]
+    inputs = [draw.choice([*odd, *TEXTS[:40]]) + f" {i}" for i in range(10_000)]
+    bad = set(draw.sample(range(10_000), 2_000))
+    for position in bad:
+        inputs[position] = draw.choice(no_text)
+    inputs[min(set(range(10_000)) - bad)] = "a" * 1_000_000
+    results = list(classify(iter(inputs)))
+    assert len(results) == 10_000
+    for position, result in enumerate(results):
+        if position in bad:
+            assert result["label"] is None
+            assert result["error"].startswith(f"input {position}: ")
+        else:
+            assert result["label"]
+            assert "error" not in result
+    for position in draw.sample(sorted(set(range(10_000)) - bad), 50):
+        assert results[position]["score"] == pytest.approx(classify(inputs[position])[0]["score"], abs=1e-5)
 
 
 def test_abstaining(classify):
