@@ -49,8 +49,8 @@ demo: $(STAMP) $(if $(filter outputs/quickstart,$(EMODEBERTA_MODEL)),outputs/qui
 outputs/quickstart/config.json: | $(STAMP)
 	$(BIN)/python run_classify.py recipes/quickstart.yaml
 
-reproduce:
-	@echo "make $@ is not there yet: the reproduction of the paper's tables comes later" >&2; exit 1
+reproduce: $(STAMP)  ## the paper's system from the corpora (EMODEBERTA_DATA=folder) to the submission; hours, resumable
+	$(BIN)/python run_reproduce.py recipes/wassa2022_full.yaml $(ARGS)
 
 clean:  ## remove the virtual environment and caches; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

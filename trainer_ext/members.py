@@ -8,8 +8,6 @@ twice at a time: a lock is held by the driver and by the training process, which
 
 import argparse
 import csv
-import fcntl
-import hashlib
 import importlib
 import json
 import os
@@ -22,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +37,7 @@ from .arguments import CLASSIFY_ARGUMENTS, RecipeParser, read_recipe, recipe_arg
 from .augmentation import transfer_digest
 from .corpora import Corpus
 from .errors import InputError
-from .run_folder import RESULTS, digest, write_json, write_text
+from .run_folder import RESULTS, digest, file_digest, lock, write_json, write_text
 from .warm_start import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,11 +208,6 @@ def checkpoint_digest(name: str) -> str:
         return name
     files = sorted([*Path(name).glob("*.safetensors"), Path(name) / "config.json"])
     return digest([[file.name, file_digest(file)] for file in files if file.exists()])
-
-
-def file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Members:
@@ -430,7 +422,7 @@ class Members:
         self, path: Path, member: Member, device: str | None, keep_models: bool, running: set[subprocess.Popen]
     ) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        with _lock(path / "lock", member.name) as lock:
+        with lock(path / "lock", member.name) as held:
             run = path / RUN
             if (path / RECORD).exists() and ((run / RESULTS).exists() or not keep_models):
                 return  # by whoever had the lock
@@ -439,7 +431,7 @@ class Members:
                 program, flags = _split_program(member.flags(self.recipe) | {"output_dir": str(run)})
                 write_text(path / "recipe.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
                 start = time.time()
-                self._run_script(path, program, device, lock, running, member.name)
+                self._run_script(path, program, device, held, running, member.name)
                 write_json(path / "time.json", {"seconds": round(time.time() - start, 1), "resumed": resumed})
             # A driver killed right after a training leaves no time; that of the process alone stands in.
             results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
@@ -465,7 +457,7 @@ class Members:
                 shutil.rmtree(run)
 
     def _run_script(
-        self, path: Path, program: str, device: str | None, lock: int, running: set[subprocess.Popen], name: str
+        self, path: Path, program: str, device: str | None, held: int, running: set[subprocess.Popen], name: str
     ) -> None:
         environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
@@ -478,7 +470,7 @@ class Members:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=[lock],  # held on if this process dies first
+                pass_fds=[held],  # held on if this process dies first
             )
             running.add(process)
             try:
@@ -509,18 +501,6 @@ def _gflops() -> float:
         (a @ b)[0, 0].item()
         spent.append(time.perf_counter() - start)
     return 2e-9 * 1024 * 768 * 768 / min(spent)
-
-
-@contextmanager
-def _lock(path: Path, name: str):
-    """An exclusive lock that a child process shares; waits for whoever has it."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"{name}: being trained by a process of an earlier start; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
 
 
 def _convert_predictions(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run: whether it may be used, where to resume, files that appear whole or not at all, and what the
 run was."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from .errors import InputError
@@ -149,6 +151,25 @@ def staged(folder: Path) -> Iterator[Path]:
     for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
         path.replace(folder / path.name)
     staging.rmdir()
+
+
+@contextmanager
+def lock(path: Path, name: str) -> Iterator[int]:
+    """An exclusive lock that a child process holds on to if it is given the descriptor; waits for whoever has it, and
+    says so of `name`."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{name}: being run by a process of an earlier start; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(values: object) -> str:

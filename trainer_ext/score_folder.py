@@ -4,7 +4,6 @@ Which shard a row belongs to follows from its number alone, so that any number o
 one folder, or into several that are merged, and go on after any of them was killed.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from .errors import InputError
-from .run_folder import digest, write_json
+from .run_folder import digest, file_digest, write_json
 from .text_stream import Row, TextSource
 
 FORMATS = ("parquet", "csv", "jsonl")
@@ -194,8 +193,7 @@ class ScoreFolder:
         partial = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
             _write_table(pa.table(columns), partial, self.format)
-            with open(partial, "rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            checksum = file_digest(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

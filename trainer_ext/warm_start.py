@@ -1,6 +1,5 @@
 """Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT, MiniLM, ELECTRA, its own, or none."""
 
-import hashlib
 import importlib.util
 import logging
 import re
@@ -28,6 +27,7 @@ from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification
 
 from .errors import InputError
+from .run_folder import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,7 @@ def resolve_checkpoint(
         folder = Path(spec.submodule_search_locations[0]) / pin.folder
         logger.info(f"{name_or_path}: the Hub does not answer; using the copy in {pin.requirement}")
     weights = folder / "model.safetensors"
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(weights)
     if digest != pin.sha256:
         raise InputError(f"{weights}: SHA-256 is {digest}; that of {name_or_path} is {pin.sha256}")
     return str(folder)

@@ -1,0 +1,180 @@
+"""Run the stages of a whole recipe one after the other, from the data folder to the files that are submitted.
+
+    python run_reproduce.py recipes/wassa2022_full.yaml --data_dir ../shared/data --plan
+    python run_reproduce.py recipes/wassa2022_full.yaml --data_dir ../shared/data        (or make reproduce)
+
+The YAML file names the stages: each a command as one would type it, without --data_dir and --output_dir, the folder
+that it leaves, and about how long it takes on the machine that `minutes_on` names; and which folders' predictions are
+the submission:
+
+    minutes_on: two cores of an AMD EPYC
+    stages:
+      transfer: {command: run_classify.py recipes/transfer.yaml, output_dir: outputs/transfer, minutes: 40}
+      single model: {command: run_classify.py recipes/wassa2022.yaml, output_dir: outputs/wassa2022, minutes: 15}
+    submission_dir: results/wassa2022
+    submission: {predictions_EMO_single.tsv: outputs/wassa2022}
+
+Stopped or killed? Start it again in the same way: a stage whose folder is finished is taken as it is (remove the
+folder to have it made anew), one that was cut off goes on from its last checkpoint, and what run_compare.py and
+run_fuse.py have trained is in results/members. After each stage it says how long the rest takes, from how long the
+stages took so far.
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer_ext.arguments import read_recipe
+from trainer_ext.corpora import WASSA_LABELS
+from trainer_ext.errors import InputError, run_command
+from trainer_ext.run_folder import RESULTS, command_line, file_digest, lock, write_json
+
+ROOT = Path(__file__).resolve().parent
+KEYS = {"minutes_on", "stages", "submission_dir", "submission"}
+logger = logging.getLogger("run_reproduce")
+
+
+@dataclass
+class Stage:
+    """One command.
+
+    Attributes:
+        name: In messages.
+        command: Script and flags.
+        output_dir: The folder it leaves.
+        minutes: About how long it takes on the recipe's machine.
+    """
+
+    name: str
+    command: list[str]
+    output_dir: Path
+    minutes: float
+
+    @property
+    def finished(self) -> bool:
+        return (self.output_dir / RESULTS).exists()
+
+
+def main() -> None:
+    args = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    machine, stages, submission_dir, submission = read_stages(args.recipe)
+    left = [stage for stage in stages if not stage.finished]
+    for stage in stages:
+        state = "done" if stage.finished else f"about {stage.minutes:.0f} min"
+        print(f"{state:>13}  {stage.name}: {shlex.join(stage.command)} -> {stage.output_dir}/")
+    print(f"{len(left)} of {len(stages)} stages to run, about {_hours(left, 1.0)} on {machine}")
+    if args.plan:
+        return
+    outputs = stages[0].output_dir.parent
+    outputs.mkdir(parents=True, exist_ok=True)
+    with lock(outputs / ".reproduce.lock", "a stage") as held:
+        spent = expected = 0.0
+        while left := [stage for stage in left if not stage.finished]:  # the earlier start may have finished one
+            stage, *left = left
+            logger.info(f"\n==== {stage.name} ====")
+            start = time.monotonic()
+            run_stage(stage, args.data_dir, held)
+            spent, expected = spent + time.monotonic() - start, expected + stage.minutes * 60
+            if left:
+                logger.info(f"{len(left)} stages left, about {_hours(left, spent / expected)} at this rate")
+        if submission:
+            collect_submission(submission_dir, submission)
+
+
+def _hours(stages: list[Stage], rate: float) -> str:
+    return f"{sum(stage.minutes for stage in stages) * rate / 60:.1f} h"
+
+
+def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
+    """Raises InputError if the command fails; it has said why."""
+    environment = os.environ | ({"EMODEBERTA_DATA": data_dir} if data_dir else {})
+    script, *flags = stage.command
+    command = [sys.executable, ROOT / script, *flags, "--output_dir", stage.output_dir]
+    done = subprocess.run(command, env=environment, pass_fds=[held], stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise InputError(f"stage {stage.name}: {script} ended with exit status {done.returncode}; see above")
+
+
+def collect_submission(folder: Path, files: dict[str, str]) -> None:
+    """Copy each model's predictions_EMO.tsv into `folder`, with submission.json that says whose they are.
+
+    Raises:
+        InputError: if a line is no label, or the files have different numbers of lines.
+    """
+    rows: dict[str, int] = {}
+    for name, source in files.items():
+        path = Path(source) / "predictions_EMO.tsv"
+        if not path.is_file():
+            raise InputError(f"{path}: not there; its model predicted no test rows")
+        labels = path.read_text(encoding="utf-8").splitlines()
+        for number, label in enumerate(labels, 1):
+            if label not in WASSA_LABELS:
+                raise InputError(f"{path}, line {number}: {label!r}; want one of {', '.join(WASSA_LABELS)}")
+        rows[name] = len(labels)
+    if len(set(rows.values())) > 1:
+        raise InputError(f"{folder}: {rows}; want as many lines in each")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, source in files.items():
+        partial = folder / f".{name}.partial"
+        shutil.copyfile(Path(source) / "predictions_EMO.tsv", partial)
+        partial.replace(folder / name)
+        found[name] = {"model": source, "rows": rows[name], "sha256": file_digest(folder / name)}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    content = {"command": command_line(), "commit": commit.stdout.strip() or None, "files": found}
+    write_json(folder / "submission.json", content)
+    logger.info(f"submission: {', '.join(found)} in {folder}/")
+
+
+def read_stages(path: Path) -> tuple[str, list[Stage], Path, dict[str, str]]:
+    """The machine of the minutes, the stages, where the submission goes, and its files with the folders they are from.
+
+    Raises:
+        InputError: for an unknown key, a stage that is no command of this project, or a folder that no stage leaves.
+    """
+    content = read_recipe(path)
+    if unknown := sorted(map(str, content.keys() - KEYS)):
+        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(KEYS))}")
+    stages = []
+    for name, row in (content.get("stages") or {}).items():
+        if not isinstance(row, dict) or row.keys() != {"command", "output_dir", "minutes"}:
+            raise InputError(f"{path}, {name}: {row!r}; want `{{command: …, output_dir: …, minutes: …}}`")
+        command = shlex.split(row["command"])
+        if not command or not (command[0].startswith("run_") and (ROOT / command[0]).is_file()):
+            raise InputError(f"{path}, {name}: {row['command']!r}; want a command that begins with a run_*.py")
+        stages.append(Stage(str(name), command, Path(row["output_dir"]), float(row["minutes"])))
+    if not stages:
+        raise InputError(f"{path}: no stages; want `stages:` with a name, command, output_dir and minutes for each")
+    submission = content.get("submission") or {}
+    made = {str(stage.output_dir) for stage in stages}
+    for name, folder in submission.items():
+        if str(Path(folder)) not in made:
+            raise InputError(f"{path}, submission, {name}: no stage leaves {folder}")
+    return content.get("minutes_on", "an unnamed machine"), stages, Path(content.get("submission_dir", ".")), submission
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="the stages; see above")
+    made.add_argument("--data_dir", help="the folder with the corpora (default: the environment's EMODEBERTA_DATA)")
+    made.add_argument("--plan", action="store_true", help="say what would be run and how long it takes; run nothing")
+    return made
+
+
+def command() -> None:
+    """Console entry point."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    command()
