@@ -58,6 +58,7 @@ from trainer_ext.corpora import (
 from trainer_ext.distillation import soften_labels
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
+from trainer_ext.lora import add_lora, merge_lora
 from trainer_ext.metrics import EmotionMetric
 from trainer_ext.model_card import write_model_card
 from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
@@ -118,6 +119,8 @@ def main() -> None:
         **hub_access,
         **config_overrides(model_args, args, corpus),
     )
+    if model_args.lora_rank is not None:
+        add_lora(model, model_args.lora_rank)
     tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
     access = hub_access | ({"revision": None} if model_args.tokenizer_name else {})
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
@@ -159,6 +162,8 @@ def main() -> None:
         paths = run_folder.checkpoints(output_dir)[-run_args.average_epochs :]
         logger.info(f"weights: mean of {', '.join(path.name for path in paths)}")
         trainer.model.load_state_dict(run_folder.average_weights(paths))
+    if model_args.lora_rank is not None:
+        merge_lora(trainer.model)
 
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
     # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
@@ -228,6 +233,8 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         )
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
         raise InputError("FSDP is not supported yet; use DDP (accelerate launch --multi_gpu)")
+    if run_args.select == "average" and model_args.lora_rank is not None:
+        raise InputError("--select average is of weights; the mean of low-rank factors is another model's")
     if run_args.select == "average" and args.save_only_model:
         raise InputError("--select average needs whole checkpoints; leave out --save_only_model")
     if args.resume_from_checkpoint:

@@ -80,6 +80,11 @@ class ModelArguments(CheckpointArguments):
     class_weights: Literal["none", "balanced"] = _flag(
         "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
     )
+    lora_rank: int | None = _flag(
+        None,
+        "Train low-rank updates of this rank in the encoder's linear layers, and the head, in place of all weights "
+        "(LoRA, by PEFT); they are merged at the end. Wants a rate some ten times as high.",
+    )
 
 
 @dataclass
