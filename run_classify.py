@@ -154,6 +154,13 @@ def main() -> None:
         ),
     )
     tfidf = tfidf_results(corpus, metric, args.seed) if run_args.tfidf_baseline and args.process_index == 0 else {}
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    clipped = (args.max_grad_norm or 0.0) / weights**0.5
+    if 0 < clipped < args.adam_epsilon:
+        logger.warning(
+            f"--max_grad_norm {args.max_grad_norm:g} over {weights:,} weights: a gradient is about {clipped:.0e}, "
+            f"under --adam_epsilon {args.adam_epsilon:g}; steps of Adam shrink by as much"
+        )
     hint = " (--bf16 false for float32)" if args.bf16 else ""
     logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}{hint}")
     trained = trainer.train(resume_from_checkpoint=resume)

@@ -38,6 +38,7 @@ from trainer_ext.pretraining import (
     Masking,
     PaddingCollator,
     PretrainingCorpus,
+    ReturnMemory,
     Tokenising,
     load_pretraining_corpus,
     masked_metrics,
@@ -132,7 +133,7 @@ def main() -> None:
         eval_dataset=validation,
         compute_metrics=lambda prediction: masked_metrics(prediction.predictions),
         preprocess_logits_for_metrics=masked_scores,
-        callbacks=[] if data_args.streaming else [MaskAnew(train)],
+        callbacks=[ReturnMemory() if data_args.streaming else MaskAnew(train)],
         **shared,
     )
     trained = trainer.train(resume_from_checkpoint=resume)

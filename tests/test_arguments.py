@@ -3,6 +3,7 @@ import torch
 from conftest import ROOT
 from transformers import TrainingArguments
 
+import run_reproduce
 from trainer_ext import ChildTuningArguments, arguments
 from trainer_ext.arguments import (
     CLASSIFY_ARGUMENTS,
@@ -94,10 +95,13 @@ def test_a_flag_that_does_not_fit_is_one_line(parser, argv, says):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_parses_and_says_how_to_run_it(parser, path):
-    script = "run_mlm.py" if path.stem == "mlm" else "run_classify.py"
-    if script == "run_mlm.py":
-        parser = RecipeParser((CheckpointArguments, PretrainingArguments, ChildTuningArguments))
-    parser.parse([str(path)])
+    script = {"mlm": "run_mlm.py", "wassa2022_full": "run_reproduce.py"}.get(path.stem, "run_classify.py")
+    if script == "run_reproduce.py":
+        run_reproduce.read_stages(path)
+    else:
+        if script == "run_mlm.py":
+            parser = RecipeParser((CheckpointArguments, PretrainingArguments, ChildTuningArguments))
+        parser.parse([str(path)])
     assert path.read_text(encoding="utf-8").startswith(f"# run: python {script} recipes/{path.name}")
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import forked
 import pyarrow
@@ -25,6 +27,7 @@ from trainer_ext.pretraining import (
     MaskedTexts,
     Masking,
     PaddingCollator,
+    ReturnMemory,
     Tokenising,
     load_pretraining_corpus,
     masked_metrics,
@@ -464,3 +467,23 @@ def test_a_tokenizer_without_mask_is_refused(tokenizer):
 
     with pytest.raises(InputError, match="no mask token"):
         Masking(Bare())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_is_not_used_goes_back_to_the_system(monkeypatch):
+    """Scattered over the heap, so that free() alone keeps it."""
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    callback = ReturnMemory()
+    rows = [bytes(8_000) for _ in range(20_000)]  # 160 MB
+    kept = rows[::40]
+    before = resident()
+    del rows
+    callback.on_step_end(None, None, None)  # too soon
+    assert resident() > before - 50
+    monkeypatch.setattr(callback, "_last", time.monotonic() - 6)
+    callback.on_step_end(None, None, None)
+    assert resident() < before - 100
+    assert len(kept) == 500

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -11,10 +12,10 @@ import forked
 import numpy as np
 import pytest
 import torch
-from conftest import ESSAY_FLAGS, ESSAYS, ROOT
+from conftest import ESSAY_FLAGS, ESSAYS, ROOT, TINY, XXLARGE_STYLE
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import run_classify as script
 from modeling_emodeberta import EmoDebertaForSequenceClassification
@@ -411,6 +412,33 @@ def test_the_wassa_recipe_runs_from_a_data_folder(in_process, data_dir, tmp_path
     lines = (tmp_path / "out" / "predictions_EMO.tsv").read_text().splitlines()
     assert len(lines) == 525
     assert set(lines) <= set(WASSA_LABELS)
+
+
+# Of the published configurations, what makes their layers.
+WIDTHS = {
+    "deberta_v3_base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "deberta_v3_large": {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+    "paper_xxlarge": {"hidden_size": 1536, "num_attention_heads": 24, "intermediate_size": 6144},
+}
+WIDTHS["xxlarge_lora"] = WIDTHS["paper_xxlarge"]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", WIDTHS)
+def test_recipes_of_large_models_train_at_their_true_width(name, in_process, data_dir, tokenizer, tmp_path, caplog):
+    """Two layers, with a small vocabulary; everything else as the checkpoint and the recipe have it."""
+    options = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, **WIDTHS[name]}
+    style = XXLARGE_STYLE if "xxlarge" in name else TINY
+    DebertaV2Model(DebertaV2Config(**style | options)).save_pretrained(tmp_path / "two-layers")
+    tokenizer.save_pretrained(tmp_path / "two-layers")
+    with caplog.at_level(logging.WARNING):
+        results = in_process(
+            *(ROOT / "recipes" / f"{name}.yaml", "--data_dir", data_dir, "--max_steps", 2, "--bf16", "false"),
+            *("--model_name_or_path", tmp_path / "two-layers", "--max_train_samples", 32),
+            *("--max_eval_samples", 4, "--max_predict_samples", 4, "--per_device_train_batch_size", 2),
+        )
+    assert results["train_loss"] > 0
+    assert ("gradient is about" in caplog.text) == (name == "paper_xxlarge")
 
 
 def test_minilm_is_saved_whole_with_a_tokenizer_of_full_length(tmp_path, in_process):

@@ -1,7 +1,10 @@
 """Continued pre-training on texts without labels: what is read, what is left out, and how tokens are masked."""
 
+import ctypes
 import hashlib
 import logging
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -343,6 +346,23 @@ class MaskAnew(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class ReturnMemory(TrainerCallback):
+    """Every five seconds, gives the pages that glibc's allocator keeps and does not use back to the system.
+
+    Rows of a stream come and go by the million, in sizes that fit no gap that others left: without this, the process
+    grows for hours. Where the C library has no `malloc_trim`, nothing happens.
+    """
+
+    def __init__(self):
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        self._last = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self._trim is not None and time.monotonic() - self._last > 5:
+            self._trim(0)
+            self._last = time.monotonic()
 
 
 class PaddingCollator:
