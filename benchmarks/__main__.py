@@ -4,7 +4,8 @@
     python -m benchmarks --full                # the figures of the page: an hour or more
     python -m benchmarks --parts encoder memory --device cuda
 
-Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full), docs/performance.md and its plots.
+Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full), docs/performance.md with its plots, and
+docs/scaling.md.
 Every part checks that both sides compute the same before it times them. Parts already measured are kept in
 outputs/bench/ until the run is done: one that was stopped goes on where it was.
 """
@@ -21,6 +22,7 @@ from benchmarks import (
     bench_inference,
     bench_memory,
     bench_mlm,
+    bench_scaling,
     bench_scoring,
     bench_space,
     bench_streaming,
@@ -30,7 +32,18 @@ from benchmarks import (
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.run_folder import write_json
 
-PARTS = ["encoder", "memory", "inference", "training", "child_tuning", "mlm", "streaming", "scoring", "space"]
+PARTS = [
+    "encoder",
+    "memory",
+    "inference",
+    "training",
+    "child_tuning",
+    "mlm",
+    "streaming",
+    "scaling",
+    "scoring",
+    "space",
+]
 
 
 def main() -> None:
@@ -65,6 +78,8 @@ def main() -> None:
         bench_mlm.measure(results, 5 if args.full else 1, device)
     if "streaming" in args.parts:
         bench_streaming.measure(results, 2_000_000 if args.full else 50_000, device)
+    if "scaling" in args.parts:
+        bench_scaling.measure(results, device)
     if "scoring" in args.parts:
         bench_scoring.measure(results, args.data_dir, args.full, device)
     if "space" in args.parts:
@@ -82,6 +97,8 @@ def main() -> None:
     earlier = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     write_json(target, earlier | results.content)
     unfinished.unlink()
+    if args.full and "scaling" in results.content:
+        bench_scaling.write(results.content, ROOT / "docs" / "scaling.md")
     print(f"\nwrote {target.relative_to(ROOT)} and {page.write(ROOT / 'docs').relative_to(ROOT)}")
 
 

@@ -11,6 +11,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from benchmarks import bench_scaling
 from trainer_ext.metrics import SEVEN_FIGURES
 
 SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
@@ -188,3 +189,16 @@ def test_the_readmes_speeds_are_those_in_results():
     training = content["training"]["sides"]["ours, float32"]
     assert f"{training['ratio']:.2f} ({training['range'][0]:.2f} to {training['range'][1]:.2f}" in readme
     assert f"takes {content['memory']['share']:.0%} of the memory" in readme
+
+
+def test_the_plan_for_larger_backbones_is_that_of_the_measured_layers(tmp_path):
+    (content,) = [
+        content
+        for path in (ROOT / "results").glob("bench-*.json")
+        if "scaling" in (content := json.loads(path.read_text(encoding="utf-8")))
+    ]
+    bench_scaling.write(content, tmp_path / "scaling.md")
+    assert (tmp_path / "scaling.md").read_text() == (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    base = bench_scaling.plan("DeBERTa-v3-base", content["scaling"])
+    assert base["trained"] == base["parameters"]
+    assert 180e6 < base["parameters"] < 190e6  # published: 184M, with a head of its own

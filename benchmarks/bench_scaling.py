@@ -1,0 +1,166 @@
+"""What larger backbones need: activation memory of a layer measured at small sizes, the rest by arithmetic.
+
+Each measurement is a process of its own, `python -m benchmarks.bench_scaling WIDTH LAYERS LENGTH`: the peak of a
+training step of 1,024 tokens in float32, beyond weights, gradients and optimizer state. Two depths give a layer's part,
+two widths and two lengths divide it into what grows with the width and what grows with heads times length.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
+from configuration_emodeberta import EmoDebertaConfig
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from trainer_ext.lora import add_lora
+from trainer_ext.run_folder import write_text
+
+TOKENS = 1024
+WIDTHS, DEPTHS, LENGTHS = (384, 768), (2, 4), (128, 512)
+HEAD_WIDTH = 64
+XXLARGE = {"hidden_size": 1536, "num_hidden_layers": 48, "conv_kernel_size": 3, "conv_act": "gelu"}
+# Recipe, its sizes, texts a step, length, LoRA's rank, activation checkpointing.
+MODELS = {
+    "DeBERTa-v3-base": ("deberta_v3_base", {"hidden_size": 768, "num_hidden_layers": 12}, 16, 256, None, False),
+    "DeBERTa-v3-large": ("deberta_v3_large", {"hidden_size": 1024, "num_hidden_layers": 24}, 8, 256, None, False),
+    "DeBERTa-v2-xxlarge": ("paper_xxlarge", XXLARGE, 1, 512, None, True),
+    "DeBERTa-v2-xxlarge, LoRA": ("xxlarge_lora", XXLARGE, 4, 256, 16, True),
+}
+ESSAYS, ESSAY_TOKENS = 1860, 99  # WASSA's training set, MiniLM's tokens
+GPU_TERAFLOPS = 40  # what a GPU of 24 GB may reach in bf16, about a quarter of its peak: an assumption
+
+
+def config(sizes: dict, vocabulary: int) -> EmoDebertaConfig:
+    """DeBERTa's options; heads of 64, feed-forward layers of four times the width."""
+    width = sizes["hidden_size"]
+    shape = {"num_attention_heads": width // HEAD_WIDTH, "intermediate_size": 4 * width, "vocab_size": vocabulary}
+    return EmoDebertaConfig(**DEBERTA | shape | sizes, num_labels=7)
+
+
+def one_step(width: int, layers: int, length: int) -> int:
+    """Peak bytes of one step, after a small one that makes gradients and optimizer state."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "num_hidden_layers": layers}
+    model = EmoDebertaForSequenceClassification(config(sizes, 1000)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+
+    def step(rows: int, length: int) -> None:
+        ids = torch.randint(5, 1000, (rows, length))
+        model(ids, torch.ones_like(ids), labels=torch.zeros(rows, dtype=torch.long)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    step(1, 8)
+    return peak_bytes(lambda: step(TOKENS // length, length), torch.device("cpu"))
+
+
+def measure(results: Results, device: torch.device) -> None:
+    """Bytes a token and layer, and their two coefficients."""
+    if device.type != "cpu" or not measures_memory(device):
+        print("\nscaling: only measured on CPU, on Linux")
+        return
+
+    def run() -> dict:
+        layers = []
+        for width in WIDTHS:
+            for length in LENGTHS:
+                peaks = [_in_a_process(width, depth, length) for depth in DEPTHS]
+                of_layer = (peaks[1] - peaks[0]) / (DEPTHS[1] - DEPTHS[0]) / TOKENS
+                layers.append({"width": width, "length": length, "bytes_a_token_and_layer": round(of_layer)})
+        design = np.array([[row["width"], row["width"] // HEAD_WIDTH * row["length"]] for row in layers], dtype=float)
+        want = np.array([row["bytes_a_token_and_layer"] for row in layers], dtype=float)
+        # Relative errors: a small width counts as much as a large one.
+        found, *_ = np.linalg.lstsq(design / want[:, None], np.ones(len(want)), rcond=None)
+        error = float(np.abs(design @ found / want - 1).max())
+        return {
+            "layers": layers,
+            "bytes_of_width": round(float(found[0]), 2),
+            "bytes_of_heads_and_length": round(float(found[1]), 2),
+            "largest_relative_error": round(error, 3),
+        }
+
+    row = results.part("scaling", {"tokens": TOKENS, "machine": machine(device)}, run)
+    print(f"\nscaling: {row['bytes_of_width']} bytes x width + {row['bytes_of_heads_and_length']} x heads x length")
+
+
+def _in_a_process(*sizes: int) -> int:
+    command = [sys.executable, "-m", "benchmarks.bench_scaling", *map(str, sizes)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def plan(name: str, coefficients: dict) -> dict[str, float]:
+    """Parameters, gigabytes and seconds by arithmetic, of one of [`MODELS`]."""
+    _, sizes, texts, length, rank, checkpointing = MODELS[name]
+    of_model = config(sizes, 128_100)
+    with torch.device("meta"):
+        model = EmoDebertaForSequenceClassification(of_model)
+        if rank is not None:
+            add_lora(model, rank)
+    everything = sum(weight.numel() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    encoder = sum(weight.numel() for name, weight in model.named_parameters() if ".layer." in name)
+    width, layers, tokens = of_model.hidden_size, of_model.num_hidden_layers, texts * length
+    pairs = of_model.num_attention_heads * length * coefficients["bytes_of_heads_and_length"]
+    of_layer = (width * coefficients["bytes_of_width"] + pairs) / 2  # bf16
+    kept = (2 * width * layers + of_layer) if checkpointing else of_layer * layers
+    flop = ESSAYS * ESSAY_TOKENS * encoder * (8 if checkpointing else 6)
+    return {
+        "parameters": everything,
+        "trained": trained,
+        "weights": 4 * everything / 1e9,
+        "bf16_weights": 2 * everything / 1e9,
+        "gradients_and_optimizer": 12 * trained / 1e9,
+        "activations": tokens * kept / 1e9,
+        "seconds_an_epoch": flop / (GPU_TERAFLOPS * 1e12),
+    }
+
+
+def write(content: dict, target: Path) -> None:
+    """docs/scaling.md from the JSON of a machine."""
+    part = content["scaling"]
+    lines = [
+        "# What larger backbones need\n",
+        "Written by `python -m benchmarks --parts scaling`; do not edit. **Nothing here was run on a GPU**: memory is "
+        "arithmetic over what one layer needs on a small model, time is operations over a rate that is assumed.\n",
+        "## Measured\n",
+        f"Bytes that a training step keeps a token and layer, {TOKENS:,} tokens a step, float32, DeBERTa-v3's options, "
+        f"the default attention (`{part['command']}`, {part['settings']['machine']['name']}):\n",
+        "| width | length | bytes a token and layer |",
+        "|---|---|---|",
+        *(f"| {row['width']} | {row['length']} | {row['bytes_a_token_and_layer']:,} |" for row in part["layers"]),
+        "",
+        f"They follow {part['bytes_of_width']:g} × width + {part['bytes_of_heads_and_length']:g} × heads × length "
+        f"within {part['largest_relative_error']:.0%}.\n",
+        "## By arithmetic\n",
+        "Gigabytes, at the batch of each recipe: weights in float32, what autocast keeps of them in bf16 at most, "
+        "gradients and AdamW's two moments in float32 (12 bytes a trained weight), activations in bf16 (half of the "
+        "above; with activation checkpointing each layer's input, and one layer whole). The allocator's own waste, a "
+        f"few tenths, comes on top. Seconds: WASSA's {ESSAYS:,} essays at {ESSAY_TOKENS} tokens, 6 operations a weight "
+        f"of the layers and token (8 with checkpointing), at {GPU_TERAFLOPS} TFLOP/s.\n",
+        "| model | recipe | batch | parameters | trained | weights | bf16 copy | gradients, optimizer | activations "
+        "| sum | seconds an epoch |",
+        f"|{'---|' * 11}",
+    ]
+    for name, (recipe, _, texts, length, *_) in MODELS.items():
+        found = plan(name, part)
+        sizes = [found[key] for key in ("weights", "bf16_weights", "gradients_and_optimizer", "activations")]
+        cells = [name, f"`recipes/{recipe}.yaml`", f"{texts} × {length}", f"{found['parameters'] / 1e6:,.0f}M"]
+        cells += [f"{found['trained'] / 1e6:,.0f}M", *(f"{size:.1f}" for size in sizes), f"{sum(sizes):.1f}"]
+        cells.append(f"{found['seconds_an_epoch']:.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "So the first two and LoRA's fit a GPU of 24 GB, the paper's own setting one of 80 GB. Several GPUs share the "
+        "texts out (`recipes/accelerate/gpus.yaml`), each with all of this; FSDP under `Trainer` is refused so far.",
+        "",
+    ]
+    write_text(target, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    print(json.dumps(one_step(*map(int, sys.argv[1:4]))))
