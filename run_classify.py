@@ -52,6 +52,7 @@ from trainer_ext.corpora import (
     bootstrap_groups,
     check_trainable,
     hold_out_fold,
+    limit_rows,
     load_corpus,
     split_off_validation,
 )
@@ -293,15 +294,7 @@ def read_corpus(
         raise InputError(f"--validation_split_percentage is {data_args.validation_split_percentage}; want 0 to 50")
     if data_args.validation_split_percentage and "validation" not in corpus.splits:
         split_off_validation(corpus, data_args.validation_split_percentage, seed)
-    for split, limit in (
-        ("train", data_args.max_train_samples),
-        ("validation", data_args.max_eval_samples),
-        ("test", data_args.max_predict_samples),
-    ):
-        if limit is not None and limit < 1:
-            raise InputError(f"the sample limit of {split} is {limit}; want at least 1")
-        if limit is not None and split in corpus.splits:
-            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+    limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
     if data_args.bagging:
         bootstrap_groups(corpus, seed)
     check_trainable(corpus)

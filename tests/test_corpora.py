@@ -16,6 +16,7 @@ from trainer_ext.corpora import (
     check_trainable,
     cross_validation_folds,
     hold_out_fold,
+    limit_rows,
     load_corpus,
     split_off_validation,
 )
@@ -379,3 +380,15 @@ def test_wassas_folds(data_dir):
     assert len(set(train["column_gender"])) > 1
     by_article = load_corpus(dataset_name="wassa2022", data_dir=data_dir, group_column="article_id")
     assert not set(by_article.splits["train"]["group"]) & set(writers)
+
+
+def test_limits_keep_the_first_rows_and_are_at_least_one(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"road {i},{'ab'[i % 2]}\n" for i in range(9)))
+    corpus = load_corpus(files={"train": str(path)}, text_column="text", label_column="label")
+    with pytest.raises(InputError, match="the sample limit of test is 0; want at least 1"):
+        limit_rows(corpus, 4, None, 0)
+    limit_rows(corpus, 4, 3, None)
+    assert corpus.splits["train"]["text"][:] == [f"road {i}" for i in range(4)]
+    limit_rows(corpus, 40, None, None)
+    assert len(corpus.splits["train"]) == 4

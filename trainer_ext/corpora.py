@@ -304,6 +304,19 @@ def check_trainable(corpus: Corpus) -> None:
             logger.warning(f"{corpus.source}: no training row has the label {name!r}; it cannot be learnt")
 
 
+def limit_rows(corpus: Corpus, train: int | None, validation: int | None, test: int | None) -> None:
+    """Keep the first so many rows of each split, in place; all where no number is given.
+
+    Raises:
+        InputError: for a number below 1.
+    """
+    for split, limit in (("train", train), ("validation", validation), ("test", test)):
+        if limit is not None and limit < 1:
+            raise InputError(f"the sample limit of {split} is {limit}; want at least 1")
+        if limit is not None and split in corpus.splits:
+            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+
+
 # ---- WASSA 2022 ---------------------------------------------------------------------------------------------------
 
 WASSA_LABELS = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
