@@ -12,6 +12,7 @@ Members that differ in more than the seed are what makes a vote better than one 
       "[CLS]": {pooling: cls, seed: 2}
       bagged: {bagging: true, child_tuning: F, seed: 3}
     cv_folds: 5                        # optional
+    tfidf: true                        # TF-IDF + logistic regression in the table, alone and as a voter; optional
 
 Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Trainings are kept
 in --members_dir by the hash of what decides their result, as run_compare.py's are. With --members, output folders of
@@ -38,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
+from baselines.tfidf import held_out_probabilities
 from trainer_ext import run_folder
 from trainer_ext.arguments import corpus_arguments
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
@@ -57,6 +59,8 @@ from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, 
 from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
 
+KEYS = ("cv_folds", "tfidf")  # of a recipe, besides what it shares and its members
+TFIDF = "TF-IDF + logistic regression"
 logger = logging.getLogger("run_fuse")
 
 
@@ -127,7 +131,7 @@ def train_members(
     """The recipe's members, trained on all training rows; what cross-validation says of their fusion; and the training
     rows' ids and texts with what members that did not see them say of them, fused. With `--plan`, says what that takes
     and trains none."""
-    settings, overrides, rest = read_variants(args.recipe, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
+    settings, overrides, rest = read_variants(args.recipe, "members", KEYS, (OWN | SHARED) - {"seed"})
     shared, folds = settings | flags, rest.get("cv_folds", 5)
     if any("program" in flags for flags in (shared, *overrides.values())):
         raise InputError(f"{args.recipe}: program is for run_compare.py; an ensemble's members are run_classify.py's")
@@ -161,7 +165,12 @@ def train_members(
     driver.train(list(whole.values()), keep_models=True)
     probabilities = np.stack([driver.collect(of_name, rows["id"][:], "test") for of_name in held_out.values()])
     names = list(whole)
-    figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion)
+    guests = {}
+    if rest.get("tfidf"):
+        guests[TFIDF] = held_out_probabilities(rows["text"][:], gold, groups, assigned, len(corpus.label_names), seed=1)
+    figures, fused = compare_fusions(
+        names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion, guests
+    )
     members = read_members([driver.path(member) / RUN for member in whole.values()], names)
     figures |= {"scored_on": f"training rows, {folds}-fold cross-validation,"}
     return members, figures, (rows["id"][:], rows["text"][:], fused)

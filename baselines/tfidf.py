@@ -7,6 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
+from tqdm.auto import tqdm
 
 from trainer_ext.errors import InputError
 
@@ -33,3 +34,31 @@ def fit_tfidf(texts: Sequence[str], classes: np.ndarray, groups: Sequence[str] |
     folds = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
     search = GridSearchCV(model, {"logisticregression__C": [0.3, 1, 3, 10, 30]}, scoring="f1_macro", cv=folds)
     return search.fit(texts, classes, groups=np.arange(len(texts)) if groups is None else groups).best_estimator_
+
+
+def held_out_probabilities(
+    texts: Sequence[str],
+    classes: np.ndarray,
+    groups: Sequence[str] | None,
+    folds: np.ndarray,
+    labels: int,
+    seed: int,
+) -> np.ndarray:
+    """`(rows, labels)`: what [`fit_tfidf`] of the other folds says of each row.
+
+    Args:
+        texts, classes, groups, seed: As for [`fit_tfidf`].
+        folds: `(rows,)`, the fold of each row.
+        labels: How many there are; one that no training row of a fold has gets 0 there.
+
+    Raises:
+        InputError: as [`fit_tfidf`].
+    """
+    texts, groups = np.asarray(texts, dtype=object), None if groups is None else np.asarray(groups)
+    found = np.zeros((len(texts), labels))
+    for fold in tqdm(np.unique(folds), desc="TF-IDF", unit="fold"):
+        held_out = folds == fold
+        of_train = None if groups is None else groups[~held_out]
+        model = fit_tfidf(texts[~held_out], classes[~held_out], of_train, seed)
+        found[np.ix_(held_out, model.classes_)] = model.predict_proba(texts[held_out])
+    return found

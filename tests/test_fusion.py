@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import run_classify
 import run_fuse
+from baselines.tfidf import fit_tfidf
 from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
 from modeling_emodeberta import EmoDebertaForSequenceClassification
@@ -31,7 +32,7 @@ from trainer_ext.calibration import (
     expected_calibration_error,
     fit_temperature,
 )
-from trainer_ext.corpora import WASSA_LABELS, Corpus, group_folds
+from trainer_ext.corpora import WASSA_LABELS, Corpus, cross_validation_folds, group_folds, load_corpus
 from trainer_ext.distillation import soften_labels, write_out_of_fold
 from trainer_ext.errors import InputError
 from trainer_ext.fusion import (
@@ -361,18 +362,29 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     shutil.copy(comparison / "mine.csv", tmp_path)
     settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
     content = {"settings": settings, "members": {"mean": {}, "[CLS]": {"pooling": "cls", "seed": 1}}, "cv_folds": 2}
+    content["tfidf"] = True
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     flags = ("--output_dir", "all", "--jobs", 2)
     done = forked.run(ROOT / "run_fuse.py", "fuse.yaml", *flags, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "4 of 4 trainings are done already" in done.stdout
+    monkeypatch.chdir(tmp_path)
     figures = json.loads((tmp_path / "all" / "fusion.json").read_text())
     assert figures["members"] == ["mean", "[CLS]"]
     assert figures["scored_on"] == "training rows, 2-fold cross-validation,"
+    table = {row["name"]: row["macro_f1"] for row in figures["variants"]}
+    corpus = load_corpus(files={"train": "mine.csv"}, text_column="body", label_column="mood", id_column="number")
+    texts, gold = corpus.splits["train"]["text"][:], corpus.classes("train")
+    held_out = cross_validation_folds(corpus, 2) == 0
+    predicted = np.zeros(len(gold), dtype=int)
+    for rows in (held_out, ~held_out):
+        model = fit_tfidf([text for text, out in zip(texts, rows, strict=True) if not out], gold[~rows], None, 1)
+        predicted[rows] = model.predict([text for text, out in zip(texts, rows, strict=True) if out])
+    assert table["TF-IDF + logistic regression"] == pytest.approx(f1_score(gold, predicted, average="macro"))
+    assert table.keys() > {"hard vote, with TF-IDF + logistic regression"}
     config = json.loads((tmp_path / "all" / "config.json").read_text())
     assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
     assert config["temperature"] == figures["temperature"] != 1
-    monkeypatch.chdir(tmp_path)
     plan = call(run_fuse.main, "fuse.yaml", "--output_dir", "again", "--plan")
     assert "2 members, 2 folds and all rows: 6 trainings, 6 of them done" in plan
     assert not (tmp_path / "again").exists()
@@ -452,6 +464,6 @@ def test_restricted_terms_are_inherited(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_fusion_recipe_is_one_and_says_how_to_run_it(path):
-    _, members, _ = read_variants(path, "members", ("cv_folds",), (OWN | SHARED) - {"seed"})
+    _, members, _ = read_variants(path, "members", run_fuse.KEYS, (OWN | SHARED) - {"seed"})
     assert len(members) > 1
     assert path.read_text(encoding="utf-8").startswith(f"# run: python run_fuse.py recipes/fuse/{path.name}")

@@ -158,6 +158,7 @@ def compare_fusions(
     folds: np.ndarray,
     labels: Sequence[str],
     kept: str,
+    guests: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict, np.ndarray]:
     """Members and rules on rows that no member was trained on.
 
@@ -169,6 +170,8 @@ def compare_fusions(
         folds: `(rows,)`, by which what is fitted is scored on other rows than those it was fitted on.
         labels: Their names.
         kept: The rule of the folder; its weights and temperature are fitted on all of the rows.
+        guests: By name, `(rows, labels)` of systems that stand in the table, alone and as a further voter, but cannot
+            be members of the folder.
 
     Returns:
         As JSON values `variants` (as [`trainer_ext.comparison.compare`] gives them, the members first), `disagreement`
@@ -178,6 +181,10 @@ def compare_fusions(
     systems = dict(zip(names, probabilities, strict=True))
     fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
     systems |= {_shown(rule): values for rule, values in fused.items()}
+    for name, values in (guests or {}).items():
+        voters = np.concatenate([probabilities, values[None]])
+        systems[name] = values
+        systems |= {f"{_shown(rule)}, with {name}": apply(rule, voters, None) for rule in ("hard", "soft")}
     weights = fit(kept, probabilities, gold)
 
     def fit_both(rows: np.ndarray) -> tuple[np.ndarray | None, float]:
