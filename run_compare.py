@@ -13,8 +13,8 @@ of baselines.mtl's:
     variants:                          # differences are to the first
       mean of the token states: {}
       "[CLS]": {pooling: cls}
-    sums:                              # further rows: a variant's probabilities summed over seeds; optional
-      "[CLS], three seeds summed": {variant: "[CLS]", seeds: [1, 2, 3]}
+    sums:                              # further rows, each of several models' summed probabilities; optional
+      "[CLS], three seeds summed": {variants: ["[CLS]"], seeds: [1, 2, 3]}
     seeds: [1]                         # optional, as are cv_folds and columns; the flags below go before them
 
 Every other flag is one of run_classify.py's (see its --help) and holds for all variants. Each training is a process
@@ -99,7 +99,10 @@ def main() -> None:
         return [one_a_fold(overrides, folds, seed, name) for seed in of_seeds]
 
     variants = {name: one_a_seed(name, seeds) for name in content["variants"]}
-    sums = {name: one_a_seed(row["variant"], row["seeds"]) for name, row in content["sums"].items()}
+    sums = {
+        name: [of_seed for variant in row["variants"] for of_seed in one_a_seed(variant, row["seeds"])]
+        for name, row in content["sums"].items()
+    }
     rows_of = variants | sums
     every = [member for of_row in rows_of.values() for of_seed in of_row for member in of_seed]
     if args.plan:
@@ -187,15 +190,20 @@ def read_comparison(path: Path) -> dict:
     defaults = {"seeds": [1], "cv_folds": 5, "columns": []}
     sums = rest.pop("sums", None) or {}
     for name, row in sums.items():
-        if not isinstance(row, dict) or row.keys() != {"variant", "seeds"} or row["variant"] not in variants:
-            raise InputError(
-                f"{path}, sums, {name}: {row!r}; want `{{variant: NAME, seeds: [N, ...]}}`, "
-                f"with a variant among {', '.join(variants)}"
-            )
         if name in variants:
             raise InputError(f"{path}, sums, {name}: a variant has this name")
-        if len(set(row["seeds"])) < max(2, len(row["seeds"])):
-            raise InputError(f"{path}, sums, {name}: seeds {row['seeds']}; want two or more, each once")
+        if not (
+            isinstance(row, dict) and row.keys() == {"variants", "seeds"} and set(row["variants"]) <= set(variants)
+        ):
+            raise InputError(
+                f"{path}, sums, {name}: {row!r}; want `{{variants: [NAME, ...], seeds: [N, ...]}}`, "
+                f"with variants among {', '.join(variants)}"
+            )
+        for key, values in row.items():
+            if len(set(values)) < len(values):
+                raise InputError(f"{path}, sums, {name}: {key} {values}; one stands twice")
+        if len(row["variants"]) * len(row["seeds"]) < 2:
+            raise InputError(f"{path}, sums, {name}: one model is no sum; want two or more")
     return {"settings": settings, "variants": variants, "sums": sums} | defaults | rest
 
 

@@ -97,7 +97,7 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     own = {"classifier_hidden_size": content["settings"].pop("classifier_hidden_size")}  # not a flag of all programs
     content["variants"] = {name: own | flags for name, flags in content["variants"].items()}
     content["variants"]["two tasks"] = {"program": "baselines.mtl", "number_targets": ["length"]}
-    content["sums"] = {"summed": {"variant": "first token", "seeds": [1, 2]}}
+    content["sums"] = {"summed": {"variants": ["first token"], "seeds": [1, 2]}}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(comparison)
     flags = ("--members_dir", tmp_path / "members", "--output_dir", tmp_path / "table")
@@ -173,8 +173,9 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}}, ("--model_name_or_path", "nowhere"), "nowhere: no config.json there"),
         ({"recipe": "gone.yaml", "variants": {"a": {}}}, (), "gone.yaml: no such recipe"),
         ({"variants": {"a": {"program": "os"}}}, (), "program 'os'; want one of run_classify, baselines.mtl"),
-        ({"variants": {"a": {}}, "sums": {"b": {"variant": "c", "seeds": [1, 2]}}}, (), "with a variant among a"),
-        ({"variants": {"a": {}}, "sums": {"b": {"variant": "a", "seeds": [1]}}}, (), "want two or more"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["c"], "seeds": [1, 2]}}}, (), "with variants among a"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1]}}}, (), "want two or more"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "one stands twice"),
     ],
 )
 def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeypatch, capsys):
