@@ -60,6 +60,8 @@ def main() -> None:
     args, rest = parser().parse_known_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     content = read_comparison(args.comparison)
+    if args.variants is not None:
+        keep_variants(content, args.variants, args.comparison)
     seeds = args.seeds or content["seeds"]
     folds = content["cv_folds"] if args.cv_folds is None else args.cv_folds
     columns = content["columns"] if args.columns is None else args.columns
@@ -170,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="folds (default: 5); 0 trains once a seed on all training rows and scores on the validation split",
     )
+    made.add_argument("--variants", nargs="+", metavar="NAME", help="only these of the file (default: all of them)")
     made.add_argument("--columns", nargs="*", help="columns of the data to break F1 down by, in errors.md")
     made.add_argument("--errors_of", metavar="VARIANT", help="the variant that errors.md is about (default: the first)")
     made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
@@ -205,6 +208,18 @@ def read_comparison(path: Path) -> dict:
         if len(row["variants"]) * len(row["seeds"]) < 2:
             raise InputError(f"{path}, sums, {name}: one model is no sum; want two or more")
     return {"settings": settings, "variants": variants, "sums": sums} | defaults | rest
+
+
+def keep_variants(content: dict, names: list[str], path: Path) -> None:
+    """Leave the other variants out, and sums that want one of them, in place.
+
+    Raises:
+        InputError: for a name that the file does not have.
+    """
+    if unknown := sorted(set(names) - set(content["variants"])):
+        raise InputError(f"--variants {unknown[0]}: {path} has {', '.join(content['variants'])}")
+    content["variants"] = {name: flags for name, flags in content["variants"].items() if name in names}
+    content["sums"] = {name: row for name, row in content["sums"].items() if set(row["variants"]) <= set(names)}
 
 
 def command() -> None:

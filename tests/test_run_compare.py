@@ -147,6 +147,16 @@ def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
     assert figures(comparison / "table") == figures(folder)
 
 
+def test_some_of_the_variants_are_a_comparison_too(compared, comparison, tmp_path, monkeypatch):
+    monkeypatch.chdir(comparison)
+    flags = ("--variants", "mean", "--output_dir", tmp_path / "table")
+    assert "2 of 2 trainings are done already" in call(run_compare.main, "mine.yaml", *flags)
+    (row,) = json.loads((tmp_path / "table" / "comparison.json").read_text())["variants"]
+    assert row["name"] == "mean"
+    with pytest.raises(InputError, match=r"--variants maen: mine\.yaml has mean, first token"):
+        call(run_compare.main, "mine.yaml", "--variants", "maen")
+
+
 def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
     monkeypatch.chdir(comparison)
     flags = ("--plan", "--seeds", 1, 2, 3, "--cv_folds", 3, "--members_dir", tmp_path)
