@@ -10,11 +10,12 @@ of baselines.mtl's:
 
     recipe: ../wassa2022.yaml          # flags that all share, a file relative to this one; optional
     settings: {num_train_epochs: 4}    # more of them, over the recipe's; optional
-    variants:                          # differences are to the first
+    variants:
       mean of the token states: {}
       "[CLS]": {pooling: cls}
     sums:                              # further rows, each of several models' summed probabilities; optional
       "[CLS], three seeds summed": {variants: ["[CLS]"], seeds: [1, 2, 3]}
+    reference: mean of the token states   # the row that differences are to; optional, the first one if not given
     seeds: [1]                         # optional, as are cv_folds and columns; the flags below go before them
 
 Every other flag is one of run_classify.py's (see its --help) and holds for all variants. Each training is a process
@@ -52,7 +53,7 @@ from trainer_ext.members import (
 from trainer_ext.plots import plot_comparison
 from trainer_ext.run_folder import command_line, write_json, write_text
 
-KEYS = ("seeds", "cv_folds", "columns", "sums")  # of the YAML file, besides what is compared
+KEYS = ("seeds", "cv_folds", "columns", "sums", "reference")  # of the YAML file, besides what is compared
 
 
 def main() -> None:
@@ -67,9 +68,10 @@ def main() -> None:
     columns = content["columns"] if args.columns is None else args.columns
     if len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {' '.join(map(str, seeds))}: one stands twice")
-    errors_of = args.errors_of or next(iter(content["variants"]))
-    if errors_of not in (systems_named := [*content["variants"], *content["sums"]]):
-        raise InputError(f"--errors_of {errors_of}: no such variant; want one of {', '.join(systems_named)}")
+    names = [*content["variants"], *content["sums"]]
+    errors_of = args.errors_of or content["reference"] or names[0]
+    if errors_of not in names:
+        raise InputError(f"--errors_of {errors_of}: no such variant; want one of {', '.join(names)}")
     shared = content["settings"] | flags_given(rest)
     if taken := sorted(OWN & shared.keys()):
         raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
@@ -106,6 +108,8 @@ def main() -> None:
         for name, row in content["sums"].items()
     }
     rows_of = variants | sums
+    if content["reference"] is not None:
+        rows_of = {content["reference"]: rows_of.pop(content["reference"])} | rows_of
     every = [member for of_row in rows_of.values() for of_seed in of_row for member in of_seed]
     if args.plan:
         print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: ", end="")
@@ -174,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--variants", nargs="+", metavar="NAME", help="only these of the file (default: all of them)")
     made.add_argument("--columns", nargs="*", help="columns of the data to break F1 down by, in errors.md")
-    made.add_argument("--errors_of", metavar="VARIANT", help="the variant that errors.md is about (default: the first)")
+    made.add_argument("--errors_of", metavar="VARIANT", help="the row that errors.md is about (default: the first)")
     made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
     made.add_argument(
         "--jobs",
@@ -190,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
 def read_comparison(path: Path) -> dict:
     """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
     settings, variants, rest = read_variants(path, "variants", KEYS, OWN | SHARED)
-    defaults = {"seeds": [1], "cv_folds": 5, "columns": []}
+    defaults = {"seeds": [1], "cv_folds": 5, "columns": [], "reference": None}
     sums = rest.pop("sums", None) or {}
     for name, row in sums.items():
         if name in variants:
@@ -207,7 +211,9 @@ def read_comparison(path: Path) -> dict:
                 raise InputError(f"{path}, sums, {name}: {key} {values}; one stands twice")
         if len(row["variants"]) * len(row["seeds"]) < 2:
             raise InputError(f"{path}, sums, {name}: one model is no sum; want two or more")
-    return {"settings": settings, "variants": variants, "sums": sums} | defaults | rest
+    content = {"settings": settings, "variants": variants, "sums": sums} | defaults | rest
+    check_reference(content, path)
+    return content
 
 
 def keep_variants(content: dict, names: list[str], path: Path) -> None:
@@ -220,6 +226,14 @@ def keep_variants(content: dict, names: list[str], path: Path) -> None:
         raise InputError(f"--variants {unknown[0]}: {path} has {', '.join(content['variants'])}")
     content["variants"] = {name: flags for name, flags in content["variants"].items() if name in names}
     content["sums"] = {name: row for name, row in content["sums"].items() if set(row["variants"]) <= set(names)}
+    check_reference(content, path)
+
+
+def check_reference(content: dict, path: Path) -> None:
+    """Raises InputError if differences are to be to a row that there is not."""
+    rows = [*content["variants"], *content["sums"]]
+    if content["reference"] not in (None, *rows):
+        raise InputError(f"{path}: reference {content['reference']!r}; want one of {', '.join(rows)}")
 
 
 def command() -> None:

@@ -97,14 +97,16 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     own = {"classifier_hidden_size": content["settings"].pop("classifier_hidden_size")}  # not a flag of all programs
     content["variants"] = {name: own | flags for name, flags in content["variants"].items()}
     content["variants"]["two tasks"] = {"program": "baselines.mtl", "number_targets": ["length"]}
-    content["sums"] = {"summed": {"variants": ["first token"], "seeds": [1, 2]}}
+    content |= {"sums": {"summed": {"variants": ["first token"], "seeds": [1, 2]}}, "reference": "summed"}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(comparison)
     flags = ("--members_dir", tmp_path / "members", "--output_dir", tmp_path / "table")
     said = call(run_compare.main, tmp_path / "more.yaml", *flags)
     assert "4 of 8 trainings are done already" in said
     table = json.loads((tmp_path / "table" / "comparison.json").read_text())["variants"]
-    assert [row["name"] for row in table] == ["mean", "first token", "two tasks", "summed"]
+    assert [row["name"] for row in table] == ["summed", "mean", "first token", "two tasks"]
+    assert ["difference" in row for row in table] == [False, True, True, True]
+    table = [*table[1:], table[0]]
     assert table[1]["macro_f1"] == json.loads((folder / "comparison.json").read_text())["variants"][1]["macro_f1"]
     assert len(table[3]["members"]) == 4
     assert table[3]["members"][:2] == table[1]["members"]
@@ -186,6 +188,7 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["c"], "seeds": [1, 2]}}}, (), "with variants among a"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1]}}}, (), "want two or more"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "one stands twice"),
+        ({"variants": {"a": {}}, "reference": "b"}, (), "mine.yaml: reference 'b'; want one of a"),
     ],
 )
 def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeypatch, capsys):
