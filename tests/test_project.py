@@ -5,6 +5,7 @@ import configparser
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -202,3 +203,10 @@ def test_the_plan_for_larger_backbones_is_that_of_the_measured_layers(tmp_path):
     base = bench_scaling.plan("DeBERTa-v3-base", content["scaling"])
     assert base["trained"] == base["parameters"]
     assert 180e6 < base["parameters"] < 190e6  # published: 184M, with a head of its own
+
+
+def test_the_page_of_results_is_that_of_their_json():
+    made = runpy.run_path(str(ROOT / "results" / "page.py"))
+    content = made["comparisons"]()
+    assert made["page"](content) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert all(row["command"].startswith("python run_compare.py ") for row in content.values())
