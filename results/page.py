@@ -38,14 +38,14 @@ def page(found: dict[str, dict]) -> str:
     """docs/results.md."""
     lines = [
         "# Results\n",
-        "Written by `python results/page.py` from the JSON files in `results/`; do not edit. The paper's figures are of "
-        "DeBERTa-v2-xxlarge (1.5B parameters) on WASSA 2022's test set; ours of MiniLM (22M) by writer-grouped "
+        "Written by `python results/page.py` from the JSON files in `results/`; do not edit. The paper's figures are "
+        "of DeBERTa-v2-xxlarge (1.5B parameters) on WASSA 2022's test set; ours of MiniLM (22M) by writer-grouped "
         "cross-validation over the 1,860 training essays, so the levels cannot be compared, only what an ingredient "
         "brings. Intervals (95%) and p (Holm-corrected within a comparison) are about the trained models at hand; one "
         "seed says little about another.\n",
         "## What each ingredient brings\n",
-        f"The paper: macro F1 {PAPER:.3f} less that without the ingredient. Ours: plain fine-tuning with the ingredient "
-        "less without.\n",
+        f"The paper: macro F1 {PAPER:.3f} less that without the ingredient. Ours: plain fine-tuning with the "
+        "ingredient less without.\n",
         "| ingredient | paper | ours | over plain | p | seeds |",
         "|---|---|---|---|---|---|",
     ]
