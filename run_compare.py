@@ -8,7 +8,7 @@
 The YAML file names what is compared; each variant is a set of run_classify.py's flags, or, with the key `program`,
 of baselines.mtl's:
 
-    recipe: ../wassa2022.yaml          # flags that all share, a file relative to this one; optional
+    recipe: ../plain.yaml              # flags that all share, a file relative to this one; optional
     settings: {num_train_epochs: 4}    # more of them, over the recipe's; optional
     variants:
       mean of the token states: {}

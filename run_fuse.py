@@ -5,7 +5,7 @@
 
 Members that differ in more than the seed are what makes a vote better than one model. A recipe trains them:
 
-    recipe: ../wassa2022.yaml          # flags of run_classify.py that all share, relative to this file; optional
+    recipe: ../plain.yaml              # flags of run_classify.py that all share, relative to this file; optional
     settings: {num_train_epochs: 4}    # more of them; optional
     members:
       mean: {}

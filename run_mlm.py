@@ -8,7 +8,7 @@ token, 10% unchanged, on GoEmotions and XED. Examples:
     python run_mlm.py --model_name_or_path outputs/mlm --train_file more.parquet --streaming --max_steps 20000 \\
         --output_dir outputs/mlm-more
     accelerate launch run_mlm.py recipes/mlm.yaml
-    python run_classify.py recipes/wassa2022.yaml --model_name_or_path outputs/mlm
+    python run_classify.py recipes/plain.yaml --model_name_or_path outputs/mlm
 
 The output folder opens in AutoModelForMaskedLM, AutoModel and pipeline("fill-mask"), with trust_remote_code=True; it
 holds perplexity and masked accuracy (all_results.json), their curve, and what was left out of the corpus and why. A run

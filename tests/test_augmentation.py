@@ -423,7 +423,7 @@ def test_a_stage_takes_no_flags_of_a_file(in_process, small_data):
 @pytest.mark.realdata
 def test_the_recipe_with_balanced_augmentation(in_process, data_dir, tmp_path):
     results = in_process(
-        *(ROOT / "recipes" / "wassa2022.yaml", "--augmentation", "BA", "--transfer_datasets", *BOTH, "--max_steps", 2),
+        *(ROOT / "recipes" / "plain.yaml", "--augmentation", "BA", "--transfer_datasets", *BOTH, "--max_steps", 2),
         *("--data_dir", data_dir, "--max_eval_samples", 8, "--max_predict_samples", 8),
     )
     assert results["train_rows"] == 1860 + 2800
