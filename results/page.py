@@ -7,6 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
+from trainer_ext.comparison import score_cells
+
 ROOT = Path(__file__).resolve().parents[1]
 # Li et al. 2022, Tables 1 and 3: macro F1 on WASSA 2022's test set.
 PAPER = 0.698
@@ -58,9 +60,7 @@ def page(found: dict[str, dict]) -> str:
         seeds = ", ".join(map(str, found[folder]["seeds"]))
         for row in found[folder]["variants"]:
             if row["name"] in names:
-                low, high = row["difference"]["interval"]
-                gain = f"{row['difference']['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})"
-                cells = [ingredient, brings, row["name"], gain, f"{row['difference']['p_holm']:.3f}", seeds]
+                cells = [ingredient, brings, row["name"], *score_cells(row)[2:], seeds]
                 lines.append(f"| {' | '.join(cells)} |")
                 ingredient = brings = ""
     lines += ["", "## Every comparison\n"]
@@ -73,14 +73,7 @@ def page(found: dict[str, dict]) -> str:
             "| | macro F1 | difference | p |",
             "|---|---|---|---|",
         ]
-        for row in content["variants"]:
-            low, high = row["interval"]
-            cells = [row["name"], f"{row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", "", ""]
-            if "difference" in row:
-                low, high = row["difference"]["interval"]
-                cells[2] = f"{row['difference']['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})"
-                cells[3] = f"{row['difference']['p_holm']:.3f}"
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += [f"| {' | '.join(score_cells(row))} |" for row in content["variants"]]
         lines.append("")
     return "\n".join(lines)
 

@@ -176,6 +176,17 @@ def _numeric_first(value: str) -> tuple:
 # ---- Pages --------------------------------------------------------------------------------------------------------
 
 
+def score_cells(row: dict) -> list[str]:
+    """Of a row of [`compare`]: name, macro F1 and difference with their intervals, p; the first has no difference."""
+    low, high = row["interval"]
+    cells = [row["name"], f"{row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", "", ""]
+    if "difference" in row:
+        found = row["difference"]
+        low, high = found["interval"]
+        cells[2:] = [f"{found['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})", f"{found['p_holm']:.3f}"]
+    return cells
+
+
 def comparison_page(content: dict) -> str:
     """The comparison as Markdown, from its JSON."""
     seeds = ", ".join(map(str, content["seeds"]))
@@ -192,12 +203,7 @@ def comparison_page(content: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in content["variants"]:
-        low, high = row["interval"]
-        cells = [row["name"], f"{row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", "", ""]
-        if "difference" in row:
-            found = row["difference"]
-            low, high = found["interval"]
-            cells[2:] = [f"{found['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})", f"{found['p_holm']:.3f}"]
+        cells = score_cells(row)
         values = row["macro_f1_by_seed"]
         cells.append(f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else "")
         minutes = row["minutes_a_training"]
