@@ -584,7 +584,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         rows = relative_rows(length, span, self.position_buckets, self.max_relative_positions, hidden_states.device)
         if torch.compiler.is_compiling():
             return rows, [self.get_rel_embedding()] * len(self.layer)
-        if self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled() or self._is_sharded():
             reach = min(length, span)  # no bucket lies further from 0 than its distance
             positions = self.get_rel_embedding()[span - reach : span + reach]
             return rows - (span - reach), [positions] * len(self.layer)
@@ -594,6 +594,10 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             made = [layer.attention.self.project_positions(positions) for layer in self.layer]
             self._projected = (state, weights, made)
         return rows, self._projected[2]
+
+    def _is_sharded(self) -> bool:
+        """Whether a layer's weights are whole only while it runs (FSDP2's `DTensor`)."""
+        return hasattr(next(self.layer.parameters()), "full_tensor")
 
     def _projection_state(self) -> tuple[tuple | None, list[torch.Tensor]]:
         """What tells whether kept projections are still true; `None` where it cannot be told."""

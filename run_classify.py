@@ -17,7 +17,6 @@ and two plots. A run that was killed goes on from its last checkpoint when it is
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +63,7 @@ from trainer_ext.metrics import EmotionMetric
 from trainer_ext.model_card import write_model_card
 from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
 from trainer_ext.sampling import TokenBudgetTrainer
+from trainer_ext.sharding import CheckpointsWithoutCode, check_sharding, is_sharded, join_shards
 from trainer_ext.warm_start import load_tokenizer, warm_start
 
 logger = logging.getLogger("run_classify")
@@ -109,6 +109,8 @@ def main() -> None:
         "training data": run_folder.digest(corpus.splits["train"].remove_columns("id").to_list()),
         "number of processes": args.world_size,
     }
+    if is_sharded(args):
+        settings["sharded"] = True
     run_folder.check_usable(output_dir, settings, run_args.overwrite_output_dir)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
@@ -150,6 +152,7 @@ def main() -> None:
         eval_dataset=encoded["validation"] if has_validation else None,
         processing_class=tokenizer,
         tokens_per_batch=run_args.tokens_per_batch,
+        callbacks=[CheckpointsWithoutCode()],
         compute_metrics=lambda prediction: metric.compute(
             predictions=decide(prediction.predictions, corpus), references=as_classes(prediction.label_ids, corpus)
         ),
@@ -165,6 +168,8 @@ def main() -> None:
     hint = " (--bf16 false for float32)" if args.bf16 else ""
     logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}{hint}")
     trained = trainer.train(resume_from_checkpoint=resume)
+    if is_sharded(args):
+        join_shards(trainer)
     if run_args.select == "average":
         trainer.accelerator.wait_for_everyone()  # the last checkpoint may still be written
         paths = run_folder.checkpoints(output_dir)[-run_args.average_epochs :]
@@ -239,8 +244,10 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
             "this script always trains, then evaluates and predicts; to predict alone, load the folder with "
             'pipeline("text-classification", …)'
         )
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
-        raise InputError("FSDP is not supported yet; use DDP (accelerate launch --multi_gpu)")
+    if is_sharded(args):
+        check_sharding(args)
+        if model_args.lora_rank is not None:
+            raise InputError("--lora_rank under FSDP is not supported; its gradients and moments fit one GPU")
     if run_args.select == "average" and model_args.lora_rank is not None:
         raise InputError("--select average is of weights; the mean of low-rank factors is another model's")
     if run_args.select == "average" and args.save_only_model:

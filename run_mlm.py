@@ -45,6 +45,7 @@ from trainer_ext.pretraining import (
     masked_scores,
 )
 from trainer_ext.sampling import TokenBudgetTrainer
+from trainer_ext.sharding import is_sharded
 from trainer_ext.warm_start import load_tokenizer, warm_start
 
 logger = logging.getLogger("run_mlm")
@@ -190,6 +191,8 @@ def complete_arguments(
     args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
+    if is_sharded(args):
+        raise InputError("FSDP is not supported here, where the word embeddings also make the logits; use DDP")
     if data_args.streaming and args.max_steps <= 0:
         raise InputError("--streaming does not know how long the corpus is; give --max_steps")
     if data_args.streaming and data_args.tokens_per_batch is not None:

@@ -153,10 +153,15 @@ def write(content: dict, target: Path) -> None:
         cells += [f"{found['trained'] / 1e6:,.0f}M", *(f"{size:.1f}" for size in sizes), f"{sum(sizes):.1f}"]
         cells.append(f"{found['seconds_an_epoch']:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
+    xxlarge = plan("DeBERTa-v2-xxlarge", part)
+    shared = (xxlarge["weights"] + xxlarge["gradients_and_optimizer"]) / 2
     lines += [
         "",
         "So the first two and LoRA's fit a GPU of 24 GB, the paper's own setting one of 80 GB. Several GPUs share the "
-        "texts out (`recipes/accelerate/gpus.yaml`), each with all of this; FSDP under `Trainer` is refused so far.",
+        "texts out (`recipes/accelerate/gpus.yaml`), each with all of this; or weights, gradients and moments too "
+        f"(`recipes/accelerate/fsdp2.yaml`): the paper's setting on two is {shared:.1f} a GPU and one layer, or the "
+        f"embeddings, whole; at the end of training {shared + xxlarge['weights']:.1f}, since every GPU evaluates a "
+        "whole copy.",
         "",
     ]
     write_text(target, "\n".join(lines))

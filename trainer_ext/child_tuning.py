@@ -434,7 +434,7 @@ class ChildTuningArguments(TrainingArguments):
 
 
 class ChildTuningTrainer(Trainer):
-    """A `Trainer` of a [`ChildNetwork`]: single device, DDP, bf16 and fp16, accumulation, clipping, any optimizer.
+    """A `Trainer` of a [`ChildNetwork`]: one device, DDP, FSDP2, bf16 and fp16, accumulation, clipping, any optimizer.
 
     The hooks run after accumulation, all-reduce, unscaling and clipping. A step that mixed precision skips moves no
     other mask. With `p = 1` the run is bit-identical to `Trainer`'s. D's masks are found before the first step, with
@@ -504,12 +504,13 @@ class ChildTuningTrainer(Trainer):
             self._child.save(os.path.join(output_dir, self._masks_name()))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        # Its masks first: to make room for a sharded optimizer's state, torch takes an empty step.
         if checkpoint is not None and self._child.active and self._child.variant == "D":
             path = os.path.join(checkpoint, self._masks_name())
             if not os.path.exists(path):
                 raise ValueError(f"{path}: missing; Child-Tuning D cannot go on from a checkpoint without its child")
             self._child.load(path)
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _masks_name(self) -> str:
         """One file for all processes; where they hold shards, one each."""

@@ -36,7 +36,7 @@ _OUTPUTS = (
     "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "training_args.json", "*token*",
     "vocab.txt", "spm.model",
 )  # fmt: skip
-_RESUMABLE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+_RESUMABLE = ("model.safetensors", "scheduler.pt", "trainer_state.json")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,7 +113,9 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """`Trainer` writes the state last; a cut-off state is no JSON, cut-off weights have no whole header."""
     try:
-        if not all((checkpoint / name).stat().st_size for name in _RESUMABLE):
+        sharded = (checkpoint / "pytorch_model_fsdp.bin").exists()
+        optimizer = "optimizer.bin" if sharded else "optimizer.pt"
+        if not all((checkpoint / name).stat().st_size for name in (*_RESUMABLE, optimizer)):
             return False
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         with safe_open(checkpoint / "model.safetensors", framework="pt"):
