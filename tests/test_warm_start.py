@@ -1,7 +1,10 @@
+import csv
+
 import pytest
 import torch
-from conftest import TINY, XXLARGE_STYLE
+from conftest import ESSAYS, TINY, XXLARGE_STYLE
 from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     BertForSequenceClassification,
     BertModel,
@@ -9,12 +12,24 @@ from transformers import (
     DebertaV2ForMaskedLM,
     DebertaV2ForSequenceClassification,
     DebertaV2Model,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
     ElectraConfig,
     ElectraForPreTraining,
     ElectraModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
+    RobertaTokenizer,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+    pipeline,
 )
 
-from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
+from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification, EmoDebertaModel
 from trainer_ext import warm_start as module
 from trainer_ext.errors import InputError
 from trainer_ext.warm_start import resolve_checkpoint, warm_start
@@ -66,6 +81,93 @@ def test_electra_computes_the_same_at_step_0(kind, batch, tmp_path):
     kind(ElectraConfig(**shape, hidden_size=32, embedding_size=16)).save_pretrained(tmp_path / "two")
     with pytest.raises(InputError, match="its embeddings are 16 wide, its layers 32; want an ELECTRA of one width"):
         warm_start(str(tmp_path / "two"))
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 600,
+}
+DISTILBERT = DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=600, max_position_embeddings=40)
+ROBERTA = {**SHAPE, "max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+RELATIVES = [
+    (RobertaModel, RobertaConfig(**ROBERTA)),
+    (RobertaForSequenceClassification, RobertaConfig(**ROBERTA, num_labels=3)),
+    (XLMRobertaModel, XLMRobertaConfig(**ROBERTA)),
+    (DistilBertModel, DISTILBERT),
+    (DistilBertForSequenceClassification, DISTILBERT),
+]
+
+
+@pytest.mark.parametrize("relative_attention", [False, True])
+@pytest.mark.parametrize(("kind", "config"), RELATIVES)
+def test_berts_relatives_compute_the_same_at_step_0(relative_attention, kind, config, tmp_path):
+    torch.manual_seed(0)
+    library = kind(config).eval()
+    library.save_pretrained(tmp_path / "library")
+    options = {"relative_attention": relative_attention, "num_labels": 3, "classifier_hidden_size": 32}
+    warm_start(str(tmp_path / "library"), **options).save_pretrained(tmp_path / "ours")
+    ours = EmoDebertaForSequenceClassification.from_pretrained(tmp_path / "ours").eval()
+    assert ours.config.max_position_embeddings == 40
+    ids = torch.randint(5, 600, (3, 40))
+    mask = torch.ones_like(ids)
+    mask[1, 20:] = mask[2, 3:] = 0
+    ids[mask == 0] = config.pad_token_id
+    with torch.no_grad():
+        difference = ours.deberta(ids, mask)[0] - library.base_model(ids, mask)[0]
+    assert difference[mask.bool()].abs().max() < 1e-5
+    if kind is RobertaForSequenceClassification:  # of the same shape, but who knows the order of its labels
+        assert not torch.equal(ours.classifier.out_proj.weight, library.classifier.out_proj.weight)
+        assert not torch.equal(ours.classifier.dense.weight, library.classifier.dense.weight)
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_roberta_and_its_byte_pairs_are_a_backbone(in_process, tmp_path):
+    texts = {row["id"]: row["text"] for row in rows_of(ESSAYS)}
+    inner = ByteLevelBPETokenizer()
+    inner.train_from_iterator(
+        texts.values(), vocab_size=600, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
+    (tmp_path / "files").mkdir()
+    vocabulary, merges = inner.save_model(str(tmp_path / "files"))
+    RobertaTokenizer(vocabulary, merges).save_pretrained(tmp_path / "roberta")
+    RobertaModel(RobertaConfig(**ROBERTA)).save_pretrained(tmp_path / "roberta")
+    flags = ("--train_file", ESSAYS, "--split_column_name", "split", "--id_column_name", "id", "--max_steps", 2)
+    in_process("--model_name_or_path", tmp_path / "roberta", *flags)
+    one = pipeline("text-classification", model=str(tmp_path / "out"), trust_remote_code=True)
+    row = rows_of(tmp_path / "out" / "predictions.tsv")[0]
+    best = max(float(row[name]) for name in one.model.config.label2id)
+    assert one(texts[row["id"]], truncation=True)[0]["score"] == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [(RobertaForMaskedLM, RobertaConfig(**ROBERTA)), (DistilBertForMaskedLM, DISTILBERT)]
+)
+def test_heads_for_masked_words_of_berts_relatives_are_taken_over(kind, config, tmp_path):
+    torch.manual_seed(0)
+    library = kind(config).eval()
+    with torch.no_grad():
+        for name, weight in library.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_()
+    library.save_pretrained(tmp_path)
+    ours = warm_start(str(tmp_path), EmoDebertaForMaskedLM).eval()
+    assert not ours.drawn_anew
+    ids = torch.randint(5, 600, (3, 40))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, library(ids).logits, rtol=0, atol=1e-5)
+
+
+def test_roberta_from_scratch_has_no_position_that_no_token_has(tmp_path):
+    RobertaModel(RobertaConfig(**ROBERTA)).save_pretrained(tmp_path)
+    fresh = warm_start(str(tmp_path), from_scratch=True)
+    assert fresh.deberta.embeddings.position_embeddings.num_embeddings == fresh.config.max_position_embeddings == 40
 
 
 @pytest.mark.parametrize("relative_attention", [False, True])

@@ -1,4 +1,4 @@
-"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT, MiniLM, ELECTRA, its own, or none."""
+"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT and its relatives, its own, or none."""
 
 import importlib.util
 import logging
@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import get_session
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -56,19 +57,43 @@ PINNED = {
 # Heads that other models keep beside the encoder; dropped, and said.
 _OTHER_HEADS = (
     *("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs."),
-    *("discriminator_predictions.", "generator_predictions.", "generator_lm_head."),
+    *("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "lm_head."),
+    *("pre_classifier.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
 )
 # Besides, buffers, and a twin of the word embeddings that Microsoft's training code left in some checkpoints.
 _NOT_READ = (*_OTHER_HEADS, "embeddings.position_", "embeddings.word_embeddings._weight")
-# Model types whose encoder is BERT's, under BERT's names.
-_BERT_SHAPED = ("bert", "electra")
-_BERT_TO_DEBERTA = {r"^(bert|electra)\.": ""} | {
-    rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")
+# Model types whose encoder is BERT's, and how their names become DeBERTa's.
+_PROJECTIONS = {rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")}
+_ROBERTA = {r"^roberta\.": ""} | _PROJECTIONS
+_BERT_SHAPED = {
+    "bert": {r"^bert\.": ""} | _PROJECTIONS,
+    "electra": {r"^electra\.": ""} | _PROJECTIONS,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": {
+        r"^distilbert\.": "",
+        r"transformer\.layer\.": "encoder.layer.",
+        r"attention\.q_lin\.": "attention.self.query_proj.",
+        r"attention\.k_lin\.": "attention.self.key_proj.",
+        r"attention\.v_lin\.": "attention.self.value_proj.",
+        r"attention\.out_lin\.": "attention.output.dense.",
+        r"sa_layer_norm\.": "attention.output.LayerNorm.",
+        r"ffn\.lin1\.": "intermediate.dense.",
+        r"ffn\.lin2\.": "output.dense.",
+        r"output_layer_norm\.": "output.LayerNorm.",
+    },
 }
-# BERT's head for masked words, and the one the library makes for DeBERTa under `legacy=True`: the same layers.
+# The heads for masked words of BERT, RoBERTa and DistilBERT, and the one the library makes for DeBERTa under
+# `legacy=True`: the same layers.
 _TO_LM_HEAD = {
     r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
     r"^cls\.predictions\.bias$": "lm_predictions.lm_head.bias",
+    r"^lm_head\.dense\.": "lm_predictions.lm_head.dense.",
+    r"^lm_head\.layer_norm\.": "lm_predictions.lm_head.LayerNorm.",
+    r"^lm_head\.bias$": "lm_predictions.lm_head.bias",
+    r"^vocab_transform\.": "lm_predictions.lm_head.dense.",
+    r"^vocab_layer_norm\.": "lm_predictions.lm_head.LayerNorm.",
+    r"^vocab_projector\.bias$": "lm_predictions.lm_head.bias",
 }
 
 
@@ -136,13 +161,14 @@ def warm_start(
     """Build `model_class` from a checkpoint.
 
     - `deberta-v2` (v2 and v3; v2-xxlarge's convolution included): same parameter names, loaded as they are.
-    - `bert` (BERT, MiniLM) and `electra` (base and large; the small one's narrow embeddings have no place here):
-      renamed; computes the same function at step 0. With `relative_attention=True` too: the position projections start
-      at zero and the query projection is multiplied by sqrt(3), since DeBERTa divides the scores by
-      sqrt(d * (1 + |c2p| + |p2c|)).
+    - `bert` (BERT, MiniLM), `roberta`, `xlm-roberta`, `distilbert` and `electra` (base and large; the small one's
+      narrow embeddings have no place here): renamed; computes the same function at step 0. With
+      `relative_attention=True` too: the position projections start at zero and the query projection is multiplied by
+      sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
     - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
-    - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT is taken over. One beside `mask_predictions` is
-      not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never used.
+    - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT's relatives is taken over. One beside
+      `mask_predictions` is not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never
+      used.
     - `from_scratch`: the configuration alone, weights drawn anew (the paper's "w/o PLM" row).
 
     Args:
@@ -168,6 +194,7 @@ def warm_start(
     config = _emodeberta_config(source, name_or_path, config_overrides)
     if from_scratch:
         logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
+        config.max_position_embeddings -= _first_position(source)
         model = model_class(config)
         model.drawn_anew = set()
         return model
@@ -175,7 +202,7 @@ def warm_start(
     fresh = ["classifier.", "lm_predictions."]  # parameters that may be missing from the checkpoint, by prefix
     renames = dict(_TO_LM_HEAD) if model_class is EmoDebertaForMaskedLM else {}
     if source.model_type in _BERT_SHAPED:
-        renames |= _BERT_TO_DEBERTA
+        renames |= _BERT_SHAPED[source.model_type]
         if config.relative_attention:
             fresh += ["encoder.rel_embeddings.", "encoder.LayerNorm.", ".pos_key_proj.", ".pos_query_proj."]
     try:
@@ -204,10 +231,15 @@ def warm_start(
             model.drawn_anew.add("lm_predictions.lm_head")
         if any(module.startswith("lm_predictions") for module in model.drawn_anew):
             logger.info(f"{name_or_path}: no usable head for masked words; a new one is tied to the word embeddings")
-    if source.model_type == "emodeberta" and source.id2label != config.id2label and hasattr(model, "classifier"):
+    others_head = source.model_type == "emodeberta" and source.id2label != config.id2label
+    if source.model_type in _BERT_SHAPED:  # RoBERTa's has the names of ours; nobody knows in which order its labels are
+        others_head = "classifier.out_proj" not in model.drawn_anew
+    if others_head and hasattr(model, "classifier"):
         logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
         model.classifier = type(model.classifier)(config)
         model.classifier.apply(model._init_weights)
+    if first := _first_position(source):
+        _count_positions_from_0(model, first)
     if source.model_type in _BERT_SHAPED and config.relative_attention:
         _keep_function_under_relative_attention(model)
     return model
@@ -293,17 +325,30 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
             "relative_attention": False,
             "position_biased_input": True,
         }
+        if source.model_type == "distilbert":  # other names for the same, no token types, a fixed epsilon
+            fields |= {
+                "hidden_size": source.dim,
+                "num_hidden_layers": source.n_layers,
+                "num_attention_heads": source.n_heads,
+                "intermediate_size": source.hidden_dim,
+                "hidden_act": source.activation,
+                "hidden_dropout_prob": source.dropout,
+                "attention_probs_dropout_prob": source.attention_dropout,
+                "type_vocab_size": 0,
+                "layer_norm_eps": 1e-12,
+            }
         if overrides.get("relative_attention"):
             fields |= {
                 "pos_att_type": ["c2p", "p2c"],
                 "position_buckets": 256,
                 "share_att_key": False,
                 "norm_rel_ebd": "layer_norm",
+                "max_relative_positions": source.max_position_embeddings - _first_position(source),
             }
     elif source.model_type not in ("deberta-v2", "emodeberta"):
         raise InputError(
-            f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), bert (BERT, MiniLM), electra "
-            "(base, large) or emodeberta"
+            f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), {', '.join(_BERT_SHAPED)} "
+            "or emodeberta"
         )
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "problem_type"):
         fields.pop(key, None)
@@ -344,6 +389,21 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[s
 def _module(key: str, prefix: str) -> str:
     """`deberta.encoder.layer.3.attention.self.pos_key_proj.weight` as `encoder.layer.*.attention.self.pos_key_proj`."""
     return re.sub(r"\.\d+\.", ".*.", key.removeprefix(f"{prefix}.")).rpartition(".")[0]
+
+
+def _first_position(source: PretrainedConfig) -> int:
+    """Of a text's first token: RoBERTa counts from the token after padding's number on."""
+    return source.pad_token_id + 1 if source.model_type in ("roberta", "xlm-roberta") else 0
+
+
+@torch.no_grad()
+def _count_positions_from_0(model: PreTrainedModel, first: int) -> None:
+    """Drop the rows of positions that no token has."""
+    embeddings = model.base_model.embeddings
+    rows = embeddings.position_embeddings.weight[first:].clone()
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(rows, freeze=False)
+    embeddings.position_ids = embeddings.position_ids[:, : len(rows)]
+    model.config.max_position_embeddings = len(rows)
 
 
 @torch.no_grad()
