@@ -23,7 +23,7 @@ from scipy.special import softmax
 from scipy.stats import pearsonr
 from torch import nn
 from torch.nn import functional as F
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from modeling_emodeberta import EmoDebertaModel
 from trainer_ext import run_folder
@@ -33,7 +33,7 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.metrics import EmotionMetric
 from trainer_ext.warm_start import load_tokenizer, warm_start
 
-from .training import begin, train_and_report
+from .training import begin, train_and_report, trainer_arguments
 
 logger = logging.getLogger("baselines.mtl")
 
@@ -210,15 +210,7 @@ def main() -> None:
         scores = metric.compute(predictions=logits.argmax(axis=1), references=labels)
         return scores | correlations(numbers, targets, names)
 
-    trainer = Trainer(
-        model=model,
-        args=args,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded.get("validation"),
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics,
-    )
+    trainer = Trainer(**trainer_arguments(args, model, tokenizer, encoded), compute_metrics=compute_metrics)
 
     def save(folder: Path, predictions: dict) -> None:
         save_file(trainer.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})

@@ -21,7 +21,6 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
@@ -33,7 +32,7 @@ from trainer_ext.arguments import DataArguments, RecipeParser
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.metrics import EmotionMetric
 
-from .training import begin, train_and_report
+from .training import begin, train_and_report, trainer_arguments
 
 
 @dataclass
@@ -152,12 +151,7 @@ def main() -> None:
         weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
     metric = EmotionMetric(corpus.label_names)
     trainer = LabelNameTrainer(
-        model=model,
-        args=args,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded.get("validation"),
-        processing_class=tokenizer,
+        **trainer_arguments(args, model, tokenizer, encoded),
         names=name_tokens(tokenizer, corpus.label_names),
         class_weights=weights,
         compute_metrics=lambda prediction: metric.compute(

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from torch.nn import Module
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from trainer_ext import run_folder
 from trainer_ext.arguments import DataArguments, corpus_arguments, training_settings
@@ -45,6 +46,20 @@ def begin(
     }
     run_folder.check_usable(output_dir, settings, model_args.overwrite_output_dir)
     return corpus, output_dir, settings
+
+
+def trainer_arguments(
+    args: TrainingArguments, model: Module, tokenizer: PreTrainedTokenizerBase, encoded: dict
+) -> dict[str, Any]:
+    """What a `Trainer` is made of: padding to the longest of a batch, the splits of `encoded`."""
+    return {
+        "model": model,
+        "args": args,
+        "data_collator": DataCollatorWithPadding(tokenizer),
+        "train_dataset": encoded["train"],
+        "eval_dataset": encoded.get("validation"),
+        "processing_class": tokenizer,
+    }
 
 
 def train_and_report(
