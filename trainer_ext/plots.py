@@ -89,6 +89,8 @@ def plot_pretraining(source: Path, target: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     loss_axes.set(xlabel="step", ylabel="loss")
     perplexity_axes.set(ylabel="perplexity", yscale="log")
+    perplexity_axes.yaxis.set_major_formatter("{x:g}")
+    perplexity_axes.yaxis.set_minor_formatter("{x:g}")
     if loss_axes.lines or perplexity_axes.lines:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(target, dpi=150)
@@ -106,7 +108,8 @@ def plot_reliability(source: Path, target: Path) -> None:
         points = [(part["confidence"], part["accuracy"], 12 + 120 * part["rows"] / most) for part in bins]
         what = f"{name} the temperature" if len(content) > 1 else name
         label = f"{what}: error {figures['expected_calibration_error']:.3f}"
-        axes.scatter(*zip(*points, strict=True), color=color, alpha=0.7, label=label)
-    axes.set(xlabel="probability of the predicted class", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(loc="upper left", frameon=False)
+        axes.scatter(*zip(*points, strict=True), color=color, alpha=0.7, label=label, clip_on=False, zorder=3)
+    axes.set(xlabel="probability of the predicted class (area: rows)", ylabel="share that is right")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    figure.legend(loc="outside upper center", frameon=False)
     figure.savefig(target, dpi=150)
