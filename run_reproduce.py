@@ -31,10 +31,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from trainer_ext.arguments import read_recipe
 from trainer_ext.corpora import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
+from trainer_ext.metrics import EmotionMetric
+from trainer_ext.report import read_rows
 from trainer_ext.run_folder import RESULTS, command_line, file_digest, lock, write_json
+from trainer_ext.significance import bootstrap_macro_f1
 
 ROOT = Path(__file__).resolve().parent
 KEYS = {"minutes_on", "stages", "submission_dir", "submission"}
@@ -104,7 +109,8 @@ def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
 
 
 def collect_submission(folder: Path, files: dict[str, str]) -> None:
-    """Copy each model's predictions_EMO.tsv into `folder`, with submission.json that says whose they are.
+    """Copy each model's predictions_EMO.tsv into `folder`, with submission.json that says whose they are, and how good
+    the models are on labelled validation rows.
 
     Raises:
         InputError: if a line is no label, or the files have different numbers of lines.
@@ -128,10 +134,22 @@ def collect_submission(folder: Path, files: dict[str, str]) -> None:
         shutil.copyfile(Path(source) / "predictions_EMO.tsv", partial)
         partial.replace(folder / name)
         found[name] = {"model": source, "rows": rows[name], "sha256": file_digest(folder / name)}
+        found[name]["validation"] = validation_figures(Path(source))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     content = {"command": command_line(), "commit": commit.stdout.strip() or None, "files": found}
     write_json(folder / "submission.json", content)
     logger.info(f"submission: {', '.join(found)} in {folder}/")
+
+
+def validation_figures(folder: Path) -> dict[str, float | int]:
+    """The seven figures of a model's validation rows, macro F1's 95% interval over writers, and how many rows."""
+    rows = [row for row in read_rows(folder) if row["split"] == "validation" and row["gold"]]
+    if not rows:
+        return {}
+    gold, predicted = ([WASSA_LABELS.index(row[name]) for row in rows] for name in ("gold", "predicted"))
+    figures = EmotionMetric(WASSA_LABELS).compute(predictions=predicted, references=gold)
+    low, high = bootstrap_macro_f1(np.array(gold), np.array(predicted), [row["group"] or row["id"] for row in rows])
+    return {"rows": len(rows), "macro_f1_low": low, "macro_f1_high": high} | figures
 
 
 def read_stages(path: Path) -> tuple[str, list[Stage], Path, dict[str, str]]:

@@ -30,13 +30,26 @@ ADDED = {
 }
 
 
-def comparisons() -> dict[str, dict]:
-    """The content of every results/compare/*/comparison.json, by folder."""
-    paths = sorted((ROOT / "results" / "compare").glob("*/comparison.json"))
+RULES = ("hard vote", "soft vote", "weighted", "selected")
+
+
+def read(pattern: str) -> dict[str, dict]:
+    """The JSON files of results/ that fit, by their folders' names."""
+    paths = sorted((ROOT / "results").glob(pattern))
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def page(found: dict[str, dict]) -> str:
+def comparisons() -> dict[str, dict]:
+    """What run_compare.py wrote."""
+    return read("compare/*/comparison.json")
+
+
+def fusions() -> dict[str, dict]:
+    """What run_fuse.py wrote: fusion.json and the plots, copied from the ensemble's folder."""
+    return read("fuse/*/fusion.json")
+
+
+def page(found: dict[str, dict], fused: dict[str, dict]) -> str:
     """docs/results.md."""
     lines = [
         "# Results\n",
@@ -47,13 +60,19 @@ def page(found: dict[str, dict]) -> str:
         "seed says little about another.\n",
         "## What each ingredient brings\n",
         f"The paper: macro F1 {PAPER:.3f} less that without the ingredient. Ours: plain fine-tuning with the "
-        "ingredient less without.\n",
-        "| ingredient | paper | ours | over plain | p | seeds |",
+        "ingredient less without; of late fusion, the ensemble less its best member.\n",
+        "| ingredient | paper | ours | brings | p | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for ingredient, without in PAPER_WITHOUT.items():
         brings = f"{PAPER - without:+.3f}"
         folder, names = ADDED.get(ingredient, (None, []))
+        if ingredient == "late fusion" and fused:
+            for row in fused["wassa2022"]["variants"]:
+                if row["name"] in RULES:
+                    lines.append(f"| {' | '.join([ingredient, brings, row['name'], *score_cells(row)[2:], '1'])} |")
+                    ingredient = brings = ""
+            continue
         if folder not in found:
             lines.append(f"| {ingredient} | {brings} | not measured yet | | | |")
             continue
@@ -75,12 +94,28 @@ def page(found: dict[str, dict]) -> str:
         ]
         lines += [f"| {' | '.join(score_cells(row))} |" for row in content["variants"]]
         lines.append("")
+    if fused:
+        lines.append("## Every fusion\n")
+    for folder, content in fused.items():
+        before, after = (content["calibration"][when]["expected_calibration_error"] for when in ("before", "after"))
+        lines += [
+            f"### {folder}\n",
+            f"`{content['command']}`, {content['rows']:,} {content['scored_on']} differences to the first member "
+            f"([figures](../results/fuse/{folder}/fusion.json), [plot](../results/fuse/{folder}/fusion.png)). The "
+            f"folder keeps the rule `{content['fusion']}`; its expected calibration error is {before:.3f}, with a "
+            f"temperature fitted on other writers {after:.3f} "
+            f"([reliability](../results/fuse/{folder}/reliability.png)).\n",
+            "| | macro F1 | difference | p |",
+            "|---|---|---|---|",
+            *(f"| {' | '.join(score_cells(row))} |" for row in content["variants"]),
+            "",
+        ]
     return "\n".join(lines)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    (ROOT / "docs" / "results.md").write_text(page(comparisons()), encoding="utf-8")
+    (ROOT / "docs" / "results.md").write_text(page(comparisons(), fusions()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from conftest import ESSAY_FLAGS, ROOT, call
 
 import run_reproduce
 from trainer_ext.corpora import WASSA_LABELS
+from trainer_ext.metrics import SEVEN_FIGURES
 from trainer_ext.run_folder import checkpoints
 
 
@@ -53,6 +54,11 @@ def test_killed_it_goes_on_and_leaves_the_submission(v3_folder, tmp_path):
     described = json.loads((tmp_path / "results" / "submission.json").read_text())
     assert described["files"]["predictions_EMO.tsv"]["model"] == "outputs/second"
     assert len(described["commit"]) == 40
+    figures = json.loads((tmp_path / "outputs" / "second" / "all_results.json").read_text())
+    of_second = described["files"]["predictions_EMO.tsv"]["validation"]
+    assert of_second["rows"] == figures["validation_rows"]
+    for name in (*SEVEN_FIGURES, "macro_f1_low", "macro_f1_high"):
+        assert of_second[name] == pytest.approx(figures[f"eval_{name}"])
 
     assert "0 of 2 stages to run" in forked.run(*arguments, cwd=tmp_path).stdout
 

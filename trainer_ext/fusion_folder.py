@@ -1,6 +1,5 @@
 """An ensemble's folder: members read, their fusions compared on rows they were not trained on, one repository made."""
 
-import csv
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ from .corpora import group_folds
 from .errors import InputError
 from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
 from .hub import licence_of
-from .report import write_rows
+from .report import read_rows, write_rows
 from .warm_start import library_quiet
 
 logger = logging.getLogger(__name__)
@@ -128,11 +127,9 @@ def _read_member(folder: Path, name: str) -> EnsembleMember:
 
 def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
     """Validation rows if they have gold labels, else test rows if those have."""
-    path = folder / "predictions.tsv"
-    if not path.is_file():
+    if not (folder / "predictions.tsv").is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_rows(folder)
     names = [config.id2label[label] for label in range(config.num_labels)]
     for split in ("validation", "test"):
         of_split = [row for row in rows if row["split"] == split and row["gold"]]
@@ -259,11 +256,10 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
     of test rows, as predictions_EMO.tsv; nothing if the members' files hold no rows, or others than each other."""
     tables = []
     for member in members:
-        if not (path := member.folder / "predictions.tsv").is_file():
+        if not (member.folder / "predictions.tsv").is_file():
             logger.info(f"{member.folder}: no predictions.tsv there, so the ensemble gets none")
             return
-        with open(path, newline="", encoding="utf-8") as file:
-            tables.append(list(csv.DictReader(file, delimiter="\t")))
+        tables.append(read_rows(member.folder))
     first, *others = ([(row["split"], row["id"]) for row in table] for table in tables)
     if not first:  # members without validation and test rows
         return

@@ -60,6 +60,12 @@ def write_rows(
         (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a folder's predictions.tsv."""
+    with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
 def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
     """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
     none)."""
