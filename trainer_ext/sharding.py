@@ -27,7 +27,7 @@ def check_sharding(args: TrainingArguments) -> None:
             checkpoints are to be written in shards.
     """
     config = "see recipes/accelerate/fsdp2.yaml"
-    if args.distributed_state.distributed_type != DistributedType.MULTI_GPU:
+    if args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise InputError(f"FSDP shards a model over several GPUs; on a CPU or one GPU leave it out ({config})")
     os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", "DebertaV2Layer")
     given = args.fsdp_plugin_args or {}
