@@ -29,6 +29,7 @@ F1 by --columns, with row ids and figures but no text.
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
@@ -61,8 +62,10 @@ def main() -> None:
     args, rest = parser().parse_known_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     content = read_comparison(args.comparison)
+    output_dir = args.output_dir or Path("results") / "compare" / args.comparison.stem
     if args.variants is not None:
         keep_variants(content, args.variants, args.comparison)
+        check_not_fuller(output_dir / "comparison.json", [*content["variants"], *content["sums"]])
     seeds = args.seeds or content["seeds"]
     folds = content["cv_folds"] if args.cv_folds is None else args.cv_folds
     columns = content["columns"] if args.columns is None else args.columns
@@ -150,7 +153,6 @@ def main() -> None:
     }
     analysed = {name: rows[f"column_{name}"][:] for name in columns}
     errors = analyse_errors(systems, errors_of, gold, groups, corpus.label_names, ids, analysed)
-    output_dir = args.output_dir or Path("results") / "compare" / args.comparison.stem
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "comparison.json", result)
     write_json(output_dir / "errors.json", errors)
@@ -227,6 +229,14 @@ def keep_variants(content: dict, names: list[str], path: Path) -> None:
     content["variants"] = {name: flags for name, flags in content["variants"].items() if name in names}
     content["sums"] = {name: row for name, row in content["sums"].items() if set(row["variants"]) <= set(names)}
     check_reference(content, path)
+
+
+def check_not_fuller(path: Path, names: list[str]) -> None:
+    """Raises InputError if an earlier table has rows that the new one would not."""
+    if path.exists():
+        before = [row["name"] for row in json.loads(path.read_text(encoding="utf-8"))["variants"]]
+        if lost := [name for name in before if name not in names]:
+            raise InputError(f"{path}: has {lost[0]!r}, which --variants leaves out; give another --output_dir")
 
 
 def check_reference(content: dict, path: Path) -> None:

@@ -157,6 +157,8 @@ def test_some_of_the_variants_are_a_comparison_too(compared, comparison, tmp_pat
     assert row["name"] == "mean"
     with pytest.raises(InputError, match=r"--variants maen: mine\.yaml has mean, first token"):
         call(run_compare.main, "mine.yaml", "--variants", "maen")
+    with pytest.raises(InputError, match="'first token', which --variants leaves out; give another --output_dir"):
+        call(run_compare.main, "mine.yaml", "--variants", "mean")
 
 
 def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
