@@ -167,7 +167,8 @@ def train_members(
     names = list(whole)
     guests = {}
     if rest.get("tfidf"):
-        guests[TFIDF] = held_out_probabilities(rows["text"][:], gold, groups, assigned, len(corpus.label_names), seed=1)
+        texts = np.array(rows["text"][:], dtype=object)
+        guests[TFIDF] = held_out_probabilities(texts, gold, groups, assigned, len(corpus.label_names), seed=1)
     figures, fused = compare_fusions(
         names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion, guests
     )

@@ -1,8 +1,10 @@
 """TF-IDF and logistic regression: what a fine-tuned encoder has to beat."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -25,40 +27,63 @@ def fit_tfidf(texts: Sequence[str], classes: np.ndarray, groups: Sequence[str] |
     Raises:
         InputError: if a class has fewer rows than there are folds.
     """
-    model = make_pipeline(
+    return fit_logistic(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2),
-        LogisticRegression(class_weight="balanced", max_iter=2000),
+        [0.3, 1, 3, 10, 30],
+        texts,
+        classes,
+        groups,
+        seed,
     )
+
+
+def fit_logistic(
+    features: BaseEstimator,
+    regularisations: Sequence[float],
+    inputs: Sequence[Any],
+    classes: np.ndarray,
+    groups: Sequence[str] | None,
+    seed: int,
+) -> Pipeline:
+    """Logistic regression of balanced classes on what `features` makes of the inputs; see [`fit_tfidf`].
+
+    Args:
+        regularisations: scikit-learn's `C`, to choose from.
+    """
+    model = make_pipeline(features, LogisticRegression(class_weight="balanced", max_iter=2000))
     if (fewest := np.bincount(classes)[np.unique(classes)].min()) < 4:
-        raise InputError(f"TF-IDF's settings are chosen in 4 folds; a class has {fewest} training rows only")
+        raise InputError(f"the regularisation is chosen in 4 folds; a class has {fewest} training rows only")
     folds = StratifiedGroupKFold(4, shuffle=True, random_state=seed)
-    search = GridSearchCV(model, {"logisticregression__C": [0.3, 1, 3, 10, 30]}, scoring="f1_macro", cv=folds)
-    return search.fit(texts, classes, groups=np.arange(len(texts)) if groups is None else groups).best_estimator_
+    search = GridSearchCV(model, {"logisticregression__C": regularisations}, scoring="f1_macro", cv=folds)
+    return search.fit(inputs, classes, groups=np.arange(len(inputs)) if groups is None else groups).best_estimator_
 
 
 def held_out_probabilities(
-    texts: Sequence[str],
+    inputs: np.ndarray,
     classes: np.ndarray,
     groups: Sequence[str] | None,
     folds: np.ndarray,
     labels: int,
     seed: int,
+    fit: Callable[..., Pipeline] = fit_tfidf,
 ) -> np.ndarray:
-    """`(rows, labels)`: what [`fit_tfidf`] of the other folds says of each row.
+    """`(rows, labels)`: what a model fitted to the other folds says of each row.
 
     Args:
-        texts, classes, groups, seed: As for [`fit_tfidf`].
+        inputs: Texts, an array of `object`; or what else `fit` takes, by row.
+        classes, groups, seed: As for [`fit_tfidf`].
         folds: `(rows,)`, the fold of each row.
         labels: How many there are; one that no training row of a fold has gets 0 there.
+        fit: [`fit_tfidf`], or what has its arguments.
 
     Raises:
         InputError: as [`fit_tfidf`].
     """
-    texts, groups = np.asarray(texts, dtype=object), None if groups is None else np.asarray(groups)
-    found = np.zeros((len(texts), labels))
-    for fold in tqdm(np.unique(folds), desc="TF-IDF", unit="fold"):
+    groups = None if groups is None else np.asarray(groups)
+    found = np.zeros((len(inputs), labels))
+    for fold in tqdm(np.unique(folds), desc="logistic regression", unit="fold"):
         held_out = folds == fold
         of_train = None if groups is None else groups[~held_out]
-        model = fit_tfidf(texts[~held_out], classes[~held_out], of_train, seed)
-        found[np.ix_(held_out, model.classes_)] = model.predict_proba(texts[held_out])
+        model = fit(inputs[~held_out], classes[~held_out], of_train, seed)
+        found[np.ix_(held_out, model.classes_)] = model.predict_proba(inputs[held_out])
     return found

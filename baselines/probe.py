@@ -1,0 +1,100 @@
+"""What a checkpoint knows before it is fine-tuned: logistic regression on its frozen text vectors.
+
+    python -m baselines.probe --dataset_name wassa2022 --data_dir FOLDER --output results/probe.json \\
+        --models sentence-transformers/all-MiniLM-L6-v2 outputs/mlm outputs/transfer
+
+The encoder reads each training text once and is not trained; its vectors (the masked mean of the token states, or with
+--pooling cls the first token's), standardised, are classified under the folds of run_compare.py. So a stage is looked
+at in a minute where fine-tuning from it takes an hour: a hint, no measurement of what fine-tuning gives. Prints and
+writes each checkpoint's macro F1 with 95% interval and its difference to the first.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm.auto import tqdm
+
+from modeling_emodeberta import EmoDebertaModel
+from trainer_ext.arguments import DataArguments, RecipeParser, corpus_arguments
+from trainer_ext.comparison import compare, score_cells
+from trainer_ext.corpora import check_trainable, cross_validation_folds, limit_rows, load_corpus
+from trainer_ext.errors import InputError, run_command
+from trainer_ext.run_folder import command_line, shown, write_json
+from trainer_ext.warm_start import load_tokenizer, warm_start
+
+from .tfidf import fit_logistic, held_out_probabilities
+
+TEXTS_AT_A_TIME = 64
+
+
+@dataclass
+class ProbeArguments:
+    """What is probed."""
+
+    _argument_group_name = "Probe"
+
+    models: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Checkpoints to start from, folders or Hub ids; the first is compared with."},
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
+    pooling: Literal["mean", "cls"] = field(default="mean", metadata={"help": "Mean of the token states, or [CLS]."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads from the Hub are kept."})
+    token: str | None = field(default=None, metadata={"help": "Hub token, if not the one of `hf auth login`."})
+
+
+def main() -> None:
+    probe_args, data_args = RecipeParser((ProbeArguments, DataArguments), description=__doc__).parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not probe_args.models:
+        raise InputError("give --models, one or more checkpoints")
+    corpus = load_corpus(**corpus_arguments(data_args, probe_args))
+    limit_rows(corpus, data_args.max_train_samples, None, None)
+    check_trainable(corpus)
+    gold, rows = corpus.classes("train"), corpus.splits["train"]
+    if gold.ndim == 2:
+        raise InputError(f"{corpus.source}: gives several classes a row; the probe is of one")
+    groups = rows["group"][:] if "group" in rows.column_names else None
+    folds = cross_validation_folds(corpus, data_args.cv_folds or 5)
+    systems = {}
+    for name in probe_args.models:
+        vectors = text_vectors(name, rows["text"][:], data_args.max_seq_length, probe_args)
+        labels = len(corpus.label_names)
+        systems[shown(name)] = held_out_probabilities(vectors, gold, groups, folds, labels, 1, fit_probe)[None]
+    table = compare(systems, gold, groups, corpus.label_names)
+    for row in table:
+        print("  ".join(cell for cell in score_cells(row) if cell))
+    if probe_args.output is not None:
+        figures = {"command": command_line(), "source": corpus.source, "rows": len(rows), "folds": int(folds.max()) + 1}
+        write_json(Path(probe_args.output), figures | {"pooling": probe_args.pooling, "models": table})
+
+
+@torch.inference_mode()
+def text_vectors(name: str, texts: list[str], max_seq_length: int, args: ProbeArguments) -> np.ndarray:
+    """`(texts, hidden)` of a checkpoint, in the order of the texts."""
+    access = {"cache_dir": args.cache_dir, "token": args.token}
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    model = warm_start(name, EmoDebertaModel, pooling=args.pooling, **access).eval().to(device)
+    tokenizer = load_tokenizer(name, max_seq_length, model.config, **access)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    found = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+    for start in tqdm(range(0, len(order), TEXTS_AT_A_TIME), desc=shown(name), unit="batch"):
+        part = order[start : start + TEXTS_AT_A_TIME]
+        batch = tokenizer([texts[index] for index in part], truncation=True, padding=True, return_tensors="pt")
+        found[part] = model(**batch.to(device)).pooler_output.float().cpu().numpy()
+    return found
+
+
+def fit_probe(vectors: np.ndarray, classes: np.ndarray, groups: np.ndarray | None, seed: int) -> Pipeline:
+    """[`fit_logistic`] on standardised vectors `(rows, hidden)`."""
+    return fit_logistic(StandardScaler(), [0.001, 0.003, 0.01, 0.03, 0.1, 0.3], vectors, classes, groups, seed)
+
+
+if __name__ == "__main__":
+    run_command(main)
