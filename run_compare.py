@@ -134,6 +134,7 @@ def main() -> None:
         records = [members.record(member) for of_seed in of_row for member in of_seed]
         whole = [record["seconds"] / 60 for record in records if not record["resumed"]]
         row["minutes_a_training"] = float(np.median(whole)) if whole else None
+        row["last_training_loss"] = last_training_loss(records)
         row["overrides"] = content["variants"].get(name, content["sums"].get(name))
         row["members"] = [members.path(member).name for of_seed in of_row for member in of_seed]
     result = {
@@ -161,6 +162,12 @@ def main() -> None:
     write_text(output_dir / "comparison.md", comparison_page(result))
     print(comparison_page(result))
     print(f"written to {output_dir}/")
+
+
+def last_training_loss(records: list[dict]) -> float | None:
+    """The mean of what the trainings logged last; `None` if one of them logged nothing."""
+    losses = [record.get("last_loss") for record in records]
+    return None if None in losses else float(np.mean(losses))
 
 
 def parser() -> argparse.ArgumentParser:

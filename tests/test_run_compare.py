@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import shutil
 import sys
 import time
@@ -73,6 +74,18 @@ def test_another_reading_of_the_probability_files_gives_the_same_figures(compare
         assert folds in possible
         want = f1_score(moods, [predicted[number] for number in numbers], average="macro")
         assert variant["macro_f1"] == pytest.approx(want)
+
+
+def test_the_table_says_how_far_each_training_got(compared, comparison):
+    folder, _ = compared
+    for variant in json.loads((folder / "comparison.json").read_text())["variants"]:
+        logged = []
+        for name in variant["members"]:
+            log = (comparison / "results" / "members" / name / "log.txt").read_text()
+            logged.append([float(loss) for loss in re.findall(r"'loss': '?([\d.e-]+)", log)])
+        assert variant["last_training_loss"] == pytest.approx(np.mean([losses[-1] for losses in logged]), abs=1e-3)
+        assert all(len(losses) > 3 for losses in logged)
+        assert f"| {variant['last_training_loss']:.2f} |" in (folder / "comparison.md").read_text()
 
 
 def test_a_second_start_trains_nothing(compared, comparison, tmp_path, monkeypatch):
@@ -313,7 +326,7 @@ def test_a_table_has_means_over_seeds_and_paired_differences():
     content = {
         **{"name": "t", "seeds": [1, 2], "folds": 5, "grouped": False, "groups": 120, "rows": 120, "source": "x"},
         **{"command": "c", "labels": LABELS, "machine": "m"},
-        "variants": [row | {"minutes_a_training": None} for row in (first, second)],
+        "variants": [row | {"minutes_a_training": None, "last_training_loss": None} for row in (first, second)],
     }
     assert f"| second | {second['macro_f1']:.3f} (" in comparison_page(content)
 

@@ -197,17 +197,19 @@ def comparison_page(content: dict) -> str:
         f"{content['rows']} rows of {content['source']}, {scored}, seed{'s' * (len(content['seeds']) > 1)} {seeds}. "
         f"Macro F1 with 95% intervals, {drawn} resampled; the difference is to the first line, paired; p from a "
         f"randomization test, Holm-corrected over {max(1, len(content['variants']) - 1)} comparisons. Intervals and p "
-        "are about these trained models: what another seed would change is not in them.\n",
+        "are about these trained models: what another seed would change is not in them. The training loss is the last "
+        "one logged: how far a training got on its own rows.\n",
         f"`{content['command']}`\n",
-        "| | macro F1 | difference | p (Holm) | over seeds | micro F1 | minutes a training |",
-        "|---|---|---|---|---|---|---|",
+        "| | macro F1 | difference | p (Holm) | over seeds | micro F1 | training loss | minutes a training |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in content["variants"]:
         cells = score_cells(row)
         values = row["macro_f1_by_seed"]
         cells.append(f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else "")
-        minutes = row["minutes_a_training"]
-        cells += [f"{row['figures']['micro_f1']:.3f}", "" if minutes is None else f"{minutes:.1f}"]
+        loss, minutes = row["last_training_loss"], row["minutes_a_training"]
+        cells += [f"{row['figures']['micro_f1']:.3f}", "" if loss is None else f"{loss:.2f}"]
+        cells.append("" if minutes is None else f"{minutes:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     labels = content["labels"]
     lines += ["", "F1 of each class:\n", f"| | {' | '.join(labels)} |", f"|---{'|---' * len(labels)}|"]

@@ -446,6 +446,7 @@ class Members:
                     **spent,
                     "machine": machine(self.jobs),
                     "gflop": round(self._gflop(member), 1),
+                    "last_loss": _last_loss(run),
                     **self.identity(member),
                     "rows": {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")},
                 },
@@ -481,6 +482,12 @@ class Members:
             lines = (path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             said = lines[-1] if lines else f"exit status {code}"
             raise InputError(f"training {name} failed: {said.removeprefix('error: ')} (its log: {path}/log.txt)")
+
+
+def _last_loss(run: Path) -> float | None:
+    """The training loss that was logged last, of the steps since the one before; `None` if none was logged."""
+    history = json.loads((run / "learning_curve.json").read_text(encoding="utf-8"))
+    return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
 
 
 def machine(jobs: int = 1) -> str:
