@@ -1,11 +1,13 @@
 """Logistic regression on frozen vectors."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ESSAYS, call
+from conftest import ESSAYS, ROOT, call
 from transformers import DebertaV2Model
 
 from baselines import probe
@@ -26,8 +28,11 @@ def test_vectors_are_the_masked_mean_in_the_order_of_the_texts(v3_folder, tokeni
 
 def test_checkpoints_are_compared_on_the_same_folds(v3_folder, bert_folder, tmp_path):
     output = tmp_path / "probe.json"
-    said = call(probe.main, *FLAGS, "--models", v3_folder, bert_folder, "--cv_folds", 2, "--output", output)
+    flags = map(str, [*FLAGS, "--models", v3_folder, bert_folder, "--cv_folds", 2, "--output", output])
+    command = [sys.executable, "-m", "baselines.probe", *flags]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     content = json.loads(output.read_text())
+    assert content["command"].startswith("python -m baselines.probe --train_file ")
     first, second = content["models"]
     assert content["folds"] == 2
     assert second["difference"]["macro_f1"] == pytest.approx(second["macro_f1"] - first["macro_f1"], abs=1e-3)

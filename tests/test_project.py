@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import bench_scaling
+from trainer_ext.comparison import score_cells
 from trainer_ext.metrics import SEVEN_FIGURES
 
 SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
@@ -166,6 +167,18 @@ def test_what_the_readme_says_of_pretraining_is_in_results():
     assert f"macro F1 {figure(trained)} against {figure(none)} without" in readme
     of = trained["difference"]
     assert f"difference {figure(of, '+')}, p {of['p_holm']:.3f}".replace("p 0.", "p .") in readme
+    losses = [row["last_training_loss"] for row in (trained, none)]
+    assert f"training loss stands at {losses[0]:.2f}, without it at {losses[1]:.2f}" in readme
+
+
+def test_the_readmes_probe_is_that_in_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    content = json.loads((ROOT / "results" / "probe.json").read_text(encoding="utf-8"))
+    assert content["command"].split(" --data_dir ")[0] in readme
+    names = ["MiniLM", "pre-trained further", "stage on GoEmotions", "stage on GoEmotions and XED"]
+    for name, row in zip(names, content["models"], strict=True):
+        cells = " | ".join(filter(None, score_cells(row | {"name": name})))
+        assert f"| {cells} |" in readme
 
 
 def test_the_readmes_figures_of_the_space_are_those_in_results():

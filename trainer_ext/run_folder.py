@@ -198,6 +198,9 @@ def command_line() -> str:
     their last part: it goes into cards."""
     program = Path(sys.argv[0]).name
     start = ["python", program] if program.endswith(".py") else [program]
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and module.origin == sys.argv[0] and "." in module.name:  # of a package, by `python -m`
+        start = ["python", "-m", module.name]
     return shlex.join([*start, *map(shown, without_secrets(sys.argv[1:]))])
 
 
