@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 
 import run_compare
-from trainer_ext import members
+from trainer_ext import arguments, members
 from trainer_ext.comparison import analyse_errors, banded, compare, comparison_page, errors_page
 from trainer_ext.corpora import load_corpus
 from trainer_ext.errors import InputError
@@ -274,7 +274,7 @@ def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypa
 
     same = path()
     assert path(name="called otherwise") == same
-    assert path(make({"data_dir": "elsewhere", "logging_steps": 500})) == same
+    assert path(make({"data_dir": "elsewhere", "adam_beta1": 0.9})) == same
     assert path(overrides={"pooling": None}) == same  # None is the flag's own default
     different = [
         path(overrides={"pooling": "cls"}),
@@ -288,6 +288,14 @@ def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypa
     monkeypatch.setattr(members, "COMPUTATION", 0)
     different.append(path())
     assert len({same, *different}) == len(different) + 1
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_precision_is_part_of_a_members_name_whoever_chose_it(cache, monkeypatch, unit):
+    make, _ = cache
+    monkeypatch.setattr(arguments, "has_bf16_unit", lambda on_cpu: unit)
+    paths = [make({"bf16": bf16}).path(Member({}, (2, 0), 1, "")) for bf16 in (None, False, True)]
+    assert (paths[0] == paths[1], paths[0] == paths[2]) == (not unit, unit)
 
 
 def test_a_choice_of_epoch_is_made_on_writers_of_its_own():

@@ -263,7 +263,8 @@ class Members:
         if not settings["model_name_or_path"]:
             raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
         program, flags = _split_program(member.flags(self.recipe))
-        defaults = training_settings(*resolve({"program": program}, self.source))
+        # Against float32, whatever this machine would take by itself: bf16 gives other members.
+        defaults = training_settings(*resolve({"program": program, "bf16": False}, self.source))
         changed = {name: value for name, value in settings.items() if value != defaults[name]}
         for name in ("train_file", "validation_file", "test_file"):
             changed.pop(name, None)  # their rows are in `data`
