@@ -82,6 +82,7 @@ def main() -> None:
             raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
         members = read_members(args.members, args.names)
         figures, out_of_fold = compare_folders(members, args.fusion), None
+        print_figures(figures)
     else:
         trained = train_members(args, flags_given(rest))
         if trained is None:
@@ -101,7 +102,6 @@ def main() -> None:
         write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
         run_folder.write_json(folder / run_folder.RESULTS, results)
-    print_figures(figures)
     print(f"saved to {args.output_dir}/")
 
 
@@ -162,7 +162,6 @@ def train_members(
         print(f"{len(whole)} members, {folds} folds and all rows: {driver.plan(every)}")
         return None
     driver.train(every[: -len(whole)])
-    driver.train(list(whole.values()), keep_models=True)
     probabilities = np.stack([driver.collect(of_name, rows["id"][:], "test") for of_name in held_out.values()])
     names = list(whole)
     guests = {}
@@ -172,6 +171,8 @@ def train_members(
     figures, fused = compare_fusions(
         names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion, guests
     )
+    print_figures(figures)  # before the members themselves are trained: time to think better of it
+    driver.train(list(whole.values()), keep_models=True)
     members = read_members([driver.path(member) / RUN for member in whole.values()], names)
     figures |= {"scored_on": f"training rows, {folds}-fold cross-validation,"}
     return members, figures, (rows["id"][:], rows["text"][:], fused)
@@ -181,7 +182,7 @@ def print_figures(figures: dict) -> None:
     """Macro F1 of each member and each rule, where there are labelled rows."""
     for row in figures["variants"]:
         low, high = row["interval"]
-        print(f"{row['name']:40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})")
+        print(f"{row['name']:40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", flush=True)
 
 
 def command() -> None:
