@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import torch
 from datasets import Dataset, IterableDataset, load_dataset
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 STREAM_VALIDATION_ROWS = 1000
 SHUFFLE_BUFFER = 10_000
+_M_ARENA_MAX = -8  # malloc.h
 _STREAMED = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -349,19 +351,26 @@ class MaskAnew(TrainerCallback):
 
 
 class ReturnMemory(TrainerCallback):
-    """Every five seconds, gives the pages that glibc's allocator keeps and does not use back to the system.
+    """Keeps the memory of a long stream flat.
 
-    Rows of a stream come and go by the million, in sizes that fit no gap that others left: without this, the process
-    grows for hours. Where the C library has no `malloc_trim`, nothing happens.
+    Rows come and go by the million, in sizes that fit no gap that others left: without this, the process grows for
+    hours. Every five seconds, pages that the allocators (pyarrow's and glibc's) keep and do not use go back to the
+    system; and threads share two of glibc's arenas instead of eight a core, so that there are fewer gaps. Where the C
+    library is another, only pyarrow's go back.
     """
 
     def __init__(self):
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+        library = ctypes.CDLL(None) if os.name == "posix" else None
+        self._trim = getattr(library, "malloc_trim", None)
+        if self._trim is not None:
+            library.mallopt(_M_ARENA_MAX, 2)
         self._last = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self._trim is not None and time.monotonic() - self._last > 5:
-            self._trim(0)
+        if time.monotonic() - self._last > 5:
+            pyarrow.default_memory_pool().release_unused()
+            if self._trim is not None:
+                self._trim(0)
             self._last = time.monotonic()
 
 
