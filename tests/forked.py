@@ -88,6 +88,8 @@ class Forked:
         for process in self.processes:
             process.join(timeout)
             if process.is_alive():
+                for each in self.processes:
+                    each.kill()
                 raise subprocess.TimeoutExpired(self.args, timeout, self.stdout, self.stderr)
         self.returncode = next((process.exitcode for process in self.processes if process.exitcode), 0)
         return self.returncode
