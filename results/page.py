@@ -19,15 +19,16 @@ PAPER_WITHOUT = {
     "late fusion": 0.664,
     "pre-trained weights": 0.254,
 }
-# Where the ingredient was added to plain fine-tuning: a comparison's folder, and the variants that have it.
+# Where the ingredient was added to plain fine-tuning: comparisons' folders, and the variants that have it.
 ADDED = {
-    "continued pre-training": ("mlm", ["continued pre-training"]),
-    "supervised transfer": (
-        "transfer",
-        ["stage on GoEmotions", "stage on GoEmotions and XED", "stage on both, class-balanced", "RA", "BA, added"],
-    ),
-    "Child-Tuning": ("child_tuning", ["F, p .3", "F, p .5", "D, p .3"]),
-}
+    "continued pre-training": {"mlm": ["continued pre-training"]},
+    "supervised transfer": {
+        "transfer": [
+            "stage on GoEmotions", "stage on GoEmotions and XED", "stage on both, class-balanced", "RA", "BA, added"
+        ]
+    },
+    "Child-Tuning": {"child_tuning_seeds": ["F, p .5", "D, p .3"], "child_tuning": ["F, p .3"]},
+}  # fmt: skip
 
 
 RULES = ("hard vote", "soft vote", "weighted", "selected")
@@ -66,22 +67,24 @@ def page(found: dict[str, dict], fused: dict[str, dict]) -> str:
     ]
     for ingredient, without in PAPER_WITHOUT.items():
         brings = f"{PAPER - without:+.3f}"
-        folder, names = ADDED.get(ingredient, (None, []))
         if ingredient == "late fusion" and fused:
             for row in fused["wassa2022"]["variants"]:
                 if row["name"] in RULES:
                     lines.append(f"| {' | '.join([ingredient, brings, row['name'], *score_cells(row)[2:], '1'])} |")
                     ingredient = brings = ""
             continue
-        if folder not in found:
+        rows = [
+            (row, ", ".join(map(str, found[folder]["seeds"])))
+            for folder, names in ADDED.get(ingredient, {}).items()
+            for row in found.get(folder, {"variants": []})["variants"]
+            if row["name"] in names
+        ]
+        if not rows:
             lines.append(f"| {ingredient} | {brings} | not measured yet | | | |")
-            continue
-        seeds = ", ".join(map(str, found[folder]["seeds"]))
-        for row in found[folder]["variants"]:
-            if row["name"] in names:
-                cells = [ingredient, brings, row["name"], *score_cells(row)[2:], seeds]
-                lines.append(f"| {' | '.join(cells)} |")
-                ingredient = brings = ""
+        for row, seeds in rows:
+            cells = [ingredient, brings, row["name"], *score_cells(row)[2:], seeds]
+            lines.append(f"| {' | '.join(cells)} |")
+            ingredient = brings = ""
     lines += ["", "## Every comparison\n"]
     for folder, content in found.items():
         lines += [

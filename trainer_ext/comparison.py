@@ -183,7 +183,8 @@ def score_cells(row: dict) -> list[str]:
     if "difference" in row:
         found = row["difference"]
         low, high = found["interval"]
-        cells[2:] = [f"{found['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})", f"{found['p_holm']:.3f}"]
+        p = found["p_holm"]
+        cells[2:] = [f"{found['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})", f"{p:.3f}" if p >= 0.0005 else "<0.001"]
     return cells
 
 
