@@ -1,7 +1,7 @@
 """Memory of `run_mlm.py --streaming` over millions of rows: the first and the last tenth of the run.
 
 The rows are generated, the model is tiny: what is measured is the reading, tokenising, shuffling and masking of a file
-that is never held as a whole. The process's resident size is read ten times a second (Linux).
+that is never held as a whole. What the process holds in memory is read ten times a second (Linux).
 """
 
 import re
@@ -51,16 +51,17 @@ def make_rows(path: Path, rows: int) -> None:
 
 
 def resident(pid: int) -> int | None:
-    """Bytes, or `None` once the process is over."""
+    """Bytes of its own, swapped ones too, or `None` once the process is over. Pages of files are left out: the system
+    takes them back when it likes, which would hide growth."""
     try:
-        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+        found = re.findall(r"(?:RssAnon|VmSwap):\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except FileNotFoundError:
         return None
-    return int(found.group(1)) * 1024 if found else None
+    return sum(map(int, found)) * 1024 if found else None
 
 
 def measure(results: Results, rows: int, device) -> None:
-    """Mean resident size in each tenth of the training."""
+    """Mean memory in each tenth of the training."""
 
     def run() -> dict:
         with tempfile.TemporaryDirectory() as name:
