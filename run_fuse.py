@@ -13,18 +13,22 @@ Members that differ in more than the seed are what makes a vote better than one 
       bagged: {bagging: true, child_tuning: F, seed: 3}
     cv_folds: 5                        # optional
     tfidf: true                        # TF-IDF + logistic regression in the table, alone and as a voter; optional
+    student: {}                        # flags of one model that learns what the ensemble says, for the table; optional
 
-Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Trainings are kept
-in --members_dir by the hash of what decides their result, as run_compare.py's are. With --members, output folders of
-run_classify.py are fused that are there already: the figures are then about the labelled rows of their
-predictions.tsv, of validation if there are some, else of test. Sizes and tokenizers may differ, labels may not.
+Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Where members and
+others that differ from them by `bagging` alone are both there, the votes of either stand in the table. The student's
+targets for a row are from members that did not see that row; but they did see the rows of the fold that the student is
+scored on, so its figure is, if anything, too high. Trainings are kept in --members_dir by the hash of what decides
+their result, as run_compare.py's are. With --members, output folders of run_classify.py are fused that are there
+already: the figures are then about the labelled rows of their predictions.tsv, of validation if there are some, else of
+test. Sizes and tokenizers may differ, labels may not.
 
 --fusion is the rule that the folder keeps:
 
     hard       majority of the members' decisions; ties go to the higher mean probability (the paper's)
     soft       mean of their probabilities
     weighted   mean with weights fitted to the labelled rows
-    selected   greedy ensemble selection on the labelled rows
+    selected   greedy ensemble selection on the labelled rows; members that it never picks stay out of the folder
 
 All four are compared, what is fitted on writers that it is not scored on; the folder gets the weights and the
 temperature fitted on all rows. It holds the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json
@@ -35,6 +39,7 @@ pipeline("text-classification") load it with trust_remote_code=True.
 
 import argparse
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +56,31 @@ from trainer_ext.fusion_folder import (
     check_names,
     compare_folders,
     compare_fusions,
+    plain_votes,
     read_members,
     save_ensemble,
+    voters,
     write_fused_predictions,
 )
-from trainer_ext.members import OWN, RUN, SHARED, Member, Members, flags_given, one_a_fold, read_variants, resolve
+from trainer_ext.members import (
+    OWN,
+    RUN,
+    SHARED,
+    Member,
+    Members,
+    check_flags,
+    flags_given,
+    one_a_fold,
+    read_variants,
+    resolve,
+)
 from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
+from trainer_ext.run_folder import digest
 
-KEYS = ("cv_folds", "tfidf")  # of a recipe, besides what it shares and its members
+KEYS = ("cv_folds", "tfidf", "student")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
+STUDENT = "student"
 logger = logging.getLogger("run_fuse")
 
 
@@ -80,9 +100,13 @@ def main() -> None:
                 raise InputError(f"--output_dir {args.output_dir}: {folder} is a member; give another")
         if rest:
             raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
+        if len(args.members) < 2:
+            raise InputError("--members: an ensemble needs at least two")
         members = read_members(args.members, args.names)
         figures, out_of_fold = compare_folders(members, args.fusion), None
         print_figures(figures)
+        kept = picked(figures)
+        members = [member for member in members if member.name in kept]
     else:
         trained = train_members(args, flags_given(rest))
         if trained is None:
@@ -128,12 +152,16 @@ def parser() -> argparse.ArgumentParser:
 def train_members(
     args: argparse.Namespace, flags: dict
 ) -> tuple[list[EnsembleMember], dict, tuple[list[str], list[str], np.ndarray]] | None:
-    """The recipe's members, trained on all training rows; what cross-validation says of their fusion; and the training
-    rows' ids and texts with what members that did not see them say of them, fused. With `--plan`, says what that takes
-    and trains none."""
-    settings, overrides, rest = read_variants(args.recipe, "members", KEYS, (OWN | SHARED) - {"seed"})
+    """The recipe's members that the folder is to hold, trained on all training rows; what cross-validation says of all
+    of them, of their fusion and of the student; and the training rows' ids and texts with what members that did not
+    see them say of them, fused. With `--plan`, says what that takes and trains none."""
+    # ---- Recipe ---------------------------------------------------------------------------------------------------
+    barred = (OWN | SHARED) - {"seed"}
+    settings, overrides, rest = read_variants(args.recipe, "members", KEYS, barred)
     shared, folds = settings | flags, rest.get("cv_folds", 5)
-    if any("program" in flags for flags in (shared, *overrides.values())):
+    students = {STUDENT: rest[STUDENT] or {}} if STUDENT in rest else {}
+    check_flags(students, settings, barred, args.recipe, "members")
+    if any("program" in flags for flags in (shared, *(overrides | students).values())):
         raise InputError(f"{args.recipe}: program is for run_compare.py; an ensemble's members are run_classify.py's")
     if taken := sorted(OWN & shared.keys()):
         hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
@@ -150,32 +178,84 @@ def train_members(
     driver = Members(args.members_dir, shared, corpus, str(args.recipe), args.jobs)
     held_out, whole = {}, {}
     check_names(list(overrides))
+    if len(overrides) < 2:
+        raise InputError(f"{args.recipe}: one member; an ensemble needs at least two")
+    for name, of_member in (overrides | students).items():
+        if of_member.get("select", shared.get("select")) == "best_on_dev":
+            raise InputError(f"{args.recipe}, {name}: select best_on_dev is for single models; fix the epochs here")
     for name, of_member in overrides.items():
         of_member = dict(of_member)
         seed = of_member.pop("seed", 1)
-        if of_member.get("select", shared.get("select")) == "best_on_dev":
-            raise InputError(f"{args.recipe}, {name}: select best_on_dev is for single models; fix the epochs here")
         held_out[name] = one_a_fold(of_member, folds, seed, name)
         whole[name] = Member(of_member, None, seed, f"{name}, seed {seed}, all rows")
-    every = [*(member for of_name in held_out.values() for member in of_name), *whole.values()]
     if args.plan:
-        print(f"{len(whole)} members, {folds} folds and all rows: {driver.plan(every)}")
+        every = [*(member for of_name in held_out.values() for member in of_name), *whole.values()]
+        beside = f", and {folds} of the student" if students else ""
+        print(f"{len(whole)} members, {folds} folds and all rows: {driver.plan(every)}{beside}")
         return None
-    driver.train(every[: -len(whole)])
+
+    # ---- What cross-validation says -------------------------------------------------------------------------------
+    driver.train([member for of_name in held_out.values() for member in of_name])
     probabilities = np.stack([driver.collect(of_name, rows["id"][:], "test") for of_name in held_out.values()])
     names = list(whole)
-    guests = {}
+    further = bagged_votes(overrides, probabilities)
     if rest.get("tfidf"):
         texts = np.array(rows["text"][:], dtype=object)
-        guests[TFIDF] = held_out_probabilities(texts, gold, groups, assigned, len(corpus.label_names), seed=1)
-    figures, fused = compare_fusions(
-        names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion, guests
-    )
+        further[TFIDF] = held_out_probabilities(texts, gold, groups, assigned, len(corpus.label_names), seed=1)
+        further |= plain_votes(f"with {TFIDF}", np.concatenate([probabilities, further[TFIDF][None]]))
+
+    def figures_and_fused() -> tuple[dict, np.ndarray]:
+        figures, fused = compare_fusions(
+            names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion, further
+        )
+        return figures | {"scored_on": f"training rows, {folds}-fold cross-validation,"}, fused
+
+    figures, fused = figures_and_fused()
     print_figures(figures)  # before the members themselves are trained: time to think better of it
+
+    # ---- Members, and the student ---------------------------------------------------------------------------------
+    whole = {name: whole[name] for name in picked(figures)}
     driver.train(list(whole.values()), keep_models=True)
-    members = read_members([driver.path(member) / RUN for member in whole.values()], names)
-    figures |= {"scored_on": f"training rows, {folds}-fold cross-validation,"}
-    return members, figures, (rows["id"][:], rows["text"][:], fused)
+    members = read_members([driver.path(member) / RUN for member in whole.values()], list(whole))
+    out_of_fold = (rows["id"][:], rows["text"][:], fused)
+    if students:
+        teacher = args.members_dir / f"teacher-{digest([str(member.folder) for member in members])}"
+        save_ensemble(teacher, members, args.fusion, figures)
+        write_out_of_fold(teacher, *out_of_fold)
+        of_student = students[STUDENT] | {"distill_from": str(teacher)}
+        taught = one_a_fold(of_student, folds, of_student.pop("seed", 1), STUDENT)
+        driver.train(taught)
+        shutil.rmtree(teacher)
+        further[STUDENT] = driver.collect(taught, rows["id"][:], "test")
+        figures, _ = figures_and_fused()
+        print_figures(figures)
+    return members, figures, out_of_fold
+
+
+def bagged_votes(overrides: dict[str, dict], probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """The votes of the bagged members whose like without bagging is a member, too, and of the latter."""
+    names = list(overrides)
+    plain = {name: {**flags, "bagging": False} for name, flags in overrides.items()}
+    pairs = [
+        (names.index(bagged), names.index(like))
+        for bagged in names
+        for like in names
+        if overrides[bagged].get("bagging") and not overrides[like].get("bagging") and plain[bagged] == plain[like]
+    ]
+    if len(pairs) < 2:
+        return {}
+    bagged, likes = map(list, zip(*pairs, strict=True))
+    return plain_votes(f"{len(pairs)} bagged", probabilities[bagged]) | plain_votes(
+        f"the same {len(pairs)}, not bagged", probabilities[likes]
+    )
+
+
+def picked(figures: dict) -> list[str]:
+    """The members that the folder is to hold; says which others there are."""
+    names = list(voters(figures))
+    if left_out := [name for name in figures["members"] if name not in names]:
+        print(f"never picked, so not in the folder: {', '.join(left_out)}", flush=True)
+    return names
 
 
 def print_figures(figures: dict) -> None:

@@ -15,6 +15,7 @@ from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from sklearn.metrics import f1_score
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -48,6 +49,7 @@ from trainer_ext.fusion import (
 )
 from trainer_ext.hub import restricted_upstream
 from trainer_ext.members import OWN, SHARED, read_variants
+from trainer_ext.report import read_rows
 
 
 def random_members(members, rows, labels, seed, sharpness=1.0):
@@ -362,9 +364,9 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     shutil.copy(comparison / "mine.csv", tmp_path)
     settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
     content = {"settings": settings, "members": {"mean": {}, "[CLS]": {"pooling": "cls", "seed": 1}}, "cv_folds": 2}
-    content["tfidf"] = True
+    content |= {"tfidf": True, "student": {"num_train_epochs": 2}}
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    flags = ("--output_dir", "all", "--jobs", 2)
+    flags = ("--output_dir", "all", "--jobs", 2, "--fusion", "weighted")
     done = forked.run(ROOT / "run_fuse.py", "fuse.yaml", *flags, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "4 of 4 trainings are done already" in done.stdout
@@ -382,6 +384,17 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
         predicted[rows] = model.predict([text for text, out in zip(texts, rows, strict=True) if out])
     assert table["TF-IDF + logistic regression"] == pytest.approx(f1_score(gold, predicted, average="macro"))
     assert table.keys() > {"hard vote, with TF-IDF + logistic regression"}
+    decisions = {}
+    for path in (tmp_path / "results" / "members").glob("*/member.json"):
+        record = json.loads(path.read_text())
+        if "distill_from" in record["settings"]:
+            assert record["settings"]["num_train_epochs"] == 2
+            with safe_open(path.with_name("probabilities.safetensors"), "numpy") as file:
+                ids = json.loads(file.metadata()["emodeberta"])["ids"]["test"]
+                decisions |= dict(zip(ids, file.get_tensor("test").argmax(axis=1), strict=True))
+    in_order = [decisions[row_id] for row_id in corpus.splits["train"]["id"]]
+    assert table["student"] == pytest.approx(f1_score(gold, in_order, average="macro"))
+    assert not list((tmp_path / "results" / "members").glob("teacher-*"))
     config = json.loads((tmp_path / "all" / "config.json").read_text())
     assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
     assert config["temperature"] == figures["temperature"] != 1
@@ -394,6 +407,49 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     transfer = ["--transfer_datasets", "map.yaml", "--augmentation", "RA", "--augmentation_rows", 9]
     call(run_classify.main, *flags, *transfer, "--distill_from", "all", "--output_dir", "student")
     assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 99
+
+
+def test_the_votes_of_bagged_members_stand_beside_those_of_their_likes():
+    probabilities = random_members(5, 30, 4, 0)
+    flags = [{}, {"pooling": "cls", "bagging": True}, {"bagging": True}, {"pooling": "cls"}, {"pooling": "max"}]
+    found = run_fuse.bagged_votes(dict(zip("abcde", flags, strict=True)), probabilities)
+    assert found.keys() == {
+        *("hard vote, 2 bagged", "soft vote, 2 bagged"),
+        *("hard vote, the same 2, not bagged", "soft vote, the same 2, not bagged"),
+    }
+    assert np.allclose(found["soft vote, 2 bagged"], probabilities[[1, 2]].mean(axis=0))
+    assert np.allclose(found["hard vote, the same 2, not bagged"], hard_vote(probabilities[[0, 3]]))
+    assert not run_fuse.bagged_votes(dict(zip("abc", [{}, {"bagging": True}, {"pooling": "cls"}], strict=True)), found)
+
+
+def test_members_that_selection_never_picks_stay_out_of_the_folder(fused, tmp_path, monkeypatch):
+    """Of a good member, and two that say the wrong thing: the good one alone."""
+    folder = fused[0]
+    for name in ("first", "cls", "other"):
+        shutil.copytree(folder / name, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
+        with open(tmp_path / name / "predictions.tsv", newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file, delimiter="\t")
+        for row in rows:
+            wrong = header[5:].index(row[header.index("gold")]) + 1 if row[header.index("gold")] else 0
+            said = wrong - 1 if name == "cls" else wrong % 7
+            row[5:] = [f"{0.94 if label == said else 0.01}" for label in range(7)]
+        with open(tmp_path / name / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="\t").writerows([header, *rows])
+    monkeypatch.chdir(tmp_path)
+    flags = ("--fusion", "selected", "--output_dir", "all")
+    said = call(run_fuse.main, "--members", "first", "cls", "other", *flags)
+    assert "never picked, so not in the folder: first, other" in said
+    figures = json.loads((tmp_path / "all" / "fusion.json").read_text())
+    assert figures["members"] == ["first", "cls", "other"]
+    assert figures["weights"] == [0, 1, 0]
+    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(tmp_path / "all")
+    assert model.config.member_names == ["cls"]
+    assert len(model.members) == 1
+    assert "1 EmoDeBERTa classifier as one model: cls." in (tmp_path / "all" / "README.md").read_text()
+    lines = (tmp_path / "all" / "predictions_EMO.tsv").read_text().splitlines()
+    names = list(model.config.id2label.values())
+    rows = [row for row in read_rows(tmp_path / "cls") if row["split"] == "test"]
+    assert lines == [max(names, key=lambda name: float(row[name])) for row in rows]
 
 
 def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):

@@ -81,14 +81,17 @@ def _shown(fusion: str) -> str:
     return f"{fusion} vote" if fusion in ("hard", "soft") else fusion
 
 
+def plain_votes(of: str, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """By name, `(rows, labels)`: the hard and the soft vote of some systems, `of` says whose."""
+    return {f"{_shown(rule)}, {of}": apply(rule, probabilities, None) for rule in ("hard", "soft")}
+
+
 def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[EnsembleMember]:
     """The members of an ensemble, checked to fit each other.
 
     Raises:
-        InputError: if there are fewer than two, one is no EmoDeBERTa classifier, or their labels differ.
+        InputError: if one is no EmoDeBERTa classifier, or their labels differ.
     """
-    if len(folders) < 2:
-        raise InputError("--members: an ensemble needs at least two")
     names = list(names) if names else [folder.resolve().name for folder in folders]
     if len(names) != len(folders):
         raise InputError(f"--names: {len(names)} for {len(folders)} members")
@@ -155,7 +158,7 @@ def compare_fusions(
     folds: np.ndarray,
     labels: Sequence[str],
     kept: str,
-    guests: dict[str, np.ndarray] | None = None,
+    further: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict, np.ndarray]:
     """Members and rules on rows that no member was trained on.
 
@@ -167,21 +170,22 @@ def compare_fusions(
         folds: `(rows,)`, by which what is fitted is scored on other rows than those it was fitted on.
         labels: Their names.
         kept: The rule of the folder; its weights and temperature are fitted on all of the rows.
-        guests: By name, `(rows, labels)` of systems that stand in the table, alone and as a further voter, but cannot
-            be members of the folder.
+        further: By name, `(rows, labels)` of systems that stand in the table, too.
 
     Returns:
         As JSON values `variants` (as [`trainer_ext.comparison.compare`] gives them, the members first), `disagreement`
         of each two members, `calibration` of the kept rule before and after its temperature, `weights` and
         `temperature`; and what the kept rule says, cross-fitted, `(rows, labels)`.
+
+    Raises:
+        InputError: if a member is called as one of the further systems.
     """
+    further = further or {}
+    if taken := sorted(further.keys() & set(names)):
+        raise InputError(f"a member is called {taken[0]!r}, as another row of the table; give it another name")
     systems = dict(zip(names, probabilities, strict=True))
     fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
-    systems |= {_shown(rule): values for rule, values in fused.items()}
-    for name, values in (guests or {}).items():
-        voters = np.concatenate([probabilities, values[None]])
-        systems[name] = values
-        systems |= {f"{_shown(rule)}, with {name}": apply(rule, voters, None) for rule in ("hard", "soft")}
+    systems |= {_shown(rule): values for rule, values in fused.items()} | further
     weights = fit(kept, probabilities, gold)
 
     def fit_both(rows: np.ndarray) -> tuple[np.ndarray | None, float]:
@@ -212,6 +216,13 @@ def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> d
         "members": list(names), "labels": list(labels), "fusion": kept, "weights": None, "temperature": 1.0,
         "rows": 0, "variants": [],
     }  # fmt: skip
+
+
+def voters(figures: dict) -> dict[str, float | None]:
+    """Name of each member that the kept rule counts, with its weight if there are weights; greedy selection leaves some
+    out, and the folder need not hold them."""
+    weights = figures["weights"] or [None] * len(figures["members"])
+    return {name: weight for name, weight in zip(figures["members"], weights, strict=True) if weight != 0}
 
 
 def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
@@ -252,8 +263,9 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
 
 
 def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
-    """What the ensemble says of the rows that all members' predictions.tsv hold, as a predictions.tsv of its own and,
-    of test rows, as predictions_EMO.tsv; nothing if the members' files hold no rows, or others than each other."""
+    """What the ensemble of these members, the [`voters`], says of the rows that all their predictions.tsv hold, as a
+    predictions.tsv of its own and, of test rows, as predictions_EMO.tsv; nothing if the members' files hold no rows, or
+    others than each other."""
     tables = []
     for member in members:
         if not (member.folder / "predictions.tsv").is_file():
@@ -268,7 +280,7 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
         return
     labels = [members[0].config.id2label[label] for label in range(members[0].config.num_labels)]
     probabilities = np.array([[[float(row[name]) for name in labels] for row in table] for table in tables])
-    weights = None if figures["weights"] is None else np.array(figures["weights"])
+    weights = None if figures["weights"] is None else np.array(list(voters(figures).values()))
     fused = apply_temperature(apply(fusion, probabilities, weights), figures["temperature"])
     rows = [
         (row["split"], row["id"], row.get("group", ""), row["gold"], labels[label])
@@ -281,14 +293,15 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
 
 
 def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
-    """Weights, configuration, code and each tokenizer once, as `from_pretrained` wants them."""
+    """Of these members, the [`voters`]: weights, configuration, code and each tokenizer once, as `from_pretrained`
+    wants them."""
     hashes = list(dict.fromkeys(member.tokenizer_hash for member in members))
     config = EmoDebertaEnsembleConfig(
         members=[_member_values(member.config) for member in members],
         member_names=[member.name for member in members],
         families=[hashes.index(member.tokenizer_hash) for member in members],
         fusion="hard" if fusion == "hard" else "soft",
-        weights=figures["weights"],
+        weights=None if figures["weights"] is None else list(voters(figures).values()),
         temperature=figures["temperature"],
         id2label=dict(members[0].config.id2label),
         label2id=dict(members[0].config.label2id),

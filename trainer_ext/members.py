@@ -180,15 +180,21 @@ def read_variants(
         settings = read_recipe(path.parent / content["recipe"])
         settings = {flag: value for flag, value in settings.items() if flag not in OWN}
     settings |= content.get("settings") or {}
+    variants = {str(name): overrides or {} for name, overrides in variants.items()}
+    check_flags(variants, settings, barred, path, key)
+    rest = {name: content[name] for name in other_keys if name in content}
+    return settings, variants, rest
+
+
+def check_flags(variants: dict[str, Any], settings: dict[str, Any], barred: set[str], path: Path, key: str) -> None:
+    """Raises InputError where the flags that a file gives under `key`, by name, are no flags, do not fit those that all
+    share, or are among `barred`."""
     for name, overrides in variants.items():
-        overrides = variants[name] = overrides or {}
         if not isinstance(overrides, dict):
             raise InputError(f"{path}, {name}: {overrides!r}; want flags by name, `{{flag: value}}`")
         if found := sorted(barred & overrides.keys()):
             raise InputError(f"{path}, {name}: {found[0]} is the same for all {key}; put it under settings")
         resolve({**settings, **overrides}, f"{path}, {name}")
-    rest = {name: content[name] for name in other_keys if name in content}
-    return settings, {str(name): overrides for name, overrides in variants.items()}, rest
 
 
 def inner_validation(flags: dict, folds: int, name: str) -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .fusion_folder import EnsembleMember
+from .fusion_folder import EnsembleMember, voters
 from .metrics import SEVEN_FIGURES
 from .run_folder import shown
 
@@ -144,6 +144,7 @@ def write_ensemble_card(
         model_name=model_name,
         command=command,
         restricted=[member.name for member in members if member.licence == "other"],
+        voters=voters(figures),
         **figures,
     )
     target.write_text(str(card), encoding="utf-8")
