@@ -198,6 +198,7 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}}, ("--columns", "lenght"), "no column 'lenght'"),
         ({"variants": {"a": {}}}, ("--errors_of", "b"), "--errors_of b"),
         ({"variants": {"a": {}}}, ("--model_name_or_path", "nowhere"), "nowhere: no config.json there"),
+        ({"variants": {"a": {}}}, ("--model_name_or_path", "unfinished"), "unfinished: no config.json there; want the"),
         ({"recipe": "gone.yaml", "variants": {"a": {}}}, (), "gone.yaml: no such recipe"),
         ({"variants": {"a": {"program": "os"}}}, (), "program 'os'; want one of run_classify, baselines.mtl"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["c"], "seeds": [1, 2]}}}, (), "with variants among a"),
@@ -210,6 +211,7 @@ def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeyp
     settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
     settings["train_file"] = str(comparison / "mine.csv")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"settings": settings} | content))
+    (tmp_path / "unfinished").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run_compare.py", "mine.yaml", *flags])
     with pytest.raises(SystemExit) as stopped:

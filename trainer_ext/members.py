@@ -209,9 +209,15 @@ def inner_validation(flags: dict, folds: int, name: str) -> dict:
 
 
 def checkpoint_digest(name: str) -> str:
-    """Hash of a local checkpoint's weights and configuration; a name on the Hub stands for itself."""
+    """Hash of a local checkpoint's weights and configuration; a name on the Hub stands for itself.
+
+    Raises:
+        InputError: for a folder without a configuration, as a stage leaves that is not finished.
+    """
     if not Path(name).is_dir():
         return name
+    if not (Path(name) / "config.json").is_file():
+        raise InputError(f"{name}: no config.json there; want the folder of a finished run")
     files = sorted([*Path(name).glob("*.safetensors"), Path(name) / "config.json"])
     return digest([[file.name, file_digest(file)] for file in files if file.exists()])
 
