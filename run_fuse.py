@@ -14,6 +14,7 @@ Members that differ in more than the seed are what makes a vote better than one 
     cv_folds: 5                        # optional
     tfidf: true                        # TF-IDF + logistic regression in the table, alone and as a voter; optional
     student: {}                        # flags of one model that learns what the ensemble says, for the table; optional
+    without: {Child-Tuning: [bagged]}  # members to do without, for the table of what an ingredient brings; optional
 
 Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Where members and
 others that differ from them by `bagging` alone are both there, the votes of either stand in the table. The student's
@@ -32,7 +33,8 @@ test. Sizes and tokenizers may differ, labels may not.
 
 All four are compared, what is fitted on writers that it is not scored on; the folder gets the weights and the
 temperature fitted on all rows. It holds the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json
-with the figures, a plot, a reliability diagram, a card, and what the ensemble says of the rows that all members'
+with the figures, a plot, a reliability diagram (of a recipe, in --results_dir too, before the members are trained on
+all rows), a card, and what the ensemble says of the rows that all members'
 predictions.tsv hold (predictions.tsv, predictions_EMO.tsv); AutoModelForSequenceClassification and
 pipeline("text-classification") load it with trust_remote_code=True.
 """
@@ -47,12 +49,12 @@ import numpy as np
 from baselines.tfidf import held_out_probabilities
 from trainer_ext import run_folder
 from trainer_ext.arguments import corpus_arguments
+from trainer_ext.comparison import compare
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.distillation import write_out_of_fold
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.fusion import FUSIONS
+from trainer_ext.fusion import FUSIONS, fuse_cross_fitted
 from trainer_ext.fusion_folder import (
-    EnsembleMember,
     check_names,
     compare_folders,
     compare_fusions,
@@ -78,9 +80,9 @@ from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
 from trainer_ext.run_folder import digest
 
-KEYS = ("cv_folds", "tfidf", "student")  # of a recipe, besides what it shares and its members
+KEYS = ("cv_folds", "tfidf", "student", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
-STUDENT = "student"
+STUDENT, ENSEMBLE = "student", "the ensemble"
 logger = logging.getLogger("run_fuse")
 
 
@@ -90,6 +92,7 @@ def main() -> None:
     if (args.recipe is None) == (args.members is None):
         raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
     run_folder.check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    command = run_folder.command_line()
     if args.recipe is not None and args.names:
         raise InputError("--names is for --members; a recipe names its own")
     if args.recipe is None:
@@ -108,21 +111,24 @@ def main() -> None:
         kept = picked(figures)
         members = [member for member in members if member.name in kept]
     else:
-        trained = train_members(args, flags_given(rest))
-        if trained is None:
+        measured = cross_validate(args, flags_given(rest))
+        if measured is None:
             return
-        members, figures, out_of_fold = trained
-    command = run_folder.command_line()
+        driver, whole, figures, out_of_fold = measured
+        results_dir = args.results_dir or Path("results") / "fuse" / args.recipe.stem
+        results_dir.mkdir(parents=True, exist_ok=True)
+        write_figures(results_dir, figures | {"command": command})  # before the members themselves are trained
+        print(f"figures in {results_dir}/")
+        whole = {name: whole[name] for name in picked(figures)}
+        driver.train(list(whole.values()), keep_models=True)
+        members = read_members([driver.path(member) / RUN for member in whole.values()], list(whole))
     run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
     with run_folder.staged(args.output_dir) as folder:
         save_ensemble(folder, members, args.fusion, figures)
         write_fused_predictions(folder, members, args.fusion, figures)
         if out_of_fold is not None:
             write_out_of_fold(folder, *out_of_fold)
-        run_folder.write_json(folder / "fusion.json", figures | {"command": command})
-        if figures["variants"]:
-            plot_comparison(folder / "fusion.json", folder / "fusion.png")
-            plot_reliability(folder / "fusion.json", folder / "reliability.png")
+        write_figures(folder, figures | {"command": command})
         write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
         run_folder.write_json(folder / run_folder.RESULTS, results)
@@ -144,17 +150,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output_dir", type=Path, required=True, help="where the ensemble goes")
     made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble that is there")
     made.add_argument("--members_dir", type=Path, default=Path("results/members"), help="default: results/members")
+    made.add_argument(
+        "--results_dir", type=Path, help="of a recipe's figures (default: results/fuse/NAME_OF_THE_RECIPE)"
+    )
     made.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, or one)")
     made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
     return made
 
 
-def train_members(
+def cross_validate(
     args: argparse.Namespace, flags: dict
-) -> tuple[list[EnsembleMember], dict, tuple[list[str], list[str], np.ndarray]] | None:
-    """The recipe's members that the folder is to hold, trained on all training rows; what cross-validation says of all
-    of them, of their fusion and of the student; and the training rows' ids and texts with what members that did not
-    see them say of them, fused. With `--plan`, says what that takes and trains none."""
+) -> tuple[Members, dict[str, Member], dict, tuple[list[str], list[str], np.ndarray, list[str]]] | None:
+    """What cross-validation says of the recipe's members, of their fusion and of the student.
+
+    Returns:
+        What trains them; the trainings on all rows, by name, not done yet; the figures; what [`write_out_of_fold`]
+        wants. With `--plan`, says what all that takes, trains none, and returns nothing.
+    """
     # ---- Recipe ---------------------------------------------------------------------------------------------------
     barred = (OWN | SHARED) - {"seed"}
     settings, overrides, rest = read_variants(args.recipe, "members", KEYS, barred)
@@ -178,6 +190,13 @@ def train_members(
     driver = Members(args.members_dir, shared, corpus, str(args.recipe), args.jobs)
     held_out, whole = {}, {}
     check_names(list(overrides))
+    without = rest.get("without") or {}
+    for what, left_out in without.items():
+        if not isinstance(left_out, list) or not set(left_out) < overrides.keys():
+            raise InputError(
+                f"{args.recipe}, without, {what}: {left_out!r}; want a list of some of the members "
+                f"({', '.join(overrides)}), not of all"
+            )
     if len(overrides) < 2:
         raise InputError(f"{args.recipe}: one member; an ensemble needs at least two")
     for name, of_member in (overrides | students).items():
@@ -211,25 +230,26 @@ def train_members(
         return figures | {"scored_on": f"training rows, {folds}-fold cross-validation,"}, fused
 
     figures, fused = figures_and_fused()
-    print_figures(figures)  # before the members themselves are trained: time to think better of it
-
-    # ---- Members, and the student ---------------------------------------------------------------------------------
-    whole = {name: whole[name] for name in picked(figures)}
-    driver.train(list(whole.values()), keep_models=True)
-    members = read_members([driver.path(member) / RUN for member in whole.values()], list(whole))
-    out_of_fold = (rows["id"][:], rows["text"][:], fused)
+    print_figures(figures)
+    against = {ENSEMBLE: fused}
+    for what, left_out in without.items():
+        others = probabilities[[name not in left_out for name in names]]
+        against[f"without {what}"] = fuse_cross_fitted(args.fusion, others, gold, assigned)
+    out_of_fold = (rows["id"][:], rows["text"][:], fused, corpus.label_names)
     if students:
-        teacher = args.members_dir / f"teacher-{digest([str(member.folder) for member in members])}"
-        save_ensemble(teacher, members, args.fusion, figures)
+        teacher = args.members_dir / f"teacher-{digest(fused.tolist())}"
+        teacher.mkdir(exist_ok=True)
         write_out_of_fold(teacher, *out_of_fold)
         of_student = students[STUDENT] | {"distill_from": str(teacher)}
         taught = one_a_fold(of_student, folds, of_student.pop("seed", 1), STUDENT)
         driver.train(taught)
         shutil.rmtree(teacher)
-        further[STUDENT] = driver.collect(taught, rows["id"][:], "test")
+        against[STUDENT] = further[STUDENT] = driver.collect(taught, rows["id"][:], "test")
         figures, _ = figures_and_fused()
-        print_figures(figures)
-    return members, figures, out_of_fold
+    systems = {name: values[None] for name, values in against.items()}
+    figures["against_the_ensemble"] = compare(systems, gold, groups, corpus.label_names)
+    print_figures({"variants": figures["against_the_ensemble"]})
+    return driver, whole, figures, out_of_fold
 
 
 def bagged_votes(overrides: dict[str, dict], probabilities: np.ndarray) -> dict[str, np.ndarray]:
@@ -256,6 +276,14 @@ def picked(figures: dict) -> list[str]:
     if left_out := [name for name in figures["members"] if name not in names]:
         print(f"never picked, so not in the folder: {', '.join(left_out)}", flush=True)
     return names
+
+
+def write_figures(folder: Path, figures: dict) -> None:
+    """fusion.json, and the plots if there were labelled rows."""
+    run_folder.write_json(folder / "fusion.json", figures)
+    if figures["variants"]:
+        plot_comparison(folder / "fusion.json", folder / "fusion.png")
+        plot_reliability(folder / "fusion.json", folder / "reliability.png")
 
 
 def print_figures(figures: dict) -> None:

@@ -364,7 +364,7 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     shutil.copy(comparison / "mine.csv", tmp_path)
     settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
     content = {"settings": settings, "members": {"mean": {}, "[CLS]": {"pooling": "cls", "seed": 1}}, "cv_folds": 2}
-    content |= {"tfidf": True, "student": {"num_train_epochs": 2}}
+    content |= {"tfidf": True, "student": {"num_train_epochs": 2}, "without": {"[CLS]": ["[CLS]"]}}
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     flags = ("--output_dir", "all", "--jobs", 2, "--fusion", "weighted")
     done = forked.run(ROOT / "run_fuse.py", "fuse.yaml", *flags, cwd=tmp_path, check=False)
@@ -372,6 +372,9 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     assert "4 of 4 trainings are done already" in done.stdout
     monkeypatch.chdir(tmp_path)
     figures = json.loads((tmp_path / "all" / "fusion.json").read_text())
+    for name in ("fusion.json", "fusion.png", "reliability.png"):
+        kept = (tmp_path / "results" / "fuse" / "fuse" / name).read_bytes()
+        assert kept == (tmp_path / "all" / name).read_bytes()
     assert figures["members"] == ["mean", "[CLS]"]
     assert figures["scored_on"] == "training rows, 2-fold cross-validation,"
     table = {row["name"]: row["macro_f1"] for row in figures["variants"]}
@@ -394,6 +397,11 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
                 decisions |= dict(zip(ids, file.get_tensor("test").argmax(axis=1), strict=True))
     in_order = [decisions[row_id] for row_id in corpus.splits["train"]["id"]]
     assert table["student"] == pytest.approx(f1_score(gold, in_order, average="macro"))
+    against = {row["name"]: row for row in figures["against_the_ensemble"]}
+    assert list(against) == ["the ensemble", "without [CLS]", "student"]
+    assert against["without [CLS]"]["macro_f1"] == pytest.approx(table["mean"])
+    assert against["student"]["difference"]["macro_f1"] == pytest.approx(table["student"] - table["weighted"])
+    assert f"| without [CLS] | {table['mean']:.3f} |" in (tmp_path / "all" / "README.md").read_text()
     assert not list((tmp_path / "results" / "members").glob("teacher-*"))
     config = json.loads((tmp_path / "all" / "config.json").read_text())
     assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
@@ -407,6 +415,27 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     transfer = ["--transfer_datasets", "map.yaml", "--augmentation", "RA", "--augmentation_rows", 9]
     call(run_classify.main, *flags, *transfer, "--distill_from", "all", "--output_dir", "student")
     assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 99
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"without": {"pooling": ["mean", "cls"]}}, "without, pooling: .* not of all"),
+        ({"without": {"pooling": ["max"]}}, r"without, pooling: \['max'\]; want a list of some of the members"),
+        ({"without": {"pooling": "mean"}}, "want a list"),
+        ({"student": {"polling": "cls"}}, "student: unknown key 'polling'; did you mean 'pooling'"),
+        ({"student": {"select": "best_on_dev"}}, "student: select best_on_dev is for single models"),
+        ({"members": {"mean": {}}}, "one member; an ensemble needs at least two"),
+    ],
+)
+def test_a_recipe_that_does_not_fit(change, says, comparison, tmp_path, monkeypatch):
+    settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
+    settings["train_file"] = str(comparison / "mine.csv")
+    content = {"settings": settings, "members": {"mean": {}, "cls": {"pooling": "cls"}}, "cv_folds": 2} | change
+    (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says):
+        call(run_fuse.main, "fuse.yaml", "--output_dir", "all", "--plan")
 
 
 def test_the_votes_of_bagged_members_stand_beside_those_of_their_likes():
@@ -466,7 +495,7 @@ def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
 
     with pytest.raises(InputError, match=r"no out_of_fold\.safetensors there"):
         soften_labels(corpus([0]), folder, None)
-    write_out_of_fold(folder, ["c", "a", "b"], ["three", "one", "two"], distributions)
+    write_out_of_fold(folder, ["c", "a", "b"], ["three", "one", "two"], distributions, WASSA_LABELS)
     added = TransferRows(WASSA_LABELS, ids=["x"], texts=[text], labels=["joy"], corpora=["essays"])
     found = corpus([0, 1, 2, 3])
     soften_labels(found, folder, added)

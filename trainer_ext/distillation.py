@@ -21,10 +21,12 @@ from .warm_start import library_quiet
 OUT_OF_FOLD = "out_of_fold.safetensors"
 
 
-def write_out_of_fold(folder: Path, ids: list[str], texts: list[str], probabilities: np.ndarray) -> None:
+def write_out_of_fold(
+    folder: Path, ids: list[str], texts: list[str], probabilities: np.ndarray, label_names: list[str]
+) -> None:
     """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id, and a hash of each text."""
-    keys = json.dumps(list(map(_key, ids, texts)))
-    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, metadata={"rows": keys})
+    described = {"rows": json.dumps(list(map(_key, ids, texts))), "labels": json.dumps(label_names)}
+    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, metadata=described)
 
 
 def _key(row_id: str, text: str) -> str:
@@ -37,7 +39,7 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
 
     Args:
         teacher: A folder of `run_fuse.py`'s recipe.
-        added: The rows that are not the target's own.
+        added: The rows that are not the target's own; these the ensemble itself is asked about.
 
     Raises:
         InputError: if the folder is no such ensemble, its labels are others, or it does not know a row.
@@ -47,15 +49,15 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
             f"--distill_from {teacher}: no {OUT_OF_FOLD} there; want the folder of a run_fuse.py recipe, whose members "
             "were cross-validated"
         )
-    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(teacher)
-    labels = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
+        labels = json.loads(file.metadata()["labels"])
+        known = dict(zip(json.loads(file.metadata()["rows"]), file.get_tensor("probabilities"), strict=True))
     if labels != corpus.label_names:
         raise InputError(
             f"--distill_from {teacher}: its labels are {', '.join(labels)}; those here {', '.join(corpus.label_names)}"
         )
-    with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
-        known = dict(zip(json.loads(file.metadata()["rows"]), file.get_tensor("probabilities"), strict=True))
     if added is not None:
+        model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(teacher)
         with library_quiet():
             tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
         classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)

@@ -36,6 +36,7 @@ from transformers import PreTrainedConfig
 from .arguments import CLASSIFY_ARGUMENTS, RecipeParser, read_recipe, recipe_arguments, training_settings
 from .augmentation import transfer_digest
 from .corpora import Corpus
+from .distillation import OUT_OF_FOLD
 from .errors import InputError
 from .run_folder import RESULTS, digest, file_digest, lock, write_json, write_text
 from .warm_start import resolve_checkpoint
@@ -280,9 +281,13 @@ class Members:
         changed = {name: value for name, value in settings.items() if value != defaults[name]}
         for name in ("train_file", "validation_file", "test_file"):
             changed.pop(name, None)  # their rows are in `data`
-        for name in ("model_name_or_path", "distill_from"):
-            if changed.get(name):
-                changed[name] = checkpoint_digest(changed[name])
+        if changed.get("model_name_or_path"):
+            changed["model_name_or_path"] = checkpoint_digest(changed["model_name_or_path"])
+        if teacher := changed.get("distill_from"):
+            # Of the target's own rows the student learns what that file says; the ensemble is asked about other texts.
+            said = Path(teacher) / OUT_OF_FOLD
+            alone = said.is_file() and not settings.get("transfer_datasets")
+            changed["distill_from"] = file_digest(said) if alone else checkpoint_digest(teacher)
         identity = {
             "settings": changed, "data": self._data, "computation": COMPUTATION, "libraries": self._libraries
         }  # fmt: skip
