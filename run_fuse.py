@@ -33,10 +33,10 @@ test. Sizes and tokenizers may differ, labels may not.
 
 All four are compared, what is fitted on writers that it is not scored on; the folder gets the weights and the
 temperature fitted on all rows. It holds the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json
-with the figures, a plot, a reliability diagram (of a recipe, in --results_dir too, before the members are trained on
-all rows), a card, and what the ensemble says of the rows that all members'
+with the figures, a plot, a reliability diagram, a card, and what the ensemble says of the rows that all members'
 predictions.tsv hold (predictions.tsv, predictions_EMO.tsv); AutoModelForSequenceClassification and
-pipeline("text-classification") load it with trust_remote_code=True.
+pipeline("text-classification") load it with trust_remote_code=True. A recipe's figures and pictures are in
+--results_dir, too, before its members are trained on all rows.
 """
 
 import argparse
@@ -150,9 +150,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output_dir", type=Path, required=True, help="where the ensemble goes")
     made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble that is there")
     made.add_argument("--members_dir", type=Path, default=Path("results/members"), help="default: results/members")
-    made.add_argument(
-        "--results_dir", type=Path, help="of a recipe's figures (default: results/fuse/NAME_OF_THE_RECIPE)"
-    )
+    made.add_argument("--results_dir", type=Path, help="for a recipe's figures (default: results/fuse/RECIPE)")
     made.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, or one)")
     made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
     return made
