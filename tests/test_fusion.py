@@ -498,6 +498,11 @@ def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
     with pytest.raises(InputError, match=r"no out_of_fold\.safetensors there"):
         soften_labels(corpus([0]), folder, None)
     write_out_of_fold(folder, ["c", "a", "b"], ["three", "one", "two"], distributions, WASSA_LABELS)
+    written = set()
+    for _ in range(8):  # the same to the byte: a student's name in the cache is by this file's hash
+        write_out_of_fold(tmp_path, ["c", "a", "b"], ["three", "one", "two"], distributions, WASSA_LABELS)
+        written.add((tmp_path / "out_of_fold.safetensors").read_bytes())
+    assert len(written) == 1
     added = TransferRows(WASSA_LABELS, ids=["x"], texts=[text], labels=["joy"], corpora=["essays"])
     found = corpus([0, 1, 2, 3])
     soften_labels(found, folder, added)

@@ -155,6 +155,33 @@ def table_row(cells) -> str:
     return " ".join(f"| {' | '.join(cells)} |".split())
 
 
+def test_what_the_readme_says_of_fusion_is_in_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    content = json.loads((ROOT / "results" / "fuse" / "wassa2022" / "fusion.json").read_text(encoding="utf-8"))
+    table = {row["name"]: row for row in content["variants"]}
+    against = {row["name"]: row for row in content["against_the_ensemble"]}
+    student = against.pop("student (its teachers saw the fold)")
+    bagged = ("soft vote, 2 bagged", "soft vote, the same 2, not bagged")
+    for name in ("GoEmotions and XED", "hard vote", "soft vote", "weighted", "selected", *bagged):
+        assert table_row(score_cells(table[name])) in readme
+    for row in against.values():
+        assert table_row(score_cells(row)) in readme
+    readme = " ".join(readme.split())
+    apart = [share for row, shares in enumerate(content["disagreement"]) for share in shares[:row]]
+    assert f"Any two members put {min(apart):.0%} to {max(apart):.0%} of the essays" in readme
+    before, after = content["calibration"]["before"], content["calibration"]["after"]
+    errors = (figures["expected_calibration_error"] for figures in (before, after))
+    assert "Calibration error is {:.3f}, and {:.3f} with".format(*errors) in readme
+    assert f"(Brier score {before['brier_score']:.3f} and {after['brier_score']:.3f};" in readme
+    over = student["difference"]["macro_f1"]
+    assert f"stands at {student['macro_f1']:.3f}, {over:+.3f} over the ensemble" in readme
+    on_dev = json.loads((ROOT / "results" / "wassa2022-student.json").read_text(encoding="utf-8"))["runs"]
+    alone, taught = (
+        "{macro_f1:.3f} ({macro_f1_low:.3f} to {macro_f1_high:.3f})".format(**run["figures"]) for run in on_dev
+    )
+    assert f"it has {taught}, the same recipe without a teacher {alone}" in readme
+
+
 def test_what_the_readme_says_of_child_tunings_training_is_in_results():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     content = json.loads((ROOT / "results" / "compare" / "child_tuning" / "comparison.json").read_text())

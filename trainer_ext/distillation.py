@@ -25,8 +25,9 @@ def write_out_of_fold(
     folder: Path, ids: list[str], texts: list[str], probabilities: np.ndarray, label_names: list[str]
 ) -> None:
     """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id, and a hash of each text."""
-    described = {"rows": json.dumps(list(map(_key, ids, texts))), "labels": json.dumps(label_names)}
-    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, metadata=described)
+    described = json.dumps({"rows": list(map(_key, ids, texts)), "labels": label_names})
+    # One entry: several would stand in any order, and the file's hash is part of what a student is.
+    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, {"emodeberta": described})
 
 
 def _key(row_id: str, text: str) -> str:
@@ -50,12 +51,11 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
             "were cross-validated"
         )
     with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
-        labels = json.loads(file.metadata()["labels"])
-        known = dict(zip(json.loads(file.metadata()["rows"]), file.get_tensor("probabilities"), strict=True))
-    if labels != corpus.label_names:
-        raise InputError(
-            f"--distill_from {teacher}: its labels are {', '.join(labels)}; those here {', '.join(corpus.label_names)}"
-        )
+        described = json.loads(file.metadata()["emodeberta"])
+        known = dict(zip(described["rows"], file.get_tensor("probabilities"), strict=True))
+    if described["labels"] != corpus.label_names:
+        theirs, ours = (", ".join(labels) for labels in (described["labels"], corpus.label_names))
+        raise InputError(f"--distill_from {teacher}: its labels are {theirs}; those here {ours}")
     if added is not None:
         model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(teacher)
         with library_quiet():
@@ -64,7 +64,7 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
         model.config.temperature = 1.0  # as the rows' above
         for row_id, text, scores in zip(added.ids, added.texts, classify(added.texts, top_k=None), strict=True):
             of_label = {entry["label"]: entry["score"] for entry in scores}
-            known[_key(row_id, text)] = np.array([of_label[label] for label in labels])
+            known[_key(row_id, text)] = np.array([of_label[label] for label in corpus.label_names])
     train = corpus.splits["train"]
     keys = list(map(_key, train["id"], train["text"]))
     if unknown := [row_id for row_id, key in zip(train["id"], keys, strict=True) if key not in known]:
