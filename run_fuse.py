@@ -78,7 +78,6 @@ from trainer_ext.members import (
 )
 from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
-from trainer_ext.run_folder import digest
 
 KEYS = ("cv_folds", "tfidf", "student", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
@@ -236,7 +235,7 @@ def cross_validate(
         against[f"without {what}"] = fuse_cross_fitted(args.fusion, others, gold, assigned)
     out_of_fold = (rows["id"][:], rows["text"][:], fused, corpus.label_names)
     if students:
-        teacher = args.members_dir / f"teacher-{digest(fused.tolist())}"
+        teacher = args.members_dir / f"teacher-{run_folder.digest(fused.tolist())}"
         teacher.mkdir(exist_ok=True)
         write_out_of_fold(teacher, *out_of_fold)
         of_student = students[STUDENT] | {"distill_from": str(teacher)}
