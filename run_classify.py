@@ -50,7 +50,7 @@ from trainer_ext.corpora import (
     Corpus,
     bootstrap_groups,
     check_trainable,
-    hold_out_fold,
+    hold_out_folds,
     limit_rows,
     load_corpus,
     split_off_validation,
@@ -296,7 +296,7 @@ def read_corpus(
         guard = LeakageGuard(corpus.source)
         guard.protect_splits(corpus)
     if data_args.cv_folds is not None:
-        hold_out_fold(corpus, data_args.cv_folds, data_args.cv_fold)
+        hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
     if not 0 <= data_args.validation_split_percentage <= 50:
         raise InputError(f"--validation_split_percentage is {data_args.validation_split_percentage}; want 0 to 50")
     if data_args.validation_split_percentage and "validation" not in corpus.splits:

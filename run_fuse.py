@@ -13,14 +13,15 @@ Members that differ in more than the seed are what makes a vote better than one 
       bagged: {bagging: true, child_tuning: F, seed: 3}
     cv_folds: 5                        # optional
     tfidf: true                        # TF-IDF + logistic regression in the table, alone and as a voter; optional
-    student: {}                        # flags of one model that learns what the ensemble says, for the table; optional
+    student: {}                        # flags of one model that learns what members say, for the table; optional
+    teachers: [mean, bagged]           # of the student in the table; optional, all members if not given
     without: {Child-Tuning: [bagged]}  # members to do without, for the table of what an ingredient brings; optional
 
 Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Where members and
-others that differ from them by `bagging` alone are both there, the votes of either stand in the table. The student's
-targets for a row are from members that did not see that row; but they did see the fold that the student is scored on,
-so its figure is too high. Trainings are kept in --members_dir by the hash of what decides their result, as
-run_compare.py's are. With --members, output folders of run_classify.py are fused that are there already: the figures
+others that differ from them by `bagging` alone are both there, the votes of either stand in the table. The student that
+is scored on one fold learns, of each other fold, what teachers say that saw neither: with 5 folds that takes 10 more
+trainings a teacher. Trainings are kept in --members_dir by the hash of what decides their result, as run_compare.py's
+are. With --members, output folders of run_classify.py are fused that are there already: the figures
 are then about the labelled rows of their predictions.tsv, of validation if there are some, else of test. Sizes and
 tokenizers may differ, labels may not.
 
@@ -42,6 +43,8 @@ pipeline("text-classification") load it with trust_remote_code=True. A recipe's 
 import argparse
 import logging
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +53,7 @@ from baselines.tfidf import held_out_probabilities
 from trainer_ext import run_folder
 from trainer_ext.arguments import corpus_arguments
 from trainer_ext.comparison import compare
-from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
+from trainer_ext.corpora import Corpus, check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.distillation import write_out_of_fold
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.fusion import FUSIONS, fuse_cross_fitted
@@ -73,16 +76,16 @@ from trainer_ext.members import (
     check_flags,
     flags_given,
     one_a_fold,
+    one_each_two_folds,
     read_variants,
     resolve,
 )
 from trainer_ext.model_card import write_ensemble_card
 from trainer_ext.plots import plot_comparison, plot_reliability
 
-KEYS = ("cv_folds", "tfidf", "student", "without")  # of a recipe, besides what it shares and its members
+KEYS = ("cv_folds", "tfidf", "student", "teachers", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
-STUDENT, ENSEMBLE = "student", "the ensemble"
-OPTIMISTIC = "student (its teachers saw the fold)"  # what the student's figure is called
+STUDENT, TEACHERS, ENSEMBLE = "student", "the student's teachers", "the ensemble"
 logger = logging.getLogger("run_fuse")
 
 
@@ -106,28 +109,38 @@ def main() -> None:
         if len(args.members) < 2:
             raise InputError("--members: an ensemble needs at least two")
         members = read_members(args.members, args.names)
-        figures, out_of_fold = compare_folders(members, args.fusion), None
+        figures = compare_folders(members, args.fusion)
         print_figures(figures)
         kept = picked(figures)
         members = [member for member in members if member.name in kept]
     else:
-        measured = cross_validate(args, flags_given(rest))
-        if measured is None:
+        recipe = read_fusion_recipe(args.recipe, flags_given(rest))
+        first = resolve(recipe.shared, str(args.recipe))
+        corpus = load_corpus(**corpus_arguments(first[1], first[0]))
+        check_trainable(corpus)
+        if corpus.classes("train").ndim == 2:
+            raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
+        driver = Members(args.members_dir, recipe.shared, corpus, str(args.recipe), args.jobs)
+        if args.plan:
+            print(plan(recipe, driver))
             return
-        driver, whole, figures, out_of_fold = measured
+        figures, fused = cross_validate(recipe, driver, corpus, args.fusion)
+        print_figures(figures)
+        print_figures({"variants": figures["against_the_ensemble"]})
         results_dir = args.results_dir or Path("results") / "fuse" / args.recipe.stem
         results_dir.mkdir(parents=True, exist_ok=True)
         write_figures(results_dir, figures | {"command": command})  # before the members themselves are trained
         print(f"figures in {results_dir}/")
-        whole = {name: whole[name] for name in picked(figures)}
+        whole = {name: recipe.on_all_rows(name) for name in picked(figures)}
         driver.train(list(whole.values()), keep_models=True)
         members = read_members([driver.path(member) / RUN for member in whole.values()], list(whole))
     run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
     with run_folder.staged(args.output_dir) as folder:
         save_ensemble(folder, members, args.fusion, figures)
         write_fused_predictions(folder, members, args.fusion, figures)
-        if out_of_fold is not None:
-            write_out_of_fold(folder, *out_of_fold)
+        if args.recipe is not None:
+            rows = corpus.splits["train"]
+            write_out_of_fold(folder, rows["id"][:], rows["text"][:], fused, corpus.label_names)
         write_figures(folder, figures | {"command": command})
         write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
@@ -156,98 +169,154 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def cross_validate(
-    args: argparse.Namespace, flags: dict
-) -> tuple[Members, dict[str, Member], dict, tuple[list[str], list[str], np.ndarray, list[str]]] | None:
-    """What cross-validation says of the recipe's members, of their fusion and of the student.
+@dataclass
+class Recipe:
+    """What the YAML file says, checked; flags as run_classify.py's, by name.
+
+    Attributes:
+        path: Of the file.
+        shared: Flags of all members and of the student.
+        members: By name, the flags of each that differ.
+        cv_folds, tfidf, without, student, teachers: As in the file.
+    """
+
+    path: Path
+    shared: dict
+    members: dict[str, dict]
+    cv_folds: int = 5
+    tfidf: bool = False
+    without: dict[str, list[str]] = field(default_factory=dict)
+    student: dict | None = None
+    teachers: list[str] = field(default_factory=list)
+
+    def member(self, name: str) -> tuple[dict, int, int, str]:
+        """Flags, folds, seed and name of a member, as [`one_a_fold`] and [`one_each_two_folds`] take them."""
+        flags = dict(self.members[name])
+        seed = flags.pop("seed", 1)
+        return flags, self.cv_folds, seed, name
+
+    def on_all_rows(self, name: str) -> Member:
+        """The training of a member for the folder."""
+        flags, _, seed, _ = self.member(name)
+        return Member(flags, None, seed, f"{name}, seed {seed}, all rows")
+
+
+def read_fusion_recipe(path: Path, flags: dict) -> Recipe:
+    """The recipe, with `flags` of the command line over those that members share.
+
+    Raises:
+        InputError: for what does not fit; says what would.
+    """
+    barred = (OWN | SHARED) - {"seed"}
+    settings, members, rest = read_variants(path, "members", KEYS, barred)
+    if STUDENT in rest:
+        rest[STUDENT] = rest[STUDENT] or {}  # `student:` alone shares all flags with the members
+    recipe = Recipe(path, settings | flags, members, **{key: value for key, value in rest.items() if value is not None})
+    students = {} if recipe.student is None else {STUDENT: recipe.student}
+    check_flags(students, settings, barred, path, "members")
+    if any("program" in of_one for of_one in (recipe.shared, *members.values(), *students.values())):
+        raise InputError(f"{path}: program is for run_compare.py; an ensemble's members are run_classify.py's")
+    if taken := sorted(OWN & recipe.shared.keys()):
+        hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
+        raise InputError(f"{path}: {taken[0]} is not for what run_fuse.py's members share{hint}")
+    check_names(list(members))
+    if len(members) < 2:
+        raise InputError(f"{path}: one member; an ensemble needs at least two")
+    for name, of_one in (members | students).items():
+        if of_one.get("select", recipe.shared.get("select")) == "best_on_dev":
+            raise InputError(f"{path}, {name}: select best_on_dev is for single models; fix the epochs here")
+    some = f"want a list of some of the members ({', '.join(members)})"
+    for what, left_out in recipe.without.items():
+        if not isinstance(left_out, list) or not set(left_out) < members.keys():
+            raise InputError(f"{path}, without, {what}: {left_out!r}; {some}, not of all")
+    if "teachers" in rest and (not isinstance(recipe.teachers, list) or not set(recipe.teachers) <= members.keys()):
+        raise InputError(f"{path}, teachers: {recipe.teachers!r}; {some}")
+    if students and recipe.cv_folds < 3:
+        raise InputError(f"{path}: a student's teachers train without two folds; want cv_folds of at least 3")
+    recipe.teachers = recipe.teachers or list(members)
+    return recipe
+
+
+def plan(recipe: Recipe, driver: Members) -> str:
+    """How many trainings the recipe takes, and about how long those that are not done."""
+    names, folds = list(recipe.members), recipe.cv_folds
+    every = [member for name in names for member in [*one_a_fold(*recipe.member(name)), recipe.on_all_rows(name)]]
+    beside = ""
+    if recipe.student is not None:
+        every += [m for name in recipe.teachers for m in one_each_two_folds(*recipe.member(name)).values()]
+        teachers = f"{len(recipe.teachers)} teacher{'s' * (len(recipe.teachers) > 1)}"
+        beside = f", {teachers} without each two folds; and {folds} of the student"
+    return f"{len(names)} members, {folds} folds and all rows{beside}: {driver.plan(every)}"
+
+
+def cross_validate(recipe: Recipe, driver: Members, corpus: Corpus, rule: str) -> tuple[dict, np.ndarray]:
+    """What cross-validation says of the recipe's members, of their fusions and of the student.
+
+    Args:
+        rule: Of the folder.
 
     Returns:
-        What trains them; the trainings on all rows, by name, not done yet; the figures; what [`write_out_of_fold`]
-        wants. With `--plan`, says what all that takes, trains none, and returns nothing.
+        The figures; and `(rows, labels)`, what the folder's rule says, of each row by members that did not see it.
     """
-    # ---- Recipe ---------------------------------------------------------------------------------------------------
-    barred = (OWN | SHARED) - {"seed"}
-    settings, overrides, rest = read_variants(args.recipe, "members", KEYS, barred)
-    shared, folds = settings | flags, rest.get("cv_folds", 5)
-    students = {STUDENT: rest[STUDENT] or {}} if STUDENT in rest else {}
-    check_flags(students, settings, barred, args.recipe, "members")
-    if any("program" in flags for flags in (shared, *(overrides | students).values())):
-        raise InputError(f"{args.recipe}: program is for run_compare.py; an ensemble's members are run_classify.py's")
-    if taken := sorted(OWN & shared.keys()):
-        hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
-        raise InputError(f"{args.recipe}: {taken[0]} is not for what run_fuse.py's members share{hint}")
-    first = resolve(shared, str(args.recipe))
-    corpus = load_corpus(**corpus_arguments(first[1], first[0]))
-    check_trainable(corpus)
     gold, rows = corpus.classes("train"), corpus.splits["train"]
-    if gold.ndim == 2:
-        raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
     groups = rows["group"][:] if "group" in rows.column_names else None
-    assigned = cross_validation_folds(corpus, folds)
-
-    driver = Members(args.members_dir, shared, corpus, str(args.recipe), args.jobs)
-    held_out, whole = {}, {}
-    check_names(list(overrides))
-    without = rest.get("without") or {}
-    for what, left_out in without.items():
-        if not isinstance(left_out, list) or not set(left_out) < overrides.keys():
-            raise InputError(
-                f"{args.recipe}, without, {what}: {left_out!r}; want a list of some of the members "
-                f"({', '.join(overrides)}), not of all"
-            )
-    if len(overrides) < 2:
-        raise InputError(f"{args.recipe}: one member; an ensemble needs at least two")
-    for name, of_member in (overrides | students).items():
-        if of_member.get("select", shared.get("select")) == "best_on_dev":
-            raise InputError(f"{args.recipe}, {name}: select best_on_dev is for single models; fix the epochs here")
-    for name, of_member in overrides.items():
-        of_member = dict(of_member)
-        seed = of_member.pop("seed", 1)
-        held_out[name] = one_a_fold(of_member, folds, seed, name)
-        whole[name] = Member(of_member, None, seed, f"{name}, seed {seed}, all rows")
-    if args.plan:
-        every = [*(member for of_name in held_out.values() for member in of_name), *whole.values()]
-        beside = f", and {folds} of the student" if students else ""
-        print(f"{len(whole)} members, {folds} folds and all rows: {driver.plan(every)}{beside}")
-        return None
-
-    # ---- What cross-validation says -------------------------------------------------------------------------------
-    driver.train([member for of_name in held_out.values() for member in of_name])
-    probabilities = np.stack([driver.collect(of_name, rows["id"][:], "test") for of_name in held_out.values()])
-    names = list(whole)
-    further = bagged_votes(overrides, probabilities)
-    if rest.get("tfidf"):
+    assigned = cross_validation_folds(corpus, recipe.cv_folds)
+    names = list(recipe.members)
+    held_out = [one_a_fold(*recipe.member(name)) for name in names]
+    driver.train([member for of_folds in held_out for member in of_folds])
+    probabilities = np.stack([driver.collect(of_folds, rows["id"][:], "test") for of_folds in held_out])
+    further = bagged_votes(recipe.members, probabilities)
+    if recipe.tfidf:
         texts = np.array(rows["text"][:], dtype=object)
         further[TFIDF] = held_out_probabilities(texts, gold, groups, assigned, len(corpus.label_names), seed=1)
         further |= plain_votes(f"with {TFIDF}", np.concatenate([probabilities, further[TFIDF][None]]))
 
-    def figures_and_fused() -> tuple[dict, np.ndarray]:
-        figures, fused = compare_fusions(
-            names, probabilities, gold, groups, assigned, corpus.label_names, args.fusion, further
-        )
-        return figures | {"scored_on": f"training rows, {folds}-fold cross-validation,"}, fused
-
-    figures, fused = figures_and_fused()
-    print_figures(figures)
-    against = {ENSEMBLE: fused}
-    for what, left_out in without.items():
+    def fused_without(left_out: Collection[str]) -> np.ndarray:
         others = probabilities[[name not in left_out for name in names]]
-        against[f"without {what}"] = fuse_cross_fitted(args.fusion, others, gold, assigned)
-    out_of_fold = (rows["id"][:], rows["text"][:], fused, corpus.label_names)
-    if students:
-        teacher = args.members_dir / f"teacher-{run_folder.digest(fused.tolist())}"
+        return fuse_cross_fitted(rule, others, gold, assigned)
+
+    against = {ENSEMBLE: fused_without([])}
+    against |= {f"without {what}": fused_without(left_out) for what, left_out in recipe.without.items()}
+    if recipe.student is not None:
+        if len(recipe.teachers) < len(names):
+            against[TEACHERS] = fused_without(set(names) - set(recipe.teachers))
+        against[STUDENT] = further[STUDENT] = cross_validate_student(recipe, driver, corpus, assigned, rule)
+    figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, rule, further)
+    figures["scored_on"] = f"training rows, {recipe.cv_folds}-fold cross-validation,"
+    figures["against_the_ensemble"] = compare(
+        {name: values[None] for name, values in against.items()}, gold, groups, corpus.label_names
+    )
+    return figures, fused
+
+
+def cross_validate_student(
+    recipe: Recipe, driver: Members, corpus: Corpus, assigned: np.ndarray, rule: str
+) -> np.ndarray:
+    """What students say of the rows of the fold that neither they nor their teachers saw: `(rows, labels)`.
+
+    A student that is scored on one fold learns, of the rows of each other fold, what teachers say that were trained
+    without both.
+    """
+    gold, rows = corpus.classes("train"), corpus.splits["train"]
+    ids, texts = (np.array(rows[name][:], dtype=object) for name in ("id", "text"))
+    of_teachers = [one_each_two_folds(*recipe.member(name)) for name in recipe.teachers]
+    driver.train([member for of_pairs in of_teachers for member in of_pairs.values()])
+    flags = dict(recipe.student)
+    seed = flags.pop("seed", 1)
+    taught = []
+    for scored in range(recipe.cv_folds):
+        seen = assigned != scored
+        said = [[member for pair, member in of_pairs.items() if scored in pair] for of_pairs in of_teachers]
+        probabilities = np.stack([driver.collect(of_fold, ids[seen], "test") for of_fold in said])
+        fused = fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
+        teacher = driver.folder / f"teacher-{run_folder.digest(fused.tolist())}"  # the same when a killed run goes on
         teacher.mkdir(exist_ok=True)
-        write_out_of_fold(teacher, *out_of_fold)
-        of_student = students[STUDENT] | {"distill_from": str(teacher)}
-        taught = one_a_fold(of_student, folds, of_student.pop("seed", 1), STUDENT)
-        driver.train(taught)
-        shutil.rmtree(teacher)
-        against[OPTIMISTIC] = further[OPTIMISTIC] = driver.collect(taught, rows["id"][:], "test")
-        figures, _ = figures_and_fused()
-    systems = {name: values[None] for name, values in against.items()}
-    figures["against_the_ensemble"] = compare(systems, gold, groups, corpus.label_names)
-    print_figures({"variants": figures["against_the_ensemble"]})
-    return driver, whole, figures, out_of_fold
+        write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
+        taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
+    driver.train(taught)
+    for member in taught:
+        shutil.rmtree(member.overrides["distill_from"])
+    return driver.collect(taught, ids, "test")
 
 
 def bagged_votes(overrides: dict[str, dict], probabilities: np.ndarray) -> dict[str, np.ndarray]:

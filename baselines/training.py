@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Train
 
 from trainer_ext import run_folder
 from trainer_ext.arguments import DataArguments, corpus_arguments, training_settings
-from trainer_ext.corpora import Corpus, check_trainable, hold_out_fold, limit_rows, load_corpus
+from trainer_ext.corpora import Corpus, check_trainable, hold_out_folds, limit_rows, load_corpus
 from trainer_ext.errors import InputError
 from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
 
@@ -39,7 +39,7 @@ def begin(
     if corpus.classes("train").ndim == 2:
         raise InputError("this system gives a row one label; this corpus has several a row")
     if data_args.cv_folds is not None:
-        hold_out_fold(corpus, data_args.cv_folds, data_args.cv_fold)
+        hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
     limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
     settings = training_settings(model_args, data_args, args) | {
         "training data": run_folder.digest(corpus.splits["train"].to_list())

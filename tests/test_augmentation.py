@@ -27,7 +27,7 @@ from trainer_ext.augmentation import (
     read_label_map,
     rows_by_label,
 )
-from trainer_ext.corpora import WASSA_LABELS, hold_out_fold, load_corpus
+from trainer_ext.corpora import WASSA_LABELS, hold_out_folds, load_corpus
 from trainer_ext.emotion_corpora import MASKS, normalised
 from trainer_ext.errors import InputError
 from trainer_ext.hub import licence_of
@@ -267,7 +267,7 @@ def test_the_targets_rows_stay_and_no_evaluation_text_comes_in(small_data, seed,
     guard = LeakageGuard("essays")
     guard.protect_splits(corpus)
     held_out = set(map(normalised, corpus.splits["validation"]["text"][:] + corpus.splits["test"]["text"][:]))
-    hold_out_fold(corpus, 5, fold)
+    hold_out_folds(corpus, 5, [fold])
     guard.protect_splits(corpus)
     held_out |= set(map(normalised, corpus.splits["test"]["text"][:]))
     before = corpus.splits["train"]

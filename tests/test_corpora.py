@@ -15,7 +15,7 @@ from trainer_ext.corpora import (
     bootstrap_groups,
     check_trainable,
     cross_validation_folds,
-    hold_out_fold,
+    hold_out_folds,
     limit_rows,
     load_corpus,
     split_off_validation,
@@ -355,16 +355,20 @@ def test_a_fold_is_held_out_as_test_and_the_rest_trains():
     seen = []
     for fold in range(4):
         held = Corpus(dict(corpus.splits), corpus.label_names, corpus.problem_type, corpus.source)
-        hold_out_fold(held, 4, fold)
+        hold_out_folds(held, 4, [fold])
         assert set(held.splits) == {"train", "test"}
         assert sorted(held.splits["train"]["id"][:] + held.splits["test"]["id"][:]) == list("abcdefgh")
         seen += held.splits["test"]["id"][:]
     assert sorted(seen) == list("abcdefgh")
-    for folds, fold in ((4, 4), (9, 0), (1, 0)):
+    two = Corpus(dict(corpus.splits), corpus.label_names, corpus.problem_type, corpus.source)
+    hold_out_folds(two, 4, [3, 1])
+    assert two.splits["test"]["id"][:] == sorted(seen[2:4] + seen[6:8])
+    assert two.splits["train"]["id"][:] == sorted(seen[:2] + seen[4:6])
+    for folds, which in ((4, [4]), (4, [0, 4]), (4, [0, 1, 2, 3]), (9, [0]), (1, [0])):
         with pytest.raises(InputError):
-            hold_out_fold(corpus, folds, fold)
+            hold_out_folds(corpus, folds, which)
     with pytest.raises(InputError, match="5 folds, but no class has more than 4 rows in train; want 4 or fewer"):
-        hold_out_fold(corpus, 5, 0)
+        hold_out_folds(corpus, 5, [0])
 
 
 @pytest.mark.realdata

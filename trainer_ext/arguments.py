@@ -122,7 +122,10 @@ class DataArguments:
         "Cross-validation: divide the training rows into so many folds, the same ones every time, whole groups only, "
         "and hold out --cv_fold as the test split; other splits are left out. run_compare.py runs them all.",
     )
-    cv_fold: int = _flag(0, "Which of --cv_folds to hold out, counted from 0.")
+    cv_fold: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Which of --cv_folds to hold out, counted from 0; one or several."},
+    )
     bagging: bool = _flag(
         False,
         "Train on a bootstrap sample: as many writers as there are, drawn by --seed with replacement, each with all "

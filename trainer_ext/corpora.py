@@ -260,17 +260,19 @@ def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> n
     return found
 
 
-def hold_out_fold(corpus: Corpus, folds: int, fold: int) -> None:
-    """Make fold number `fold` of the training rows the test split, in place; other splits are left out.
+def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> None:
+    """Make these folds of the training rows, by number, the test split, in place; other splits are left out.
 
     Raises:
-        InputError: as [`cross_validation_folds`], or if there is no such fold.
+        InputError: as [`cross_validation_folds`], or if there is no such fold, or none is left to train on.
     """
-    if not 0 <= fold < folds:
-        raise InputError(f"fold {fold} of {folds}; want 0 to {folds - 1}")
+    if wrong := [fold for fold in which if not 0 <= fold < folds]:
+        raise InputError(f"fold {wrong[0]} of {folds}; want 0 to {folds - 1}")
+    if len(set(which)) == folds:
+        raise InputError(f"all {folds} folds are held out; leave at least one to train on")
     train, assigned = corpus.splits["train"], cross_validation_folds(corpus, folds)
-    held_out = train.select(np.flatnonzero(assigned == fold))
-    corpus.splits = {"train": train.select(np.flatnonzero(assigned != fold)), "test": held_out}
+    held_out = np.isin(assigned, which)
+    corpus.splits = {"train": train.select(np.flatnonzero(~held_out)), "test": train.select(np.flatnonzero(held_out))}
 
 
 def bootstrap_groups(corpus: Corpus, seed: int) -> None:

@@ -9,6 +9,7 @@ twice at a time: a lock is held by the driver and by the training process, which
 import argparse
 import csv
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -71,19 +72,19 @@ class Member:
     Attributes:
         overrides: Flags of the program by name, over those of the recipe; `program` among them if it is not
             `run_classify`.
-        fold: `(folds, which)` to hold out of the training rows; `None` trains on all of them.
+        fold: `(folds, which)`, or several after the first, to hold out of the training rows; `None` trains on all.
         seed: Of the training.
         name: What to call it in messages.
     """
 
     overrides: dict[str, Any]
-    fold: tuple[int, int] | None
+    fold: tuple[int, ...] | None
     seed: int
     name: str
 
     def flags(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """All flags: the recipe's, the overrides, fold and seed."""
-        split = {} if self.fold is None else {"cv_folds": self.fold[0], "cv_fold": self.fold[1]}
+        split = {} if self.fold is None else {"cv_folds": self.fold[0], "cv_fold": list(self.fold[1:])}
         return {**recipe, **self.overrides, **split, "seed": self.seed}
 
 
@@ -93,6 +94,14 @@ def one_a_fold(overrides: dict[str, Any], folds: int, seed: int, name: str) -> l
         Member(overrides, (folds, fold) if folds else None, seed, f"{name}, seed {seed}, fold {fold}")
         for fold in range(folds or 1)
     ]
+
+
+def one_each_two_folds(overrides: dict[str, Any], folds: int, seed: int, name: str) -> dict[frozenset[int], Member]:
+    """The trainings by which each row is scored, for each other fold, by one that saw neither, by what is held out."""
+    return {
+        frozenset(pair): Member(overrides, (folds, *pair), seed, f"{name}, seed {seed}, folds {pair[0]} and {pair[1]}")
+        for pair in itertools.combinations(range(folds), 2)
+    }
 
 
 @dataclass
@@ -281,6 +290,8 @@ class Members:
         changed = {name: value for name, value in settings.items() if value != defaults[name]}
         for name in ("train_file", "validation_file", "test_file"):
             changed.pop(name, None)  # their rows are in `data`
+        if len(changed.get("cv_fold", [])) == 1:
+            [changed["cv_fold"]] = changed["cv_fold"]  # as members were named before there could be several
         if changed.get("model_name_or_path"):
             changed["model_name_or_path"] = checkpoint_digest(changed["model_name_or_path"])
         if teacher := changed.get("distill_from"):
@@ -367,7 +378,7 @@ class Members:
         """About how many billion operations the training's matrix products take: 6 for each weight and token."""
         settings = self.settings(member)
         tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in self._texts]
-        kept = 1 if member.fold is None else 1 - 1 / member.fold[0]
+        kept = 1 if member.fold is None else 1 - len(member.fold[1:]) / member.fold[0]
         rows = len(tokens) * kept * settings["num_train_epochs"]
         if settings["max_steps"] > 0:
             rows = settings["max_steps"] * settings["per_device_train_batch_size"]
