@@ -375,6 +375,31 @@ def test_a_stream_is_trained_on_without_being_held(v3_folder, tmp_path):
     assert content["counts"] == {"empty, or no text": 2}  # 70 x 64 rows: the file, and a part of it again
 
 
+def test_a_stream_lets_go_of_what_it_read_and_numbers_its_rows(tmp_path, monkeypatch):
+    """Of a parquet file, pyarrow holds no more than a few row groups; a planted text is named by its row."""
+    monkeypatch.setattr("trainer_ext.pretraining.SHUFFLE_BUFFER", 100)
+    texts = [f"{i} " + f"word{i} " * 100 for i in range(12_000)]
+    planted = "They knew about the cracks in the bridge and did nothing for a year."
+    texts[7000] = planted
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "many.parquet", row_group_size=200)
+    for name, held_out in (("target.txt", planted), ("held_out.txt", "another text")):
+        (tmp_path / name).write_text(f"text\n{held_out}\n")
+    (tmp_path / "target.txt").rename(tmp_path / "target.csv")
+    data = PretrainingArguments(
+        train_file=[str(tmp_path / "many.parquet")],
+        validation_file=[str(tmp_path / "held_out.txt")],
+        target_file=[str(tmp_path / "target.csv")],
+        streaming=True,
+        data_dir=None,
+    )
+    before = pyarrow.total_allocated_bytes()
+    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    held = [pyarrow.total_allocated_bytes() - before for _ in corpus.train]
+    assert len(held) == 11_999
+    assert max(held) < sum(map(len, texts)) / 3
+    assert corpus.guard.found == [("many.parquet, row 7001", "target.csv, text 1")]
+
+
 @pytest.mark.parametrize("plant", ["whole", "capitals and commas", "half of it", "inside a longer text"])
 def test_a_planted_target_text_is_found_and_named(plant, tmp_path):
     with open(ESSAYS, newline="", encoding="utf-8") as file:

@@ -182,6 +182,10 @@ def _stream(
         arguments = {"path": data.dataset_name[0], "name": data.dataset_config_name, "token": token}
     try:
         rows = load_dataset(**arguments, split="train", streaming=True, cache_dir=cache_dir)
+        if data.train_file:
+            # Pyarrow keeps what it reads of a parquet file to the file's end (arrow#39808); so one row group at a time.
+            # On the Hub this would fetch something of each file first.
+            rows = rows.reshard()
         first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"{corpus.source}: {str(error).strip().splitlines()[0]}") from error
@@ -202,10 +206,11 @@ def _stream(
     rows = rows.select_columns(["text"]).filter(keep, with_indices=True)
     if data.validation_file:
         held_out = [text for path in data.validation_file for _, text in _file_texts(path, data.text_column_name)]
+        count = 0
     else:
         count = data.max_eval_samples or (STREAM_VALIDATION_ROWS if data.validation_split_percentage else 0)
         held_out = [row["text"] for row in rows.take(count)]
-        rows = rows.skip(count)
+    rows = rows.skip(count)  # 0, too: after it only the buffer is shuffled, so that the guard's row numbers are right
     if data.max_train_samples is not None:
         rows = rows.take(data.max_train_samples)
     corpus.left_out.clear()  # the rows for perplexity are read a second time
