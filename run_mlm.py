@@ -109,6 +109,7 @@ def main() -> None:
             validation = MaskedTexts(tokenise(corpus.validation, tokenising, data_args), fixed)
         rows = tokenise(corpus.train, tokenising, data_args)
     train = MaskedStream(rows, masking) if data_args.streaming else MaskedTexts(rows, masking)
+    callback = ReturnMemory() if data_args.streaming else MaskAnew(train)
 
     # ---- Train ----------------------------------------------------------------------------------------------------
     with args.main_process_first(desc="output folder"):
@@ -134,7 +135,7 @@ def main() -> None:
         eval_dataset=validation,
         compute_metrics=lambda prediction: masked_metrics(prediction.predictions),
         preprocess_logits_for_metrics=masked_scores,
-        callbacks=[ReturnMemory() if data_args.streaming else MaskAnew(train)],
+        callbacks=[callback],
         **shared,
     )
     trained = trainer.train(resume_from_checkpoint=resume)
