@@ -82,10 +82,8 @@ def _shown(fusion: str) -> str:
 
 
 def plain_votes(of: str, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """By name, `(rows, labels)`: the hard and the soft vote of some systems, `of` says whose; of two the soft alone,
-    for the hard one decides as it does."""
-    rules = ("hard", "soft") if len(probabilities) > 2 else ("soft",)
-    return {f"{_shown(rule)}, {of}": apply(rule, probabilities, None) for rule in rules}
+    """By name, `(rows, labels)`: the hard and the soft vote of some systems, `of` says whose."""
+    return {f"{_shown(rule)}, {of}": apply(rule, probabilities, None) for rule in ("hard", "soft")}
 
 
 def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[EnsembleMember]:
