@@ -271,18 +271,21 @@ def cross_validate(recipe: Recipe, driver: Members, corpus: Corpus, rule: str) -
         further[TFIDF] = held_out_probabilities(texts, gold, groups, assigned, len(corpus.label_names), seed=1)
         further |= plain_votes(f"with {TFIDF}", np.concatenate([probabilities, further[TFIDF][None]]))
 
+    if recipe.student is not None:
+        further[STUDENT] = cross_validate_student(recipe, driver, corpus, assigned, rule)
+    figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, rule, further)
+    figures["scored_on"] = f"training rows, {recipe.cv_folds}-fold cross-validation,"
+
     def fused_without(left_out: Collection[str]) -> np.ndarray:
         others = probabilities[[name not in left_out for name in names]]
         return fuse_cross_fitted(rule, others, gold, assigned)
 
-    against = {ENSEMBLE: fused_without([])}
+    against = {ENSEMBLE: fused}
     against |= {f"without {what}": fused_without(left_out) for what, left_out in recipe.without.items()}
     if recipe.student is not None:
         if len(recipe.teachers) < len(names):
             against[TEACHERS] = fused_without(set(names) - set(recipe.teachers))
-        against[STUDENT] = further[STUDENT] = cross_validate_student(recipe, driver, corpus, assigned, rule)
-    figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, rule, further)
-    figures["scored_on"] = f"training rows, {recipe.cv_folds}-fold cross-validation,"
+        against[STUDENT] = further[STUDENT]
     figures["against_the_ensemble"] = compare(
         {name: values[None] for name, values in against.items()}, gold, groups, corpus.label_names
     )
