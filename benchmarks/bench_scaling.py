@@ -3,23 +3,33 @@
 Each measurement is a process of its own, `python -m benchmarks.bench_scaling WIDTH LAYERS LENGTH`: the peak of a
 training step of 1,024 tokens in float32, beyond weights, gradients and optimizer state. Two depths give a layer's part,
 two widths and two lengths divide it into what grows with the width and what grows with heads times length.
+
+On a GPU the models themselves take steps, whole, with random weights, as their recipes say.
 """
 
 import json
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
+from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser
 from trainer_ext.lora import add_lora
 from trainer_ext.run_folder import write_text
+from trainer_ext.sampling import TokenBudgetTrainer
 
 TOKENS = 1024
+WARM_UP_STEPS, TIMED_STEPS = 3, 10
+VOCABULARY = 128_100
 WIDTHS, DEPTHS, LENGTHS = (384, 768), (2, 4), (128, 512)
 HEAD_WIDTH = 64
 XXLARGE = {"hidden_size": 1536, "num_hidden_layers": 48, "conv_kernel_size": 3, "conv_act": "gelu"}
@@ -58,10 +68,75 @@ def one_step(width: int, layers: int, length: int) -> int:
     return peak_bytes(lambda: step(TOKENS // length, length), torch.device("cpu"))
 
 
+class StepTimes(TrainerCallback):
+    """When each optimizer step was over, the device's queue emptied."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def real_steps(name: str) -> dict:
+    """Optimizer steps of one of [`MODELS`] on the GPU, under its recipe's flags, on texts of full length.
+
+    Returns:
+        The highest memory that tensors took, weights and all; what the allocator held; the median step's seconds, and
+        tokens a second; the mean loss.
+    """
+    recipe, sizes, texts, length, rank, _ = MODELS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--output_dir", folder, "--max_steps", str(WARM_UP_STEPS + TIMED_STEPS), "--eval_strategy", "no"]
+        flags += [
+            "--save_strategy",
+            "no",
+            "--logging_steps",
+            str(WARM_UP_STEPS + TIMED_STEPS),
+            "--disable_tqdm",
+            "true",
+        ]
+        model_args, *_, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([str(ROOT / f"recipes/{recipe}.yaml"), *flags])
+        assert (args.per_device_train_batch_size, model_args.lora_rank) == (texts, rank), f"{recipe}.yaml has changed"
+        torch.manual_seed(0)
+        with torch.device("cuda"):
+            model = EmoDebertaForSequenceClassification(config(sizes, VOCABULARY))
+        if rank is not None:
+            add_lora(model, rank)
+        count = texts * args.gradient_accumulation_steps * args.max_steps
+        rows = [
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": number % 7}
+            for number, ids in enumerate(torch.randint(5, VOCABULARY, (count, length)))
+        ]
+        times = StepTimes()
+        trainer = TokenBudgetTrainer(model, args, train_dataset=rows, callbacks=[times])
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+    spent = statistics.median(np.diff(times.ends)[WARM_UP_STEPS - 1 :])
+    (loss,) = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert np.isfinite(loss), f"{name}: loss {loss}"
+    tokens = texts * args.gradient_accumulation_steps * length
+    return {
+        "batch": f"{texts} x {args.gradient_accumulation_steps} x {length}",
+        "peak_gigabytes": round(torch.cuda.max_memory_allocated() / 1e9, 1),
+        "reserved_gigabytes": round(torch.cuda.max_memory_reserved() / 1e9, 1),
+        "seconds_a_step": round(float(spent), 4),
+        "tokens_a_second": round(tokens / float(spent)),
+        "mean_loss": round(loss, 3),
+    }
+
+
 def measure(results: Results, device: torch.device) -> None:
-    """Bytes a token and layer, and their two coefficients."""
-    if device.type != "cpu" or not measures_memory(device):
-        print("\nscaling: only measured on CPU, on Linux")
+    """On CPU bytes a token and layer, and their two coefficients; on a GPU the models' own steps."""
+    if device.type == "cuda":
+        for name in MODELS:
+            settings = {"steps": TIMED_STEPS, "machine": machine(device)}
+            row = results.part(f"steps, {name}", settings, lambda name=name: _in_a_process(name))
+            print(f"\n{name}: {row['peak_gigabytes']} GB, {row['tokens_a_second']:,} tokens a second", flush=True)
+        return
+    if not measures_memory(device):
+        print("\nscaling: only measured on Linux and CUDA")
         return
 
     def run() -> dict:
@@ -87,16 +162,16 @@ def measure(results: Results, device: torch.device) -> None:
     print(f"\nscaling: {row['bytes_of_width']} bytes x width + {row['bytes_of_heads_and_length']} x heads x length")
 
 
-def _in_a_process(*sizes: int) -> int:
-    command = [sys.executable, "-m", "benchmarks.bench_scaling", *map(str, sizes)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+def _in_a_process(*arguments: int | str) -> int | dict:
+    command = [sys.executable, "-m", "benchmarks.bench_scaling", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def plan(name: str, coefficients: dict) -> dict[str, float]:
     """Parameters, gigabytes and seconds by arithmetic, of one of [`MODELS`]."""
     _, sizes, texts, length, rank, checkpointing = MODELS[name]
-    of_model = config(sizes, 128_100)
+    of_model = config(sizes, VOCABULARY)
     with torch.device("meta"):
         model = EmoDebertaForSequenceClassification(of_model)
         if rank is not None:
@@ -168,4 +243,4 @@ def write(content: dict, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(one_step(*map(int, sys.argv[1:4]))))
+    print(json.dumps(real_steps(sys.argv[1]) if sys.argv[1] in MODELS else one_step(*map(int, sys.argv[1:4]))))
