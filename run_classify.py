@@ -106,6 +106,7 @@ def main() -> None:
 
     # ---- Output folder --------------------------------------------------------------------------------------------
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
+        "model_name_or_path": run_folder.checkpoint_digest(model_args.model_name_or_path),
         "training data": run_folder.digest(corpus.splits["train"].remove_columns("id").to_list()),
         "number of processes": args.world_size,
     }

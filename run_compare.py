@@ -149,7 +149,7 @@ def main() -> None:
         "labels": corpus.label_names,
         "settings": {key: value for key, value in shared.items() if key != "data_dir"},
         "machine": ", ".join(sorted({members.record(member)["machine"] for member in every})),
-        "libraries": members.record(every[0])["libraries"],
+        "libraries": libraries([members.record(member) for member in every]),
         "variants": table,
     }
     analysed = {name: rows[f"column_{name}"][:] for name in columns}
@@ -162,6 +162,13 @@ def main() -> None:
     write_text(output_dir / "comparison.md", comparison_page(result))
     print(comparison_page(result))
     print(f"written to {output_dir}/")
+
+
+def libraries(records: list[dict]) -> dict[str, str]:
+    """By library, the versions that the trainings had."""
+    return {
+        name: ", ".join(sorted({record["libraries"][name] for record in records})) for name in records[0]["libraries"]
+    }
 
 
 def last_training_loss(records: list[dict]) -> float | None:

@@ -79,6 +79,7 @@ def main() -> None:
     # ---- Output folder --------------------------------------------------------------------------------------------
     files = [(path, Path(path).stat().st_size) for path in data_args.train_file]
     settings = training_settings(model_args, data_args, args) | {
+        "model_name_or_path": run_folder.checkpoint_digest(model_args.model_name_or_path),
         "training data": files if data_args.streaming else run_folder.digest(corpus.train["text"][:]),
         "number of processes": args.world_size,
     }

@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset
 from torch.nn import Module
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from trainer_ext import run_folder
 from trainer_ext.arguments import DataArguments, corpus_arguments, training_settings
@@ -41,6 +42,8 @@ def begin(
     if data_args.cv_folds is not None:
         hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
     limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
+    if "validation" not in corpus.splits or "labels" not in corpus.splits["validation"].column_names:
+        args.eval_strategy = IntervalStrategy.NO
     settings = training_settings(model_args, data_args, args) | {
         "training data": run_folder.digest(corpus.splits["train"].to_list())
     }

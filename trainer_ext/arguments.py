@@ -26,7 +26,7 @@ _NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
-    "tfidf_baseline", "publish_restricted",
+    "tfidf_baseline", "publish_restricted", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
 
 

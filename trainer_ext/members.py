@@ -1,9 +1,11 @@
 """Many trainings by `run_classify.py`, or another program, each its own process, each done once.
 
-A member is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of all
-that decides its result: the resolved flags, the data, the versions of what a training computes and of the libraries.
-One that is finished is not trained again, one that was killed goes on from its last checkpoint, and none is trained
-twice at a time: a lock is held by the driver and by the training process, whichever lives longer.
+A member is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of what
+its result is meant to depend on: the resolved flags, the data, the stage it starts from (by that stage's own flags and
+data), the version of what a training computes. Machine and library versions, between which results differ by rounding,
+are recorded beside it. One that is finished is not trained again, one that was killed goes on from its last
+checkpoint, and none is trained twice at a time: a lock is held by the driver and by the training process, whichever
+lives longer.
 """
 
 import argparse
@@ -39,7 +41,7 @@ from .augmentation import transfer_digest
 from .corpora import Corpus
 from .distillation import OUT_OF_FOLD
 from .errors import InputError
-from .run_folder import RESULTS, digest, file_digest, lock, write_json, write_text
+from .run_folder import RESULTS, checkpoint_digest, digest, file_digest, lock, write_json, write_text
 from .warm_start import resolve_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,20 +220,6 @@ def inner_validation(flags: dict, folds: int, name: str) -> dict:
     return {} if flags.get("validation_split_percentage") else {"validation_split_percentage": INNER_VALIDATION}
 
 
-def checkpoint_digest(name: str) -> str:
-    """Hash of a local checkpoint's weights and configuration; a name on the Hub stands for itself.
-
-    Raises:
-        InputError: for a folder without a configuration, as a stage leaves that is not finished.
-    """
-    if not Path(name).is_dir():
-        return name
-    if not (Path(name) / "config.json").is_file():
-        raise InputError(f"{name}: no config.json there; want the folder of a finished run")
-    files = sorted([*Path(name).glob("*.safetensors"), Path(name) / "config.json"])
-    return digest([[file.name, file_digest(file)] for file in files if file.exists()])
-
-
 class Members:
     """A cache folder of trainings.
 
@@ -251,7 +239,6 @@ class Members:
         self._corpus = corpus
         self._texts = corpus.splits["train"]["text"][:]
         self._data = self._digest_of(["id", "text", "group", "labels"])
-        self._libraries = {name: version(name).partition("+")[0] for name in LIBRARIES}  # 2.9.0+cpu is 2.9.0
         self._settings: dict[str, dict] = {}
         self._paths: dict[str, Path] = {}
         self._weights: dict[str, int] = {}
@@ -280,7 +267,7 @@ class Members:
         return self._settings[key]
 
     def identity(self, member: Member) -> dict[str, Any]:
-        """All that decides the member's result: flags that are not at their defaults, data, versions."""
+        """What names the member: flags that are not at their defaults, data, version of what is computed."""
         settings = self.settings(member)
         if not settings["model_name_or_path"]:
             raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
@@ -299,9 +286,7 @@ class Members:
             said = Path(teacher) / OUT_OF_FOLD
             alone = said.is_file() and not settings.get("transfer_datasets")
             changed["distill_from"] = file_digest(said) if alone else checkpoint_digest(teacher)
-        identity = {
-            "settings": changed, "data": self._data, "computation": COMPUTATION, "libraries": self._libraries
-        }  # fmt: skip
+        identity = {"settings": changed, "data": self._data, "computation": COMPUTATION}
         if settings.get("transfer_datasets"):
             identity["transfer_data"] = self._transfer_digest(settings)
         if program != PROGRAMS[0]:
@@ -474,6 +459,7 @@ class Members:
                     "member": asdict(member),
                     **spent,
                     "machine": machine(self.jobs),
+                    "libraries": {name: version(name).partition("+")[0] for name in LIBRARIES},  # 2.9.0+cpu is 2.9.0
                     "gflop": round(self._gflop(member), 1),
                     "last_loss": _last_loss(run),
                     **self.identity(member),

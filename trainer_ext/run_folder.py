@@ -179,6 +179,30 @@ def digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
+def checkpoint_digest(name: str) -> str:
+    """What tells one checkpoint from another.
+
+    Of a folder that a run left, the settings of the run: a stage that is trained again, elsewhere, is the same stage,
+    though its weights differ by rounding. Of any other folder, weights and configuration. A name on the Hub stands for
+    itself.
+
+    Raises:
+        InputError: for a folder without a configuration, as a stage leaves that is not finished.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{name}: no config.json there; want the folder of a finished run")
+    started = folder / CHECKPOINTS / _SETTINGS
+    if started.exists() and (folder / RESULTS).exists():
+        settings = json.loads(started.read_text(encoding="utf-8"))
+        if settings:  # an ensemble's folder has none
+            return digest(sorted(settings.items()))
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return digest([[file.name, file_digest(file)] for file in files])
+
+
 # ---- What a run was ----------------------------------------------------------------------------------------------
 
 
