@@ -195,14 +195,17 @@ def plan(name: str, coefficients: dict) -> dict[str, float]:
     }
 
 
-def write(content: dict, target: Path) -> None:
-    """docs/scaling.md from the JSON of a machine."""
-    part = content["scaling"]
+def write(target: Path) -> None:
+    """docs/scaling.md from every `results/bench-*.json`."""
+    paths = sorted((ROOT / "results").glob("bench-*.json"))
+    contents = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    part = next(content["scaling"] for content in contents.values() if "scaling" in content)
     lines = [
         "# What larger backbones need\n",
-        "Written by `python -m benchmarks --parts scaling`; do not edit. **Nothing here was run on a GPU**: memory is "
-        "arithmetic over what one layer needs on a small model, time is operations over a rate that is assumed.\n",
-        "## Measured\n",
+        "Written by `python -m benchmarks --full --parts scaling`, without a GPU and with one (`--device cuda`); do "
+        "not edit. The plan is arithmetic over what one layer needs on a small model, and over a rate that is assumed; "
+        "what whole models took on a GPU, with random weights, comes last.\n",
+        "## Measured on a small model\n",
         f"Bytes that a training step keeps a token and layer, {TOKENS:,} tokens a step, float32, DeBERTa-v3's options, "
         f"the default attention (`{part['command']}`, {part['settings']['machine']['name']}):\n",
         "| width | length | bytes a token and layer |",
@@ -239,7 +242,36 @@ def write(content: dict, target: Path) -> None:
         "whole copy.",
         "",
     ]
+    for name, content in contents.items():
+        lines += steps_table(name, content, part)
     write_text(target, "\n".join(lines))
+
+
+def steps_table(source: str, content: dict, coefficients: dict) -> list[str]:
+    """What the models' own steps took on a GPU, beside the plan; nothing if the file has none."""
+    rows = {name: content[f"steps, {name}"] for name in MODELS if f"steps, {name}" in content}
+    if not rows:
+        return []
+    (one, *_) = rows.values()
+    lines = [
+        f"## Measured on {one['settings']['machine']['name']}\n",
+        f"`{one['command']}`: {TIMED_STEPS} steps of each recipe under its own flags, in bf16, after {WARM_UP_STEPS} "
+        "others; every layer, random weights, texts of full length; torch "
+        f"{one['settings']['machine']['torch']} ([`results/{source}`](../results/{source})). Gigabytes: the sum planned "
+        "above, what tensors took at most, what the allocator held for them. The rate that the plan assumes is not "
+        "reached at batches this small.\n",
+        "| model | texts × accumulation × length | planned | tensors | allocator | seconds a step | tokens a second "
+        "| planned seconds an epoch | at this rate |",
+        f"|{'---|' * 9}",
+    ]
+    for name, row in rows.items():
+        found = plan(name, coefficients)
+        planned = sum(found[key] for key in ("weights", "bf16_weights", "gradients_and_optimizer", "activations"))
+        cells = [name, row["batch"].replace("x", "×"), f"{planned:.1f}", row["peak_gigabytes"]]
+        cells += [row["reserved_gigabytes"], f"{row['seconds_a_step']:.2f}", f"{row['tokens_a_second']:,}"]
+        cells += [f"{found['seconds_an_epoch']:.0f}", f"{ESSAYS * ESSAY_TOKENS / row['tokens_a_second']:.0f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

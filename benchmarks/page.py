@@ -52,6 +52,8 @@ def write(folder: Path) -> Path:
     page = [HEAD]
     for path in sorted((ROOT / "results").glob("bench-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
+        if all(name.startswith("steps, ") for name in content):
+            continue  # in docs/scaling.md
         slug = path.stem.removeprefix("bench-")
         page += section(content, path.name)
         if any(name.startswith("encoder") for name in content):

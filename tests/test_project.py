@@ -250,7 +250,7 @@ def test_the_plan_for_larger_backbones_is_that_of_the_measured_layers(tmp_path):
         for path in (ROOT / "results").glob("bench-*.json")
         if "scaling" in (content := json.loads(path.read_text(encoding="utf-8")))
     ]
-    bench_scaling.write(content, tmp_path / "scaling.md")
+    bench_scaling.write(tmp_path / "scaling.md")
     assert (tmp_path / "scaling.md").read_text() == (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     base = bench_scaling.plan("DeBERTa-v3-base", content["scaling"])
     assert base["trained"] == base["parameters"]
