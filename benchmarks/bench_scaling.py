@@ -257,9 +257,9 @@ def steps_table(source: str, content: dict, coefficients: dict) -> list[str]:
         f"## Measured on {one['settings']['machine']['name']}\n",
         f"`{one['command']}`: {TIMED_STEPS} steps of each recipe under its own flags, in bf16, after {WARM_UP_STEPS} "
         "others; every layer, random weights, texts of full length; torch "
-        f"{one['settings']['machine']['torch']} ([`results/{source}`](../results/{source})). Gigabytes: the sum planned "
-        "above, what tensors took at most, what the allocator held for them. The rate that the plan assumes is not "
-        "reached at batches this small.\n",
+        f"{one['settings']['machine']['torch']} ([`results/{source}`](../results/{source})). Gigabytes: the sum "
+        "planned above, what tensors took at most, what the allocator held for them. The rate that the plan assumes is "
+        "not reached at batches this small.\n",
         "| model | texts × accumulation × length | planned | tensors | allocator | seconds a step | tokens a second "
         "| planned seconds an epoch | at this rate |",
         f"|{'---|' * 9}",
