@@ -6,8 +6,9 @@ One stage, one Trainer. Examples:
     python run_classify.py recipes/plain.yaml --data_dir ../shared/data --seed 2
     python run_classify.py --model_name_or_path microsoft/deberta-v3-base --train_file train.csv \\
         --validation_file dev.csv --text_column_name text --label_column_name emotion --output_dir outputs/mine
-    python run_classify.py recipes/transfer.yaml --data_dir ../shared/data
-    python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data       # starts from outputs/transfer
+    python run_classify.py recipes/transfer.yaml --data_dir ../shared/data --class_weights balanced \\
+        --output_dir outputs/transfer-balanced
+    python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data       # starts from there
     python run_classify.py recipes/plain.yaml --augmentation BA --transfer_datasets go_emotions xed
     accelerate launch run_classify.py recipes/plain.yaml --child_tuning F --child_tuning_p 0.3
 

@@ -139,7 +139,7 @@ def test_the_readmes_child_tuning_costs_are_those_in_results():
     assert f"and {alone['published']:.0%} as published" in readme
 
 
-@pytest.mark.parametrize("name", ["pooling", "child_tuning", "child_tuning_seeds", "transfer"])
+@pytest.mark.parametrize("name", ["pooling", "child_tuning", "child_tuning_seeds", "transfer", "transfer_seeds"])
 def test_the_readmes_tables_are_those_in_results(name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     content = json.loads((ROOT / "results" / "compare" / name / "comparison.json").read_text(encoding="utf-8"))
@@ -190,6 +190,12 @@ def test_what_the_readme_says_of_child_tunings_training_is_in_results():
     loss = {row["name"]: f"{row['last_training_loss']:.2f}" for row in content["variants"]}
     said = f"at {loss['none']} without, at {loss['F, p .5']} (F, p .5), {loss['D, p .3']} (D), "
     assert said + f"{loss['F, p .3']} (F, p .3) and {loss['F, p .3, update']} (on updates) with one" in readme
+    content = json.loads((ROOT / "results" / "compare" / "ablation" / "comparison.json").read_text(encoding="utf-8"))
+    table = {row["name"]: row for row in content["variants"]}
+    whole, without = table["all ingredients, one model"], table["without Child-Tuning"]
+    said = f"macro F1 {whole['macro_f1']:.3f} with F, p .5, {without['macro_f1']:.3f} without "
+    low, high = without["difference"]["interval"]
+    assert f"{said}({without['difference']['macro_f1']:+.3f}, {low:+.3f} to {high:+.3f}, p " in readme
 
 
 def test_what_the_readme_says_of_pretraining_is_in_results():
@@ -198,7 +204,7 @@ def test_what_the_readme_says_of_pretraining_is_in_results():
     first, last = run["curve"][0]["eval_perplexity"], run["figures"]["eval_perplexity"]
     assert f"MiniLM falls from {first:.0f} to {last:.1f}" in readme
     content = json.loads((ROOT / "results" / "compare" / "mlm" / "comparison.json").read_text(encoding="utf-8"))
-    none, trained = content["variants"]
+    none, trained, slower, shorter = content["variants"]
 
     def figure(row: dict, sign: str = "") -> str:
         low, high = (f"{end:{sign}.3f}".replace("0.", ".", 1) for end in row["interval"])
@@ -209,6 +215,11 @@ def test_what_the_readme_says_of_pretraining_is_in_results():
     assert f"difference {figure(of, '+')}, p {of['p_holm']:.3f}".replace("p 0.", "p .") in readme
     losses = [row["last_training_loss"] for row in (trained, none)]
     assert f"training loss stands at {losses[0]:.2f}, without it at {losses[1]:.2f}" in readme
+    assert f"a fifth of the rate gives {slower['macro_f1']:.3f}, one epoch of three {shorter['macro_f1']:.3f}" in readme
+    content = json.loads((ROOT / "results" / "compare" / "mlm_longer" / "comparison.json").read_text(encoding="utf-8"))
+    none, trained = content["variants"]
+    said = f"what it loses is gone, {trained['macro_f1']:.3f} against {none['macro_f1']:.3f} "
+    assert said + "({macro_f1:+.3f}, p {p_holm:.2f};".format(**trained["difference"]) in readme
 
 
 def test_the_readmes_probe_is_that_in_results():

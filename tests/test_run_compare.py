@@ -17,8 +17,9 @@ from safetensors import safe_open
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 
+import run_classify
 import run_compare
-from trainer_ext import arguments, members
+from trainer_ext import arguments, members, run_folder
 from trainer_ext.comparison import analyse_errors, banded, compare, comparison_page, errors_page
 from trainer_ext.corpora import load_corpus
 from trainer_ext.errors import InputError
@@ -109,7 +110,11 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     content = yaml.safe_load((comparison / "mine.yaml").read_text())
     own = {"classifier_hidden_size": content["settings"].pop("classifier_hidden_size")}  # not a flag of all programs
     content["variants"] = {name: own | flags for name, flags in content["variants"].items()}
-    content["variants"]["two tasks"] = {"program": "baselines.mtl", "number_targets": ["length"]}
+    content["variants"]["two tasks"] = {
+        "program": "baselines.mtl",
+        "number_targets": ["length"],
+        "eval_strategy": "epoch",
+    }
     content |= {"sums": {"summed": {"variants": ["first token"], "seeds": [1, 2]}}, "reference": "summed"}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(comparison)
@@ -290,6 +295,47 @@ def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypa
     monkeypatch.setattr(members, "COMPUTATION", 0)
     different.append(path())
     assert len({same, *different}) == len(different) + 1
+
+
+def test_a_stage_counts_by_what_decided_its_run_and_other_folders_by_their_weights(cache, v3_folder, tmp_path):
+    make, _ = cache
+
+    def path(folder):
+        return make().path(Member({"model_name_or_path": str(folder)}, (2, 0), 1, ""))
+
+    def stage(name, settings, weights=b"0", finished=True):
+        folder = tmp_path / "stages" / name
+        shutil.copytree(v3_folder, folder)
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + weights)
+        run_folder.start(folder, settings, overwrite=False)
+        if finished:
+            (folder / "all_results.json").write_text("{}")
+        return folder
+
+    here = path(stage("here", {"learning_rate": 1e-4, "training data": "a"}))
+    assert path(stage("elsewhere", {"training data": "a", "learning_rate": 1e-4}, weights=b"1")) == here
+    different = [
+        path(stage("other rate", {"learning_rate": 2e-4, "training data": "a"})),
+        path(stage("other data", {"learning_rate": 1e-4, "training data": "b"})),
+        path(stage("not finished", {"learning_rate": 1e-4, "training data": "a"}, finished=False)),
+        path(stage("an ensemble", {})),
+        path(stage("another ensemble", {}, weights=b"1")),
+        path(v3_folder),
+    ]
+    assert len({here, *different}) == len(different) + 1
+
+
+def test_a_run_notes_what_it_started_from_by_what_decided_that_not_by_its_path(bert_folder, comparison, tmp_path):
+    data = ("--train_file", comparison / "mine.csv", "--text_column_name", "body", "--label_column_name", "mood")
+    flags = (*data, "--max_steps", 1, "--max_seq_length", 16, "--save_strategy", "no", "--use_cpu")
+    found = []
+    for seed in (1, 2):
+        first, second = tmp_path / "first", tmp_path / f"second-{seed}"
+        call(run_classify.main, "--model_name_or_path", bert_folder, *flags, "--seed", seed, "--output_dir", first)
+        call(run_classify.main, "--model_name_or_path", first, *flags, "--output_dir", second)
+        shutil.rmtree(first)
+        found.append(run_folder.checkpoint_digest(str(second)))
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("unit", [False, True])
