@@ -110,11 +110,8 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     content = yaml.safe_load((comparison / "mine.yaml").read_text())
     own = {"classifier_hidden_size": content["settings"].pop("classifier_hidden_size")}  # not a flag of all programs
     content["variants"] = {name: own | flags for name, flags in content["variants"].items()}
-    content["variants"]["two tasks"] = {
-        "program": "baselines.mtl",
-        "number_targets": ["length"],
-        "eval_strategy": "epoch",
-    }
+    two_tasks = {"program": "baselines.mtl", "number_targets": ["length"], "eval_strategy": "epoch"}  # of no validation
+    content["variants"]["two tasks"] = two_tasks
     content |= {"sums": {"summed": {"variants": ["first token"], "seeds": [1, 2]}}, "reference": "summed"}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(comparison)
@@ -317,7 +314,7 @@ def test_a_stage_counts_by_what_decided_its_run_and_other_folders_by_their_weigh
     different = [
         path(stage("other rate", {"learning_rate": 2e-4, "training data": "a"})),
         path(stage("other data", {"learning_rate": 1e-4, "training data": "b"})),
-        path(stage("not finished", {"learning_rate": 1e-4, "training data": "a"}, finished=False)),
+        path(stage("not finished", {"learning_rate": 1e-4, "training data": "a"}, weights=b"2", finished=False)),
         path(stage("an ensemble", {})),
         path(stage("another ensemble", {}, weights=b"1")),
         path(v3_folder),
