@@ -88,15 +88,9 @@ def real_steps(name: str) -> dict:
     """
     recipe, sizes, texts, length, rank, _ = MODELS[name]
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--output_dir", folder, "--max_steps", str(WARM_UP_STEPS + TIMED_STEPS), "--eval_strategy", "no"]
-        flags += [
-            "--save_strategy",
-            "no",
-            "--logging_steps",
-            str(WARM_UP_STEPS + TIMED_STEPS),
-            "--disable_tqdm",
-            "true",
-        ]
+        steps = WARM_UP_STEPS + TIMED_STEPS
+        flags = f"--max_steps {steps} --logging_steps {steps} --eval_strategy no --save_strategy no --disable_tqdm true"
+        flags = ["--output_dir", folder, *flags.split()]
         model_args, *_, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([str(ROOT / f"recipes/{recipe}.yaml"), *flags])
         assert (args.per_device_train_batch_size, model_args.lora_rank) == (texts, rank), f"{recipe}.yaml has changed"
         torch.manual_seed(0)

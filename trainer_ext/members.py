@@ -2,10 +2,10 @@
 
 A member is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of what
 its result is meant to depend on: the resolved flags, the data, the stage it starts from (by that stage's own flags and
-data), the version of what a training computes. Machine and library versions, between which results differ by rounding,
-are recorded beside it. One that is finished is not trained again, one that was killed goes on from its last
-checkpoint, and none is trained twice at a time: a lock is held by the driver and by the training process, whichever
-lives longer.
+data), the version of what a training computes. Machine and library versions, which change a training's rounding and
+random draws but not what it does, are recorded beside it. One that is finished is not trained again, one that was
+killed goes on from its last checkpoint, and none is trained twice at a time: a lock is held by the driver and by the
+training process, whichever lives longer.
 """
 
 import argparse

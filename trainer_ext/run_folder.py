@@ -183,7 +183,7 @@ def checkpoint_digest(name: str) -> str:
     """What tells one checkpoint from another.
 
     Of a folder that a run left, the settings of the run: a stage that is trained again, elsewhere, is the same stage,
-    though its weights differ by rounding. Of any other folder, weights and configuration. A name on the Hub stands for
+    though its weights are others. Of any other folder, weights and configuration. A name on the Hub stands for
     itself.
 
     Raises:
