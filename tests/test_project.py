@@ -139,7 +139,9 @@ def test_the_readmes_child_tuning_costs_are_those_in_results():
     assert f"and {alone['published']:.0%} as published" in readme
 
 
-@pytest.mark.parametrize("name", ["pooling", "child_tuning", "child_tuning_seeds", "transfer", "transfer_seeds"])
+@pytest.mark.parametrize(
+    "name", ["pooling", "child_tuning", "child_tuning_seeds", "transfer", "transfer_seeds", "baselines"]
+)
 def test_the_readmes_tables_are_those_in_results(name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     content = json.loads((ROOT / "results" / "compare" / name / "comparison.json").read_text(encoding="utf-8"))
