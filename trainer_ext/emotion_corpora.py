@@ -1,8 +1,8 @@
 """GoEmotions and XED: texts, the labels they were published with, and what was left out and why.
 
-GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372), Reddit comments, CC BY 4.0. XED (Öhman et
-al. 2020, https://aclanthology.org/2020.coling-main.575), film subtitles, CC BY. They are read from a folder that holds
-`goemotions/` and `xed/` with the authors' files, else from the Hub.
+GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372), Reddit comments. XED (Öhman et al. 2020,
+https://aclanthology.org/2020.coling-main.575), film subtitles. Both are under `LICENCE`. They are read from a folder
+that holds `goemotions/` and `xed/` with the authors' files, else from the Hub.
 """
 
 import re
@@ -15,6 +15,8 @@ from datasets import load_dataset
 from .errors import InputError
 
 BUILT_IN = ("go_emotions", "xed")
+# Of both corpora, by their publishers' repositories. It decides what may be published, so it is said in this one place.
+LICENCE = "CC BY 4.0"
 GO_EMOTIONS_HUB = "google-research-datasets/go_emotions"
 XED_HUB = "Helsinki-NLP/xed_en_fi"
 XED_LABELS = ["neutral", "anger", "anticipation", "disgust", "fear", "joy", "sadness", "surprise", "trust"]
@@ -66,16 +68,26 @@ def text_groups(texts: Iterable[str]) -> list[str]:
 
 
 def read_emotion_corpus(
-    name: str, data_dir: str | None, cache_dir: str | None = None, token: str | None = None
+    name: str, data_dir: str | None, cache_dir: str | None = None, token: str | None = None, split: str = "train"
 ) -> EmotionCorpus:
-    """`go_emotions` (its training split) or `xed`, from `data_dir` where it has them, else from the Hub.
+    """Read `go_emotions` or `xed`, from `data_dir` where it has them, else from the Hub.
+
+    Args:
+        name: Of the corpus.
+        data_dir: Folder that holds `goemotions/` and `xed/`.
+        cache_dir, token: As in `datasets.load_dataset`.
+        split: `train`, `validation` or `test` of GoEmotions. XED is published in one piece, `train`.
 
     Raises:
         InputError: if neither has it, or a row is not as published; names file and row.
     """
-    if name == "go_emotions":
+    if name == "go_emotions" and split in _GO_EMOTIONS_FILES:
         folder = Path(data_dir or "") / "goemotions"
-        return _go_emotions(folder) if data_dir and folder.is_dir() else _go_emotions_from_hub(cache_dir, token)
+        if data_dir and folder.is_dir():
+            return _go_emotions(folder, split)
+        return _go_emotions_from_hub(split, cache_dir, token)
+    if split != "train":
+        raise InputError(f"{name}: no split {split!r}; go_emotions has train, validation and test, xed has train")
     if name == "xed":
         folder = Path(data_dir or "") / "xed"
         return _xed(folder) if data_dir and folder.is_dir() else _xed_from_hub(cache_dir, token)
@@ -85,10 +97,13 @@ def read_emotion_corpus(
 # ---- GoEmotions ---------------------------------------------------------------------------------------------------
 
 
-def _go_emotions(folder: Path) -> EmotionCorpus:
+_GO_EMOTIONS_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+
+
+def _go_emotions(folder: Path, split: str) -> EmotionCorpus:
     names = _lines(folder / "original" / "labels.txt")
-    corpus = EmotionCorpus("go_emotions", "CC BY 4.0", names)
-    path = folder / "original" / "train.tsv"
+    corpus = EmotionCorpus("go_emotions", LICENCE, names)
+    path = folder / "original" / _GO_EMOTIONS_FILES[split]
     for number, line in enumerate(_lines(path), start=1):
         fields = line.split("\t")  # quotes are text here
         if len(fields) != 3:
@@ -97,12 +112,12 @@ def _go_emotions(folder: Path) -> EmotionCorpus:
     return corpus
 
 
-def _go_emotions_from_hub(cache_dir: str | None, token: str | None) -> EmotionCorpus:
-    rows = _hub_rows(GO_EMOTIONS_HUB, cache_dir, token, name="simplified", split="train")
+def _go_emotions_from_hub(split: str, cache_dir: str | None, token: str | None) -> EmotionCorpus:
+    rows = _hub_rows(GO_EMOTIONS_HUB, cache_dir, token, name="simplified", split=split)
     names = list(rows.features["labels"].feature.names)
-    corpus = EmotionCorpus("go_emotions", "CC BY 4.0", names)
+    corpus = EmotionCorpus("go_emotions", LICENCE, names)
     for number, row in enumerate(rows, start=1):
-        corpus.add(f"{GO_EMOTIONS_HUB} train, row {number}", row["text"], [names[label] for label in row["labels"]])
+        corpus.add(f"{GO_EMOTIONS_HUB} {split}, row {number}", row["text"], [names[label] for label in row["labels"]])
     return corpus
 
 
@@ -150,7 +165,7 @@ def _joined(
     annotated: list[tuple[str, str, list[str]]], neutral: list[tuple[str, str]], malformed: int
 ) -> EmotionCorpus:
     """Sentences that stand in both files belong to neither; neutral ones are there once each."""
-    corpus = EmotionCorpus("xed", "CC BY", XED_LABELS)
+    corpus = EmotionCorpus("xed", LICENCE, XED_LABELS)
     corpus.leave_out("malformed line of the neutral file", malformed)
     of_emotion = {normalised(text) for _, text, _ in annotated}
     of_neutral = {normalised(text) for _, text in neutral}
