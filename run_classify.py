@@ -18,6 +18,7 @@ and two plots. A run that was killed goes on from its last checkpoint when it is
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, set_s
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from baselines.tfidf import fit_tfidf
+from pipeline_emodeberta import EmotionPipeline
 from trainer_ext import hub, run_folder
 from trainer_ext.arguments import (
     CLASSIFY_ARGUMENTS,
@@ -51,9 +53,12 @@ from trainer_ext.corpora import (
     Corpus,
     bootstrap_groups,
     check_trainable,
+    extra_test_name,
     hold_out_folds,
     limit_rows,
     load_corpus,
+    load_extra_test,
+    read_texts,
     split_off_validation,
 )
 from trainer_ext.distillation import soften_labels
@@ -61,8 +66,16 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
 from trainer_ext.lora import add_lora, merge_lora
 from trainer_ext.metrics import EmotionMetric
-from trainer_ext.model_card import write_model_card
-from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
+from trainer_ext.model_card import TRY, write_model_card
+from trainer_ext.report import (
+    evaluated,
+    interval,
+    is_labelled,
+    prefix_of,
+    print_results,
+    write_plots,
+    write_predictions,
+)
 from trainer_ext.sampling import TokenBudgetTrainer
 from trainer_ext.sharding import CheckpointsWithoutCode, check_sharding, is_sharded, join_shards
 from trainer_ext.warm_start import load_tokenizer, warm_start
@@ -75,12 +88,13 @@ def main() -> None:
     parser = RecipeParser(CLASSIFY_ARGUMENTS, description=__doc__)
     model_args, data_args, transfer_args, run_args, args = parser.parse()
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    logger.info(parser.precision)
     output_dir = complete_arguments(model_args, run_args, args)
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     # ---- Data -----------------------------------------------------------------------------------------------------
-    corpus, transferred, guard = read_corpus(data_args, model_args, transfer_args, args.seed)
+    corpus, transferred, guard = read_corpus(data_args, model_args, transfer_args, args.seed, run_args.extra_tests)
     corpus.licence = corpus.licence or hub.restricted_upstream(
         model_args.model_name_or_path, transfer_args.distill_from
     )
@@ -89,7 +103,7 @@ def main() -> None:
             f"--push_to_hub: {corpus.source} is for {corpus.licence}; if its terms let you publish what saw it, "
             "give --publish_restricted"
         )
-    has_validation = "validation" in corpus.splits and "labels" in corpus.splits["validation"].column_names
+    has_validation = "validation" in corpus.splits and is_labelled(corpus, "validation")
     if run_args.select == "best_on_dev" and not has_validation:
         raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
     if run_args.tfidf_baseline and corpus.problem_type == "multi_label_classification":
@@ -167,8 +181,7 @@ def main() -> None:
             f"--max_grad_norm {args.max_grad_norm:g} over {weights:,} weights: a gradient is about {clipped:.0e}, "
             f"under --adam_epsilon {args.adam_epsilon:g}; steps of Adam shrink by as much"
         )
-    hint = " (--bf16 false for float32)" if args.bf16 else ""
-    logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}{hint}")
+    logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}")
     trained = trainer.train(resume_from_checkpoint=resume)
     if is_sharded(args):
         join_shards(trainer)
@@ -186,10 +199,10 @@ def main() -> None:
     args.dataloader_drop_last = False  # means the training rows; every row is predicted
     results: dict[str, float] = {}
     probabilities: dict[str, np.ndarray] = {}
-    for split in [name for name in PREFIX if name in encoded]:
-        prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
+    for split in evaluated(corpus):
+        prediction = trainer.predict(encoded[split], metric_key_prefix=prefix_of(split))
         probabilities[split] = to_probabilities(prediction.predictions, corpus)
-        if "labels" in corpus.splits[split].column_names:
+        if is_labelled(corpus, split):
             results |= prediction.metrics | interval(corpus, split, decide(prediction.predictions, corpus))
     if args.process_index == 0:
         results |= tfidf | {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
@@ -203,12 +216,18 @@ def main() -> None:
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
             if guard is not None or transferred is not None:
                 run_folder.write_json(folder / "left_out.json", left_out_rows(left_out, guard))
-            sources = {"transferred": transferred, "augmentation": transfer_args, "guard": guard}
-            write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources)
-            run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+            sources = {
+                "answers": answers(trainer, tokenizer),
+                "transferred": transferred,
+                "augmentation": transfer_args,
+                "guard": guard,
+            }
+            made = run_folder.provenance(args, parser.precision)
+            write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources, made)
+            run_folder.write_json(folder / "run.json", made)
             run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
             run_folder.write_json(folder / run_folder.RESULTS, results)
-        print_results(results, {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
+        print_results(results, evaluated(corpus), {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
         print(f"\nsaved to {output_dir}/")
         if args.hub_model_id:
             texts = (text for rows in corpus.splits.values() for text in rows["text"])
@@ -275,7 +294,11 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
 
 
 def read_corpus(
-    data_args: DataArguments, model_args: ModelArguments, transfer_args: TransferArguments, seed: int
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    transfer_args: TransferArguments,
+    seed: int,
+    extra_tests: Sequence[str] = (),
 ) -> tuple[Corpus, TransferRows | None, LeakageGuard | None]:
     """The corpus of the flags, with splits carved out, rows capped and rows of other corpora added where asked for;
     the rows of other corpora; and what kept copies of the target's evaluation texts out."""
@@ -283,6 +306,7 @@ def read_corpus(
     is_stage = check_transfer(transfer_args, described)
     reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
     guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
+    guard = guard_of_extra_tests(extra_tests, data_args, guard)
     transferred = None
     if is_stage:
         rows = load_transfer_rows(transfer_args, label_names=described["label_names"], guard=guard, **reading)
@@ -312,9 +336,49 @@ def read_corpus(
         rows = load_transfer_rows(transfer_args, label_names=corpus.label_names, guard=guard, **reading)
         transferred = choose_rows(rows, transfer_args, seed, present=rows_by_label(corpus))
         add_rows(corpus, transferred)
+    add_extra_tests(corpus, extra_tests, data_args)
     if transfer_args.distill_from:
         soften_labels(corpus, Path(transfer_args.distill_from), transferred)
     return corpus, transferred, guard
+
+
+def guard_of_extra_tests(
+    extra_tests: Sequence[str], data_args: DataArguments, guard: LeakageGuard | None
+) -> LeakageGuard | None:
+    """The guard, or a new one, that also keeps copies of the extra tests' texts out of training."""
+    for source in extra_tests:
+        guard = guard or LeakageGuard("")
+        guard.source = ", ".join(filter(None, [guard.source, source]))
+        if source == "wassa2022":
+            rows = load_corpus(dataset_name=source, data_dir=data_args.data_dir).splits["train"]
+            ids, texts = rows["id"], rows["text"]
+        else:
+            texts = read_texts(source, data_args.text_column_name or "text")
+            ids = [f"{Path(source).name}, text {number}" for number in range(1, len(texts) + 1)]
+        guard.protect(ids, texts)
+    return guard
+
+
+def add_extra_tests(corpus: Corpus, extra_tests: Sequence[str], data_args: DataArguments) -> None:
+    """Read the extra tests into splits of their own, in place."""
+    for source in extra_tests:
+        name = extra_test_name(source)
+        if name in ("train", "validation", "test", "eval") or name in corpus.splits:
+            raise InputError(
+                f"--extra_tests {source}: its figures would be called {name}, like another's; rename the file"
+            )
+        corpus.splits[name] = load_extra_test(
+            source,
+            corpus,
+            data_dir=data_args.data_dir,
+            text_column=data_args.text_column_name,
+            label_column=data_args.label_column_name,
+            group_column=data_args.group_column_name,
+            id_column=data_args.id_column_name,
+        )
+        if data_args.max_predict_samples is not None:
+            rows = corpus.splits[name]
+            corpus.splits[name] = rows.select(range(min(data_args.max_predict_samples, len(rows))))
 
 
 def config_overrides(model_args: ModelArguments, args: ChildTuningArguments, corpus: Corpus) -> dict:
@@ -383,11 +447,11 @@ def tfidf_results(corpus: Corpus, metric: EmotionMetric, seed: int) -> dict[str,
     groups = train["group"] if "group" in train.column_names else None
     model = fit_tfidf(train["text"], corpus.classes("train"), groups, seed)
     results = {}
-    for split, prefix in PREFIX.items():
-        if split in corpus.splits and "labels" in corpus.splits[split].column_names:
+    for split in evaluated(corpus):
+        if is_labelled(corpus, split):
             predicted = model.predict(corpus.splits[split]["text"])
             scores = metric.compute(predictions=predicted, references=corpus.classes(split))
-            results |= {f"{prefix}_tfidf_{name}": value for name, value in scores.items()}
+            results |= {f"{prefix_of(split)}_tfidf_{name}": value for name, value in scores.items()}
     return results
 
 
@@ -397,7 +461,13 @@ def save_model(folder: Path, trainer: TokenBudgetTrainer, tokenizer: PreTrainedT
     tokenizer.save_pretrained(folder)
 
 
-def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources) -> None:
+def answers(trainer: TokenBudgetTrainer, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+    """What the finished model says of the card's examples: `text`, `label` and `score` of each."""
+    classify = EmotionPipeline(model=trainer.model.eval(), tokenizer=tokenizer, device=trainer.args.device)
+    return [{"text": text} | answer for text, answer in zip(TRY, classify(list(TRY)), strict=True)]
+
+
+def write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources, provenance) -> None:
     """The model card, from what the run knows."""
     reliability = folder / "reliability.json"
     measured = json.loads(reliability.read_text())["calibration"] if reliability.exists() else {}
@@ -412,6 +482,7 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         grouped="group" in corpus.splits["train"].column_names,
         source=corpus.source,
         licence=corpus.licence,
+        attribution=corpus.attribution,
         selected=run_args.select,
         confusion_matrix=(folder / "confusion_matrix.png").exists(),
         calibration=measured,
@@ -422,7 +493,7 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         epochs=f"{results['epoch']:.3g}",
         minutes=f"{results['train_runtime'] / 60:.1f}",
         **sources,
-        **run_folder.provenance(args),
+        **provenance,
     )
 
 

@@ -58,6 +58,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     if args.disable_tqdm:
         disable_progress_bars()
+    logger.info(parser.precision)
     output_dir = complete_arguments(model_args, data_args, args)
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
@@ -156,7 +157,8 @@ def main() -> None:
             run_folder.write_json(folder / "learning_curve.json", trainer.state.log_history)
             plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
             run_folder.write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
-            run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+            made = run_folder.provenance(args, parser.precision)
+            run_folder.write_json(folder / "run.json", made)
             run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
             write_pretraining_card(
                 folder / "README.md",
@@ -169,7 +171,7 @@ def main() -> None:
                 probability=data_args.mlm_probability,
                 whole_words=whole_words,
                 results=results,
-                **run_folder.provenance(args),
+                **made,
             )
             run_folder.write_json(folder / run_folder.RESULTS, results)
         if validation is not None:

@@ -58,8 +58,8 @@ from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
-from trainer_ext.arguments import has_bf16_unit
 from trainer_ext.errors import InputError, ProcessError, run_command
+from trainer_ext.precision import Choice, choose
 from trainer_ext.run_folder import command_line
 from trainer_ext.score_folder import FORMATS, ScoreFolder, Scores
 from trainer_ext.text_stream import Row, TextSource, UnreadableFile, open_source
@@ -69,6 +69,7 @@ OURS = {
     EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),
     EmoDebertaEnsembleConfig.model_type: (EmoDebertaEnsembleConfig, EmoDebertaEnsembleForSequenceClassification),
 }
+SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 # Of a model's folder, the files that decide what it says.
 DECIDING = ("config.json", "*.safetensors*", "*token*", "tokenizer_*/*", "vocab*", "merges.txt", "spm.model")
 
@@ -97,7 +98,10 @@ def main() -> None:
     config, version = read_config(args.model, args.revision, args.token)
     if not Path(args.model).is_dir():
         args.revision = version  # that and no later one
-    dtype = getattr(torch, args.dtype) if args.dtype else default_dtype(state.device)
+    chosen = choose_precision(args, state.device)
+    dtype = chosen.dtype
+    if state.is_main_process:
+        print(chosen, file=sys.stderr)
     if args.output is None:
         print_labels(source, load_pipeline(args, config, dtype, state.device), args.tokens_per_batch)
         return
@@ -110,9 +114,8 @@ def main() -> None:
         "format": args.format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    folder = ScoreFolder(
-        args.output, source, {"name": args.model, "version": version}, labels, settings, {"command": command_line()}
-    )
+    about = {"command": command_line(), "precision": chosen.record()}
+    folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
     if state.num_processes > 1 and state.is_main_process:
         print(f"{state.num_processes} processes share the shards", file=sys.stderr)
     shards = write_shards(folder, args, config, dtype, state)
@@ -146,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default: bfloat16 where the machine has a matrix unit for it, else float32)",
+        help="of the weights (default: the faster of bfloat16 and float32, timed once per machine)",
     )
     made.add_argument("--token", help="Hub token, if not the one of `hf auth login`")
     return made
@@ -200,8 +203,14 @@ def read_config(name: str, revision: str | None, token: str | None) -> tuple[Pre
     return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if has_bf16_unit(device.type == "cpu") else torch.float32
+def choose_precision(args: argparse.Namespace, device: torch.device) -> Choice:
+    """The dtype of the flags, of the scores that are in the output folder already, or whichever is faster here."""
+    if args.dtype:
+        return Choice(SHORT.get(args.dtype, args.dtype), "as the flags say")
+    begun = ScoreFolder.begun_settings(args.output) if args.output else {}
+    if "dtype" in begun:
+        return Choice(SHORT.get(begun["dtype"], begun["dtype"]), "as the scores in the folder")
+    return choose(device)
 
 
 def load_pipeline(

@@ -167,7 +167,9 @@ def main() -> None:
     names, inputs = model_args.number_targets, model_args.number_inputs
     if not names:
         raise InputError("--number_targets names no column; run_classify.py is for emotions alone")
-    corpus, output_dir, settings = begin(model_args, data_args, args, extra_columns=model_args.extra_columns)
+    corpus, output_dir, settings = begin(
+        model_args, data_args, args, parser.precision, extra_columns=model_args.extra_columns
+    )
     set_seed(args.seed)
     access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
     encoder = warm_start(
@@ -225,7 +227,8 @@ def main() -> None:
 
     train_and_report(
         trainer, encoded, corpus, output_dir, settings, model_args.overwrite_output_dir,
-        system="MTL", probabilities_of=lambda found: softmax(found[0].astype(np.float64), axis=1), save=save,
+        chosen=parser.precision, system="MTL",
+        probabilities_of=lambda found: softmax(found[0].astype(np.float64), axis=1), save=save,
     )  # fmt: skip
 
 

@@ -15,11 +15,26 @@ from trainer_ext import run_folder
 from trainer_ext.arguments import DataArguments, corpus_arguments, training_settings
 from trainer_ext.corpora import Corpus, check_trainable, hold_out_folds, limit_rows, load_corpus
 from trainer_ext.errors import InputError
-from trainer_ext.report import PREFIX, interval, print_results, write_plots, write_predictions
+from trainer_ext.precision import Choice
+from trainer_ext.report import (
+    evaluated,
+    interval,
+    is_labelled,
+    prefix_of,
+    print_results,
+    write_plots,
+    write_predictions,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def begin(
-    model_args: Any, data_args: DataArguments, args: TrainingArguments, extra_columns: Sequence[str] = ()
+    model_args: Any,
+    data_args: DataArguments,
+    args: TrainingArguments,
+    chosen: Choice,
+    extra_columns: Sequence[str] = (),
 ) -> tuple[Corpus, Path, dict]:
     """The rows of the flags, one label each; the output folder, which may be used; and what decides the result.
 
@@ -29,6 +44,7 @@ def begin(
         InputError: for a flag that is missing, rows that cannot be read, a folder that is in use.
     """
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    logger.info(chosen)
     if not model_args.model_name_or_path or not args.output_dir:
         raise InputError("give --model_name_or_path and --output_dir")
     output_dir = Path(args.output_dir)
@@ -73,6 +89,7 @@ def train_and_report(
     settings: dict,
     overwrite: bool,
     *,
+    chosen: Choice,
     system: str,
     probabilities_of: Callable[[Any], np.ndarray],
     save: Callable[[Path, dict[str, Any]], None],
@@ -82,6 +99,7 @@ def train_and_report(
     Args:
         encoded: By split, what the model reads.
         settings, overwrite: Of [`begin`]; the user's word that an earlier run may go.
+        chosen: The precision of training, and why.
         system: What to call it in the table.
         probabilities_of: From what the model predicts to `(rows, labels)`.
         save: Writes model and tokenizer into a folder, given what the model predicted of each split.
@@ -95,11 +113,11 @@ def train_and_report(
     trained = trainer.train(resume_from_checkpoint=resume)
     results: dict[str, float] = {}
     predictions, probabilities = {}, {}
-    for split in [name for name in PREFIX if name in encoded]:
-        prediction = trainer.predict(encoded[split], metric_key_prefix=PREFIX[split])
+    for split in evaluated(corpus):
+        prediction = trainer.predict(encoded[split], metric_key_prefix=prefix_of(split))
         predictions[split] = prediction.predictions
         probabilities[split] = probabilities_of(prediction.predictions)
-        if "labels" in corpus.splits[split].column_names:
+        if is_labelled(corpus, split):
             results |= prediction.metrics | interval(corpus, split, probabilities[split].argmax(axis=1))
     if args.process_index != 0:
         return
@@ -109,7 +127,7 @@ def train_and_report(
         save(folder, predictions)
         write_predictions(folder, corpus, probabilities)
         write_plots(folder, corpus, probabilities, trainer.state.log_history)
-        run_folder.write_json(folder / "run.json", run_folder.provenance(args))
+        run_folder.write_json(folder / "run.json", run_folder.provenance(args, chosen))
         run_folder.write_json(folder / run_folder.RESULTS, results)
-    print_results(results, {system: ""})
+    print_results(results, evaluated(corpus), {system: ""})
     print(f"\nsaved to {output_dir}/")

@@ -17,7 +17,7 @@ from transformers import DebertaV2Config, DebertaV2ForMaskedLM, Trainer, Trainer
 from benchmarks.measure import DEBERTA, SIZES, Results, machine, measures_memory, memory_of_sides, peak_bytes, ratio
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM
-from trainer_ext.arguments import has_bf16_unit
+from trainer_ext.precision import timed
 
 SHAPE = DEBERTA | SIZES["base"] | {"vocab_size": 128_100}
 SIDES = {
@@ -112,7 +112,7 @@ def measure(results: Results, rounds: int, device: torch.device) -> None:
         assert difference < 1e-5, f"losses differ: {losses}"
         found = {"relative_difference_of_losses": difference}
         for name, bf16 in (("float32", False), ("bf16", True)):
-            if bf16 and not has_bf16_unit(device.type == "cpu"):
+            if bf16 and not timed(device).bf16_is_faster:
                 continue  # slower than float32, and never chosen
             times: dict[str, list[float]] = {side: [] for side in models}
             for _ in range(rounds):

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from benchmarks.measure import ROOT, Results, machine
-from trainer_ext.arguments import has_bf16_unit
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.corpora import load_corpus
+from trainer_ext.precision import timed
 from trainer_ext.sampling import TokenBudgetTrainer
 from trainer_ext.warm_start import resolve_checkpoint, warm_start
 
@@ -142,9 +142,10 @@ def measure(results: Results, data_dir: str | None, epochs: int, seeds: list[int
         settings,
         lambda: {"logit_difference": check_same_function(rows, tokenizer, corpus.label_names)},
     )
-    in_bf16 = has_bf16_unit(use_cpu)
+    timing = timed(torch.device("cpu" if use_cpu else "cuda"))
+    in_bf16 = timing.bf16_is_faster
     if not in_bf16:
-        print("\nfine-tuning in bf16 is not measured: this machine has no matrix unit for it")
+        print(f"\nfine-tuning in bf16 is not measured: {timing}")
     runs: dict[str, list[dict]] = {side: [] for side, (bf16, _) in SIDES.items() if in_bf16 or not bf16}
     print("\nfine-tuning:", flush=True)
     for seed in seeds:

@@ -23,6 +23,8 @@ def collect(folders: list[Path], prefix: str) -> dict:
             k.removeprefix(f"{prefix}_"): round(v, 4) for k, v in results.items() if k.startswith(f"{prefix}_f1_")
         }
         run |= {"figures": figures, "train_minutes": round(results["train_runtime"] / 60, 1)}
+        if extra := {name: extra_test(results, name) for name in extra_tests(results)}:
+            run["extra_tests"] = extra
         if f"{prefix}_tfidf_macro_f1" in results:
             run["tfidf"] = {name: round(results[f"{prefix}_tfidf_{name}"], 4) for name in FIGURES}
         runs.append(run)
@@ -36,6 +38,24 @@ def collect(folders: list[Path], prefix: str) -> dict:
             "maximum": max(values),
         }
     return {"over_runs": over_runs, "runs": runs}
+
+
+def extra_tests(results: dict) -> list[str]:
+    """Names of the test sets beside the corpus' own."""
+    names = [name.removesuffix("_rows") for name in results if name.endswith("_rows")]
+    return [name for name in names if f"{name}_macro_f1" in results and name not in ("validation", "test")]
+
+
+def extra_test(results: dict, name: str) -> dict:
+    """Rows, share that is right, macro F1 with its interval, TF-IDF's, and the share of each class that is right."""
+    wanted = ("accuracy", "macro_f1", "macro_f1_low", "macro_f1_high", "tfidf_accuracy", "tfidf_macro_f1")
+    found = {key: round(results[f"{name}_{key}"], 4) for key in wanted if f"{name}_{key}" in results}
+    recall = {
+        key.removeprefix(f"{name}_recall_"): round(value, 4)
+        for key, value in results.items()
+        if key.startswith(f"{name}_recall_")
+    }
+    return {"rows": results[f"{name}_rows"], **found, "recall": recall}
 
 
 def main() -> None:

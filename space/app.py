@@ -29,6 +29,7 @@ import gradio as gr
 import pandas as pd
 import torch
 from captum.attr import FeatureAblation
+from precision import choose
 from transformers import pipeline
 
 MAX_CHARACTERS = 20_000
@@ -39,10 +40,11 @@ EXPLANATION_TOKENS = 20_000
 # The model takes so many at a time; then it is the next caller's turn.
 TURN_CHARACTERS = 10_000
 EXAMPLES = [
-    "They knew about the cracks for two years and sent the night shift in anyway. Somebody signed that.",
-    "I keep thinking of the old man who went back for his dog. He could not have known the roof would go.",
-    "The bridge reopens on Tuesday. Lorries will be weighed at both ends, and the toll stays as it was.",
-    "Nobody expected the girl to walk out of that forest after nine days, humming, with blueberries in her hat!",
+    "I am so happy today!",
+    "They lied to us again, and I am furious.",
+    "I keep thinking of my grandmother, and I miss her so much.",
+    "The bridge reopens on Tuesday at nine.",
+    "I'm scared, there is somebody outside the door.",
 ]  # written for this project
 PROGRESS = gr.Progress()
 CSS = """
@@ -71,9 +73,14 @@ class Classifier:
 
     def __init__(self, name: str, revision: str | None = None, abstain_below: float = 0.4):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        dtype = torch.bfloat16 if _has_bf16_unit(device) else torch.float32
+        chosen = choose(device)
         self._pipeline = pipeline(
-            "text-classification", model=name, revision=revision, trust_remote_code=True, device=device, dtype=dtype
+            "text-classification",
+            model=name,
+            revision=revision,
+            trust_remote_code=True,
+            device=device,
+            dtype=chosen.dtype,
         )
         config = self._pipeline.model.config
         # Where a folder lies on this machine is nobody's business.
@@ -84,7 +91,7 @@ class Classifier:
         if config.num_labels < 2 or config.problem_type == "regression":
             raise ValueError("it gives a number; this page shows probabilities of two labels or more")
         self._worker = ThreadPoolExecutor(1)
-        print(f"{name}: {', '.join(self.labels)}; {str(dtype).removeprefix('torch.')} on {device}")
+        print(f"{name}: {', '.join(self.labels)}; on {device}; {chosen}")
 
     def __call__(self, texts: list[str], abstain_below: float | None = None) -> list[dict[str, Any]]:
         """One answer a text: `label` (best, or all above a half joined by commas), `score`, `sure`, `scores` by label,
@@ -176,14 +183,6 @@ class Classifier:
 
     def _position(self, entry: dict[str, Any]) -> int:
         return self.labels.index(entry["label"])
-
-
-def _has_bf16_unit(device: torch.device) -> bool:
-    """Whether matrix products in bf16 are done in hardware there."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "bf16"))
 
 
 def _wrong(message: str) -> gr.Error:
@@ -382,8 +381,7 @@ def build(classifier: Classifier) -> gr.Blocks:
         gr.Markdown(
             "# EmoDeBERTa\n"
             f"Which emotion does a short English text show? This model (`{classifier.name}`) chooses among "
-            f"{', '.join(classifier.labels)}. It learned from reactions to news stories by few people and is often "
-            "wrong: do not judge anyone by it. Your texts are not logged."
+            f"{', '.join(classifier.labels)}. It is often wrong: do not judge anyone by it. Your texts are not logged."
         )
         with gr.Tab("One text"):
             with gr.Row():

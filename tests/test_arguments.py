@@ -1,10 +1,9 @@
 import pytest
-import torch
 from conftest import ROOT
 from transformers import TrainingArguments
 
 import run_reproduce
-from trainer_ext import ChildTuningArguments, arguments
+from trainer_ext import ChildTuningArguments
 from trainer_ext.arguments import (
     CLASSIFY_ARGUMENTS,
     CheckpointArguments,
@@ -116,25 +115,6 @@ def test_help_has_sections_and_examples(parser, capsys):
     assert "python run_classify.py recipes/quickstart.yaml" in text
     assert "--max-steps" not in text
     assert text.index("--child_tuning_p") < text.index("--per_device_train_batch_size")
-
-
-@pytest.mark.parametrize("has_unit", [True, False])
-def test_bf16_is_chosen_where_the_machine_has_it_and_can_be_refused(parser, recipe, has_unit, monkeypatch):
-    monkeypatch.setattr(arguments, "has_bf16_unit", lambda on_cpu: has_unit)
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
-    assert parser.parse(["--output_dir", "x"])[-1].bf16 is has_unit
-    for refusal in (["--bf16", "false"], ["--bf16=false"], ["--fp16", "false"]):
-        assert parser.parse(["--output_dir", "x", *refusal])[-1].bf16 is False
-    assert parser.parse([recipe("output_dir: x\nbf16: false\n")])[-1].bf16 is False
-    assert parser.parse(["--output_dir", "x", "--use_cpu", "--bf16"])[-1].mixed_precision == "bf16"
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "chosen"), [({}, False), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, True)]
-)
-def test_only_a_matrix_unit_counts(capabilities, chosen, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert arguments.has_bf16_unit(on_cpu=True) is chosen
 
 
 def test_data_dir_comes_from_the_environment(parser, monkeypatch):

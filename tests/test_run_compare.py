@@ -24,6 +24,7 @@ from trainer_ext.comparison import analyse_errors, banded, compare, comparison_p
 from trainer_ext.corpora import load_corpus
 from trainer_ext.errors import InputError
 from trainer_ext.members import Member, Members
+from trainer_ext.precision import Choice
 
 
 def figures(path) -> dict:
@@ -338,7 +339,7 @@ def test_a_run_notes_what_it_started_from_by_what_decided_that_not_by_its_path(b
 @pytest.mark.parametrize("unit", [False, True])
 def test_precision_is_part_of_a_members_name_whoever_chose_it(cache, monkeypatch, unit):
     make, _ = cache
-    monkeypatch.setattr(arguments, "has_bf16_unit", lambda on_cpu: unit)
+    monkeypatch.setattr(arguments, "choose", lambda device: Choice("bf16" if unit else "float32", "for the test"))
     paths = [make({"bf16": bf16}).path(Member({}, (2, 0), 1, "")) for bf16 in (None, False, True)]
     assert (paths[0] == paths[1], paths[0] == paths[2]) == (not unit, unit)
 

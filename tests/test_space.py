@@ -32,7 +32,7 @@ ANSWERED = "#verdict p"
 def space(fused, tmp_path_factory):
     """The address of a Space that shows an ensemble, and its process."""
     home = tmp_path_factory.mktemp("space")
-    for name in ("app.py", "requirements.txt", "README.md"):  # alone, as in a Space
+    for name in ("app.py", "precision.py", "requirements.txt", "README.md"):  # alone, as in a Space
         shutil.copy(ROOT / "space" / name, home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

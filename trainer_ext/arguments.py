@@ -18,15 +18,17 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from . import run_folder
 from .child_tuning import ChildTuningArguments
 from .errors import InputError
+from .precision import Choice, choose
 
 # Flags that do not change what is learnt; a run may go on with others.
 _NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
-    "tfidf_baseline", "publish_restricted", "use_cpu", "dataloader_pin_memory",
+    "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
 
 
@@ -152,7 +154,7 @@ class DataArguments:
     max_seq_length: int = _flag(256, "Longest text in tokens; longer ones are cut, counted and reported.")
     max_train_samples: int | None = _flag(None, "Use only the first rows of train, for a quick try.")
     max_eval_samples: int | None = _flag(None, "Use only the first rows of validation.")
-    max_predict_samples: int | None = _flag(None, "Use only the first rows of test.")
+    max_predict_samples: int | None = _flag(None, "Use only the first rows of test, and of each of --extra_tests.")
 
 
 @dataclass
@@ -234,6 +236,14 @@ class RunArguments:
     tfidf_baseline: bool = _flag(
         False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
     )
+    extra_tests: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled files to test the finished model on, besides the test split: every row of each, columns "
+            "named as in --train_file, figures named after the file. Or wassa2022, for its 1,860 training essays. "
+            "Training texts that copy one of theirs are left out."
+        },
+    )
     publish_restricted: bool = _flag(False, _PUBLISH_RESTRICTED)
 
 
@@ -306,7 +316,13 @@ CLASSIFY_ARGUMENTS = (ModelArguments, DataArguments, TransferArguments, RunArgum
 
 
 class RecipeParser(HfArgumentParser):
-    """`HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line."""
+    """`HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line.
+
+    Attributes:
+        precision: Once parsed, the precision of training and why; `None` where nothing is trained.
+    """
+
+    precision: Choice | None = None
 
     def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
         super().__init__(
@@ -360,7 +376,8 @@ class RecipeParser(HfArgumentParser):
         values = vars(namespace)
         if "bf16" in values:
             tokens = (token.partition("=")[0] for token in [*recipe, *argv])
-            choose_precision(values, given={token[2:].replace("-", "_") for token in tokens if token[:2] == "--"})
+            given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
+            self.precision = choose_precision(values, given)
         try:
             return tuple(
                 kind(
@@ -448,30 +465,42 @@ def training_settings(*parts: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
 
 
-def choose_precision(values: dict[str, Any], given: set[str]) -> None:
-    """Mixed precision with bf16 where the machine has a matrix unit for it and nobody said otherwise, in place.
+def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
+    """Set `bf16` in place, where nobody said otherwise: as the run to resume has it, else whichever is faster here.
 
     Args:
         values: Values of `TrainingArguments`' fields; `bf16` and `use_cpu` may change.
         given: Names that the recipe or the command line set. `--bf16 false` keeps float32.
     """
     on_cpu = values["use_cpu"] or not torch.accelerator.is_available()
-    undecided = not given & {"bf16", "fp16"} and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no"
-    if undecided and has_bf16_unit(on_cpu):
-        values["bf16"] = True
+    by_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if given & {"bf16", "fp16"}:
+        name = "bf16" if values["bf16"] else "fp16" if values["fp16"] else "float32"
+        choice = Choice(name, "as the flags say")
+    elif by_launcher != "no":
+        choice = Choice(by_launcher, "as the launcher says")
+    elif begun := _begun_precision(values):
+        values["bf16"], values["fp16"] = begun == "bf16", begun == "fp16"
+        choice = Choice(begun, "as the run that is resumed")
+    else:
+        choice = choose(torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator())
+        values["bf16"] = choice.name == "bf16"
     if values["bf16"] and on_cpu:
         values["use_cpu"] = True  # `TrainingArguments` wants the word
+    return choice
 
 
-def has_bf16_unit(on_cpu: bool) -> bool:
-    """Whether the machine has a matrix unit for bf16: a GPU's, AMX, or Arm's.
-
-    AVX-512's instructions alone do not count: they double float32's rate on some processors and halve it on others.
-    """
-    if on_cpu:
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in ("amx_bf16", "bf16"))
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def _begun_precision(values: dict[str, Any]) -> str | None:
+    """The precision of the unfinished run that these flags resume, so that another machine does not change it."""
+    if checkpoint := values.get("resume_from_checkpoint"):
+        settings = run_folder.begun_settings(Path(checkpoint).parent)
+    elif values.get("overwrite_output_dir") or not values["output_dir"]:
+        return None
+    else:
+        settings = run_folder.begun_settings(Path(values["output_dir"]) / run_folder.CHECKPOINTS)
+    if not settings:
+        return None
+    return "bf16" if settings.get("bf16") else "fp16" if settings.get("fp16") else "float32"
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):

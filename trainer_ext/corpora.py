@@ -31,6 +31,8 @@ SPLITS = ("train", "validation", "test")
 _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 _PROBABILITY_TOLERANCE = 1e-3
 _MANY_GROUPS = 5000
+# The key in a parquet file's metadata under which it says whom to credit.
+ATTRIBUTION = b"attribution"
 _INTEGER = re.compile(r"-?[0-9]+")
 
 csv.field_size_limit(2**31 - 1)
@@ -41,14 +43,16 @@ class Corpus:
     """Texts with labels, in up to three splits.
 
     Attributes:
-        splits: By `train`, `validation`, `test`. Columns: `id` and `text` (strings), `group` (string, if a group
-            column was named), `column_<name>` (string) for each extra column, empty where a split lacks it, and, where
-            the split is labelled, `labels`: an integer, or a list of one float per label.
+        splits: By `train`, `validation`, `test`, and by its name each extra test set ([`load_extra_test`]). Columns:
+            `id` and `text` (strings), `group` (string, if a group column was named), `column_<name>` (string) for each
+            extra column, empty where a split lacks it, and, where the split is labelled, `labels`: an integer, or a
+            list of one float per label.
         label_names: In the order of the label ids.
         problem_type: `single_label_classification` (one class, or a distribution, per row) or
             `multi_label_classification`.
         source: What was read, for the model card.
         licence: Terms of a built-in corpus.
+        attribution: Whom a parquet file credits, if it says so in its metadata.
     """
 
     splits: dict[str, Dataset]
@@ -56,6 +60,7 @@ class Corpus:
     problem_type: str
     source: str
     licence: str | None = None
+    attribution: str | None = None
 
     def classes(self, split: str) -> np.ndarray:
         """Class ids `(rows,)`, the most probable one of a distribution; 0/1 `(rows, labels)` for several classes."""
@@ -73,6 +78,7 @@ class Table:
     rows: list[dict]
     first_row: int = 1
     features: dict | None = field(default=None, repr=False)
+    attribution: str | None = None
 
     def where(self, index: int) -> str:
         return f"{self.name}, row {index + self.first_row}"
@@ -158,7 +164,9 @@ def load_corpus(
     labels, names, problem_type = _read_labels(tables, label_column.split(","), label_names)
     for split, values in labels.items():
         columns[split]["labels"] = values
-    return Corpus({s: Dataset.from_dict(c) for s, c in columns.items()}, names, problem_type, source)
+    credited = " ".join(dict.fromkeys(table.attribution for table in tables.values() if table.attribution)) or None
+    splits = {split: Dataset.from_dict(content) for split, content in columns.items()}
+    return Corpus(splits, names, problem_type, source, attribution=credited)
 
 
 def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
@@ -172,6 +180,56 @@ def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
         raise InputError(f"{path}: no rows")
     _check_column(table, text_column)
     return _read_common_columns(table, text_column, None, None, ())["text"]
+
+
+def extra_test_name(source: str) -> str:
+    """What a test set of `--extra_tests` is called in figures: its file's name without the ending."""
+    return re.sub(r"\W+", "_", Path(source).stem)
+
+
+def load_extra_test(
+    source: str,
+    corpus: Corpus,
+    *,
+    data_dir: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    id_column: str | None = None,
+) -> Dataset:
+    """Read a labelled test set beside the corpus' own: all rows of a file, or the training essays of `wassa2022`.
+
+    Args:
+        source: A file as in [`load_corpus`], or `wassa2022`, which needs `data_dir`.
+        corpus: Whose labels the test set must have, all or some of them.
+        text_column, label_column: As in [`load_corpus`].
+        group_column, id_column: As there, but read only where the file has them.
+
+    Raises:
+        InputError: for anything that cannot be read as described, or a label that the corpus does not have.
+    """
+    if source == "wassa2022":
+        read = _load_wassa2022(data_dir, "response_id", ())
+        if lacking := [name for name in read.label_names if name not in corpus.label_names]:
+            raise InputError(
+                f"--extra_tests wassa2022: its label {lacking[0]!r} is not one of {', '.join(corpus.label_names)}"
+            )
+        rows = read.splits["train"]
+        ids = [corpus.label_names.index(read.label_names[label]) for label in rows["labels"]]
+        return rows.remove_columns("labels").add_column("labels", ids)
+    table = _read_file(source)
+    text_column, label_columns = text_column or "text", (label_column or "label").split(",")
+    if not table.rows:
+        raise InputError(f"{source}: no rows; want at least one")
+    for column in (text_column, *label_columns):
+        _check_column(table, column)
+    own = {name: name if name in table.rows[0] else None for name in (group_column, id_column) if name}
+    columns = _read_common_columns(table, text_column, own.get(group_column), own.get(id_column), ())
+    labels, _, problem_type = _read_labels({"test": table}, label_columns, corpus.label_names)
+    if problem_type != corpus.problem_type:
+        have = "one class" if problem_type == "single_label_classification" else "several classes"
+        raise InputError(f"{source}: its rows have {have}, unlike those that are trained on")
+    return Dataset.from_dict(columns | {"labels": labels["test"]})
 
 
 def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
@@ -406,7 +464,9 @@ def _read_file(path: str | Path) -> Table:
             return _read_json(path)
         case ".parquet":
             try:
-                return Table(str(path), pyarrow.parquet.read_table(path).to_pylist())
+                read = pyarrow.parquet.read_table(path)
+                credited = (read.schema.metadata or {}).get(ATTRIBUTION, b"").decode("utf-8", "replace")
+                return Table(str(path), read.to_pylist(), attribution=credited or None)
             except pyarrow.ArrowException as error:
                 raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error
     raise InputError(f"{path}: unknown file type {path.suffix!r}; want .csv, .tsv, .json, .jsonl or .parquet")
@@ -503,7 +563,13 @@ def _divide(tables: dict[str, Table], column: str) -> dict[str, Table]:
             )
         divided.setdefault(split, []).append((index, row))
     return {
-        split: _Part(table.name, [row for _, row in rows], table.first_row, positions=[index for index, _ in rows])
+        split: _Part(
+            table.name,
+            [row for _, row in rows],
+            table.first_row,
+            attribution=table.attribution,
+            positions=[index for index, _ in rows],
+        )
         for split, rows in divided.items()
     }
 

@@ -7,17 +7,20 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .fusion_folder import EnsembleMember, voters
 from .metrics import SEVEN_FIGURES
+from .report import side_by_side
 from .run_folder import shown
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 ENSEMBLE_TEMPLATE = Path(__file__).with_name("ensemble_card_template.md")
 PRETRAINING_TEMPLATE = Path(__file__).with_name("pretraining_card_template.md")
 # Written for this project; what a reader of the card can try.
-WIDGET = [
-    {"text": "They knew about the cracks for two years and sent the night shift in anyway."},
-    {"text": "I keep thinking of the old man who went back for his dog."},
-    {"text": "The bridge reopens on Tuesday, and the toll stays as it was."},
-]
+TRY = (
+    "I am so happy today!",
+    "They lied to us again, and I am furious.",
+    "I keep thinking of my grandmother, and I miss her so much.",
+    "The bridge reopens on Tuesday at nine.",
+)
+WIDGET = [{"text": text} for text in TRY]
 
 
 def write_model_card(
@@ -44,6 +47,8 @@ def write_model_card(
         facts: What else the template prints.
     """
     tables, evaluations = [], []
+    splits = [split for split in rows if split != "train"]
+    extra = [split for split in splits if split not in ("validation", "test")]
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if f"{prefix}_macro_f1" not in results:
             continue
@@ -99,6 +104,7 @@ def write_model_card(
         base_model=shown(base_model),
         labels=labels,
         tables=tables,
+        side_by_side=side_by_side(results, splits) if extra else [],
         rows=", ".join(f"{split} {number}" for split, number in rows.items()),
         **facts,
     )

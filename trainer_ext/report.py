@@ -13,15 +13,31 @@ from .metrics import SEVEN_FIGURES, confusion_counts
 from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
 from .significance import bootstrap_macro_f1
 
-# What the names of a split's figures begin with.
-PREFIX = {"validation": "eval", "test": "test"}
+
+def prefix_of(split: str) -> str:
+    """What the names of a split's figures begin with: `eval` for validation, as the library has it, else its name."""
+    return "eval" if split == "validation" else split
+
+
+def evaluated(corpus: Corpus) -> list[str]:
+    """The splits that a trained model predicts: validation, test, and then the extra test sets."""
+    return sorted((split for split in corpus.splits if split != "train"), key=_position)
+
+
+def is_labelled(corpus: Corpus, split: str) -> bool:
+    """Whether the split's classes are known."""
+    return "labels" in corpus.splits[split].column_names
+
+
+def _position(split: str) -> int:
+    return ("validation", "test", split).index(split)
 
 
 def interval(corpus: Corpus, split: str, predicted: np.ndarray) -> dict[str, float]:
     """`eval_macro_f1_low` and `_high`, or `test_…`: 95%, by a bootstrap over the split's writers."""
     groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else None
     low, high = bootstrap_macro_f1(corpus.classes(split), predicted, groups)
-    return {f"{PREFIX[split]}_macro_f1_low": low, f"{PREFIX[split]}_macro_f1_high": high}
+    return {f"{prefix_of(split)}_macro_f1_low": low, f"{prefix_of(split)}_macro_f1_high": high}
 
 
 def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
@@ -36,7 +52,7 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
     rows: list[tuple[str, ...]] = []
     for split, values in probabilities.items():
         columns = corpus.splits[split].column_names
-        gold = map(name, corpus.classes(split)) if "labels" in columns else [""] * len(values)
+        gold = map(name, corpus.classes(split)) if is_labelled(corpus, split) else [""] * len(values)
         predicted = map(name, values > 0.5 if multi_label else values.argmax(axis=1))
         ids = corpus.splits[split]["id"]
         groups = corpus.splits[split]["group"] if "group" in columns else [""] * len(ids)
@@ -71,7 +87,7 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
     none)."""
     run_folder.write_json(folder / "learning_curve.json", history)
     plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
-    labelled = [split for split in probabilities if "labels" in corpus.splits[split].column_names]
+    labelled = [split for split in probabilities if is_labelled(corpus, split)]
     if labelled and corpus.problem_type == "single_label_classification":
         split = labelled[0]
         counts = confusion_counts(corpus.classes(split), probabilities[split].argmax(axis=1), len(corpus.label_names))
@@ -83,13 +99,20 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
         plot_reliability(folder / "reliability.json", folder / "reliability.png")
 
 
-def print_results(results: dict[str, float], systems: dict[str, str]) -> None:
-    """The seven figures of each system that has some; `systems` gives what stands before their names."""
+def print_results(results: dict[str, float], splits: Sequence[str], systems: dict[str, str]) -> None:
+    """Print the seven figures of each system on validation and test, and one line for each test set side by side.
+
+    Args:
+        results: Figures by name, as in all_results.json.
+        splits: Those that were predicted.
+        systems: What stands before the names of a system's figures, by what to call it.
+    """
     width = max(map(len, systems))
-    for split, prefix in PREFIX.items():
-        if f"{prefix}_macro_f1" not in results:
+    for split in splits:
+        prefix = prefix_of(split)
+        if split not in ("validation", "test") or f"{prefix}_macro_f1" not in results:
             continue
-        print(f"\n{split}, {results[f'{split}_rows']} rows")
+        print(f"\n{split}, {results[f'{split}_rows']:,} rows")
         print(f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in SEVEN_FIGURES))
         for system, infix in systems.items():
             if f"{prefix}_{infix}macro_f1" in results:
@@ -97,3 +120,42 @@ def print_results(results: dict[str, float], systems: dict[str, str]) -> None:
                 print(f"{system:{width}}  {figures}")
         low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
         print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
+    if any(split not in ("validation", "test") for split in splits):
+        rows = [
+            ["test set", "rows", "right", "macro F1", "95% interval", "TF-IDF's macro F1"],
+            *side_by_side(results, splits),
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        print()
+        for first, *others in rows:
+            print(
+                f"{first:{widths[0]}}  "
+                + "  ".join(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+            )
+
+
+def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[str]]:
+    """A line for each labelled test set: its name, rows, share that is right, macro F1, interval, TF-IDF's macro F1.
+
+    Validation is in it only where there is no test set of the corpus' own.
+    """
+    lines = []
+    for split in splits:
+        prefix = prefix_of(split)
+        if f"{prefix}_macro_f1" not in results or (split == "validation" and "test_macro_f1" in results):
+            continue
+        figure = {
+            name: results.get(f"{prefix}_{name}") for name in ("accuracy", "macro_f1", "macro_f1_low", "macro_f1_high")
+        }
+        baseline = results.get(f"{prefix}_tfidf_macro_f1")
+        lines.append(
+            [
+                split.replace("_", " "),
+                f"{results[f'{split}_rows']:,}",
+                f"{figure['accuracy']:.1%}",
+                f"{figure['macro_f1']:.3f}",
+                f"{figure['macro_f1_low']:.3f} to {figure['macro_f1_high']:.3f}",
+                "" if baseline is None else f"{baseline:.3f}",
+            ]
+        )
+    return lines

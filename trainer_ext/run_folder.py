@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .precision import Choice
 
 CHECKPOINTS = "checkpoints"
 RESULTS = "all_results.json"  # written last: a folder that has it is finished
@@ -102,6 +103,15 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     write_json(folder / CHECKPOINTS / _SETTINGS, settings)
+
+
+def begun_settings(checkpoints: Path) -> dict:
+    """The settings that [`start`] noted beside a run's checkpoints; none if there is no run, or no readable note."""
+    try:
+        content = json.loads((checkpoints / _SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -206,12 +216,13 @@ def checkpoint_digest(name: str) -> str:
 # ---- What a run was ----------------------------------------------------------------------------------------------
 
 
-def provenance(args: TrainingArguments) -> dict:
-    """What it takes to do the run again; no secrets."""
+def provenance(args: TrainingArguments, chosen: Choice) -> dict:
+    """What it takes to do the run again, the choice of precision with its timing among it; no secrets."""
     return {
         "command": command_line(),
         "seed": args.seed,
         "precision": precision(args),
+        "precision_choice": chosen.record(),
         "hardware": hardware(args),
         "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
     }

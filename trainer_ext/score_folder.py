@@ -240,6 +240,15 @@ class ScoreFolder:
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
+    @staticmethod
+    def begun_settings(folder: Path) -> dict:
+        """The settings of the scores that are in a folder; none if there are none, or they cannot be read."""
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return dict(content["settings"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
     def manifest(self) -> dict | None:
         """As it is in the folder."""
         path = self.folder / MANIFEST
