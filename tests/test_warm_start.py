@@ -20,6 +20,10 @@ from transformers import (
     ElectraConfig,
     ElectraForPreTraining,
     ElectraModel,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForSequenceClassification,
+    MPNetModel,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -92,6 +96,7 @@ SHAPE = {
     "vocab_size": 600,
 }
 DISTILBERT = DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=600, max_position_embeddings=40)
+MPNET = MPNetConfig(**SHAPE, max_position_embeddings=42)
 ROBERTA = {**SHAPE, "max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 RELATIVES = [
     (RobertaModel, RobertaConfig(**ROBERTA)),
@@ -99,6 +104,8 @@ RELATIVES = [
     (XLMRobertaModel, XLMRobertaConfig(**ROBERTA)),
     (DistilBertModel, DISTILBERT),
     (DistilBertForSequenceClassification, DISTILBERT),
+    (MPNetModel, MPNET),
+    (MPNetForSequenceClassification, MPNET),
 ]
 
 
@@ -148,7 +155,8 @@ def test_roberta_and_its_byte_pairs_are_a_backbone(in_process, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"), [(RobertaForMaskedLM, RobertaConfig(**ROBERTA)), (DistilBertForMaskedLM, DISTILBERT)]
+    ("kind", "config"),
+    [(RobertaForMaskedLM, RobertaConfig(**ROBERTA)), (DistilBertForMaskedLM, DISTILBERT), (MPNetForMaskedLM, MPNET)],
 )
 def test_heads_for_masked_words_of_berts_relatives_are_taken_over(kind, config, tmp_path):
     torch.manual_seed(0)

@@ -55,8 +55,18 @@ _BERT_SHAPED = {
         r"ffn\.lin2\.": "output.dense.",
         r"output_layer_norm\.": "output.LayerNorm.",
     },
+    "mpnet": {
+        r"^mpnet\.": "",
+        r"attention\.attn\.q\.": "attention.self.query_proj.",
+        r"attention\.attn\.k\.": "attention.self.key_proj.",
+        r"attention\.attn\.v\.": "attention.self.value_proj.",
+        r"attention\.attn\.o\.": "attention.output.dense.",
+        r"attention\.LayerNorm\.": "attention.output.LayerNorm.",
+        r"encoder\.relative_attention_bias\.": "encoder.position_bias.",
+    },
 }
-# The heads for masked words of BERT, RoBERTa and DistilBERT, and the one the library makes for DeBERTa under
+_MPNET_BUCKETS = 32  # what the library's MPNetEncoder counts with, whatever its configuration says
+# The heads for masked words of BERT, RoBERTa, MPNet and DistilBERT, and the one the library makes for DeBERTa under
 # `legacy=True`: the same layers.
 _TO_LM_HEAD = {
     r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
@@ -87,6 +97,7 @@ def warm_start(
       narrow embeddings have no place here): renamed; computes the same function at step 0. With
       `relative_attention=True` too: the position projections start at zero and the query projection is multiplied by
       sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
+    - `mpnet`: likewise, with its position bias, which is added after the division and stays as it is.
     - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
     - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT's relatives is taken over. One beside
       `mask_predictions` is not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never
@@ -259,6 +270,13 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
                 "type_vocab_size": 0,
                 "layer_norm_eps": 1e-12,
             }
+        if source.model_type == "mpnet":
+            if source.relative_attention_num_buckets != _MPNET_BUCKETS:
+                raise InputError(
+                    f"{name}: its relative_attention_num_buckets is {source.relative_attention_num_buckets}; want "
+                    f"{_MPNET_BUCKETS}, the only number that transformers' MPNet computes with"
+                )
+            fields["position_bias_buckets"] = _MPNET_BUCKETS
         if overrides.get("relative_attention"):
             fields |= {
                 "pos_att_type": ["c2p", "p2c"],
@@ -314,7 +332,9 @@ def _module(key: str, prefix: str) -> str:
 
 
 def _first_position(source: PretrainedConfig) -> int:
-    """Of a text's first token: RoBERTa counts from the token after padding's number on."""
+    """Of a text's first token: RoBERTa counts from the token after padding's number on, MPNet from 2 on."""
+    if source.model_type == "mpnet":
+        return 2
     return source.pad_token_id + 1 if source.model_type in ("roberta", "xlm-roberta") else 0
 
 
