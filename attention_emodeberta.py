@@ -54,6 +54,30 @@ def relative_rows(length: int, span: int, buckets: int, max_position: int, devic
     return (distance + span).clamp(0, 2 * span - 1)
 
 
+def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.device) -> torch.Tensor:
+    """Bucket of each distance key - query, from `1 - length` to `length - 1`, by MPNet's rule.
+
+    Half of the buckets are for keys at or before the query, half for keys after it. In each half, the first half of the
+    buckets holds one distance each, and the rest grow logarithmically up to `max_distance`. The bounds are whole
+    numbers, computed once in Python: a logarithm taken on a device may round a bound into the bucket below.
+
+    Args:
+        length: Number of tokens.
+        buckets: Number of buckets of both directions.
+        max_distance: Distance from which on every key is in the last bucket.
+
+    Returns:
+        `(2 * length - 1,)`.
+    """
+    half = buckets // 2
+    exact = half // 2
+    growth = (max_distance / exact) ** (1 / (half - exact))
+    bounds = [*range(1, exact), *(math.ceil(round(exact * growth**step, 6)) for step in range(half - exact))]
+    distance = torch.arange(1 - length, length, device=device)
+    within = (distance.abs()[:, None] >= torch.tensor(bounds, device=device)).sum(1)
+    return within + (distance > 0) * half
+
+
 def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
     """A view `(..., m, columns)` of `(..., m, columns + m - 1)` with `view[r, c] = scores[r, c - r + m - 1]`.
 
@@ -241,12 +265,15 @@ class Packing:
         index: `(tokens,)` cells of the padded batch, or `None`: every cell, in order.
         heads: Of attention.
         groups: Of the texts that have tokens.
+        bias: `(heads, length, length)` to add to the scores of every text in every layer, or `None`. A shorter text
+            takes the upper left corner, since the bias depends on the distance alone.
     """
 
     shape: tuple[int, int]
     heads: int
     index: torch.Tensor | None
     groups: list[TextGroup]
+    bias: torch.Tensor | None = None
 
     @classmethod
     def padded(cls, attention_mask: torch.Tensor, heads: int) -> "Packing":
@@ -329,6 +356,7 @@ def attend(
     value: torch.Tensor,
     c2p: torch.Tensor | None,
     p2c: torch.Tensor | None,
+    bias: torch.Tensor | None,
     packing: Packing,
     dropout: float = 0.0,
     keep: bool = False,
@@ -338,6 +366,7 @@ def attend(
     Args:
         query, key, value: `(tokens, heads * size)`; `query` is scaled already.
         c2p, p2c: `(2 * longest - 1, heads * size)`, see [`position_scores`].
+        bias: `(heads, longest, longest)`, see [`Packing`].
         keep: Return the probabilities.
 
     Returns:
@@ -346,12 +375,16 @@ def attend(
     """
     context, kept = torch.empty_like(query), []
     threshold = round(dropout * 2**16)
+    bias = None if bias is None else bias.to(query.dtype)
     for group in packing.groups:
         heads, rows, length = group.heads, group.rows, group.length
         queries, keys, values = (group.grid(states) for states in (query, key, value))
         scores = None
         if c2p is not None or p2c is not None:
             scores = position_scores(queries, keys, by_head(c2p, length, heads), by_head(p2c, length, heads))
+        if bias is not None:
+            shared = bias[:, None, :length, :length]
+            scores = shared.expand(-1, rows, -1, -1).contiguous() if scores is None else scores.add_(shared)
         queries, keys, values = (states.reshape(heads * rows, length, -1) for states in (queries, keys, values))
         if scores is None:
             scores = torch.bmm(queries, keys.transpose(1, 2))
@@ -378,10 +411,11 @@ class DisentangledAttention(torch.autograd.Function):
     """[`attend`] with a gradient that needs only the probabilities: arguments as there, without `keep`."""
 
     @staticmethod
-    def forward(ctx, query, key, value, c2p, p2c, packing, dropout):
+    def forward(ctx, query, key, value, c2p, p2c, bias, packing, dropout):
         with torch.autocast(query.device.type, enabled=False):
-            context, kept = attend(query, key, value, c2p, p2c, packing, dropout, keep=True)
+            context, kept = attend(query, key, value, c2p, p2c, bias, packing, dropout, keep=True)
         ctx.packing, ctx.threshold = packing, round(dropout * 2**16)
+        ctx.bias_shape = bias.shape if ctx.needs_input_grad[5] else None
         ctx.save_for_backward(query, key, value, c2p, p2c, context, *kept)
         return context
 
@@ -405,6 +439,7 @@ class DisentangledAttention(torch.autograd.Function):
             None if positions is None else positions.new_zeros((heads, len(positions), size), dtype=torch.float32)
             for positions in (c2p, p2c)
         )
+        for_bias = None if ctx.bias_shape is None else query.new_zeros(ctx.bias_shape, dtype=torch.float32)
         for group, saved in zip(ctx.packing.groups, kept, strict=True):
             rows, length = group.rows, group.length
             flat, grid = (heads * rows, length, -1), (heads, rows, length, -1)
@@ -417,6 +452,8 @@ class DisentangledAttention(torch.autograd.Function):
             found_query = torch.bmm(scores, keys).view(grid)
             found_key = torch.bmm(scores.transpose(1, 2), queries).view(grid)
             scores, queries, keys = scores.view(grid), queries.view(grid), keys.view(grid)
+            if for_bias is not None:
+                for_bias[:, :length, :length] += scores[:, 0] if rows == 1 else scores.sum(1, dtype=torch.float32)
             for positions, sink, states, found, part in (
                 (c2p, for_c2p, queries, found_query, scores),
                 (p2c, for_p2c, keys, found_key, scores.transpose(-1, -2)),
@@ -430,17 +467,19 @@ class DisentangledAttention(torch.autograd.Function):
         for_c2p, for_p2c = (
             None if sink is None else sink.transpose(0, 1).flatten(1).to(query.dtype) for sink in (for_c2p, for_p2c)
         )
-        return for_query, for_key, for_value, for_c2p, for_p2c, None, None
+        return for_query, for_key, for_value, for_c2p, for_p2c, for_bias, None, None
 
 
 class EmoDebertaSelfAttention(DisentangledSelfAttention):
-    """The library's module, over packed texts."""
+    """The library's module, over packed texts, with MPNet's position bias where the configuration has one."""
 
     def __init__(self, config):
         super().__init__(config)
         self.config = config
         if self.relative_attention:
             self.pos_dropout = Dropout(config.hidden_dropout_prob)
+        elif config.position_bias_buckets:  # the library's `forward` then asks for `disentangled_attention_bias`
+            self.relative_attention, self.pos_dropout = True, nn.Identity()
         terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
         self.scale = 1 / math.sqrt(self.attention_head_size * terms)
 
@@ -478,12 +517,30 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             c2p = None if c2p is None else c2p.index_select(0, relative_pos.flip(0))
             p2c = None if p2c is None else p2c.index_select(0, relative_pos)
         dropout = self.dropout.p if self.training else 0.0
-        arguments = (query, key, value, c2p, p2c, attention_mask)
+        parts = (query, key, value, c2p, p2c, attention_mask.bias)
+        arguments = (*parts, attention_mask)
         if torch.compiler.is_compiling():
             return self._fused(*arguments, dropout), None
-        if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in arguments[:5]):
+        if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts):
             return DisentangledAttention.apply(*arguments, dropout), None
         return attend(*arguments, dropout)[0], None
+
+    def disentangled_attention_bias(self, query_layer, key_layer, relative_pos, rel_embeddings, scale_factor):
+        """Return the library's scores of positions plus the position bias, for `eager`.
+
+        The library adds the result to scaled scores, as MPNet adds its bias. `relative_pos` is the library's, or as
+        [`EmoDebertaEncoder.get_rel_pos`] returns it.
+        """
+        if not self.config.position_bias_buckets:
+            return super().disentangled_attention_bias(
+                query_layer, key_layer, relative_pos, rel_embeddings, scale_factor
+            )
+        relative_pos, bias = relative_pos
+        bias = bias.to(query_layer.dtype).repeat(len(query_layer) // len(bias), 1, 1)
+        if relative_pos is None:
+            return bias
+        scores = super().disentangled_attention_bias(query_layer, key_layer, relative_pos, rel_embeddings, scale_factor)
+        return scores + bias
 
     def project_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Keys and scaled queries of the positions, `(rows, hidden)` each; `None` for a term that is off."""
@@ -495,19 +552,21 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         return c2p, p2c
 
     @staticmethod
-    def _fused(query, key, value, c2p, p2c, packing, dropout) -> torch.Tensor:
+    def _fused(query, key, value, c2p, p2c, bias, packing, dropout) -> torch.Tensor:
         """[`attend`] as one graph, for the compiler."""
         (group,) = packing.groups
         heads = group.heads
         queries, keys, values = (group.grid(states) for states in (query, key, value))
-        bias = group.mask.to(query.dtype)
+        added = group.mask.to(query.dtype)
+        if bias is not None:
+            added = added + bias[:, None].to(query.dtype)
         if c2p is not None or p2c is not None:
-            bias = bias + position_scores(
+            added = added + position_scores(
                 queries, keys, by_head(c2p, group.length, heads), by_head(p2c, group.length, heads)
             )
         else:
-            bias = bias.expand(heads, -1, group.length, -1)
-        context = F.scaled_dot_product_attention(queries, keys, values, bias, dropout_p=dropout, scale=1.0)
+            added = added.expand(heads, -1, group.length, -1)
+        context = F.scaled_dot_product_attention(queries, keys, values, added, dropout_p=dropout, scale=1.0)
         return context.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format).view(query.shape)
 
 
@@ -523,6 +582,9 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             layer.output.dropout = Dropout(config.hidden_dropout_prob)
             if config.hidden_act == "gelu":
                 layer.intermediate.intermediate_act_fn = Gelu()
+        self.position_bias = None
+        if config.position_bias_buckets:
+            self.position_bias = nn.Embedding(config.position_bias_buckets, config.num_attention_heads)
         self._projected: tuple = (None, [], [])  # state of the weights, the weights (kept alive), projections
 
     def train(self, mode: bool = True) -> "EmoDebertaEncoder":
@@ -559,6 +621,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             on_cpu = hidden_states.device.type == "cpu"
             at_once = GROUP_BYTES // hidden_states.element_size() if on_cpu else None
             packing = Packing.of(attention_mask, heads, at_once)
+        packing.bias = self.bias_matrix(attention_mask.shape[1], hidden_states.device)
         rows, positions = self._positions(attention_mask.shape[1], hidden_states)
 
         embedded = hidden_states
@@ -575,6 +638,25 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         return BaseModelOutput(
             last_hidden_state=last, hidden_states=states if output_hidden_states else None, attentions=None
         )
+
+    def bias_matrix(self, length: int, device: torch.device) -> torch.Tensor | None:
+        """What MPNet adds to the scores of each query and key: `(heads, length, length)`, or `None` without a bias.
+
+        One for all layers and texts of a batch. It is spread from the values by distance, so the gradient of a bucket
+        is the sum over its cells.
+        """
+        if self.position_bias is None:
+            return None
+        config = self.config
+        buckets = bias_buckets(length, config.position_bias_buckets, config.position_bias_max_distance, device)
+        by_distance = self.position_bias(buckets).T
+        return shifted(by_distance[:, None].expand(-1, length, -1), length)
+
+    def get_rel_pos(self, hidden_states, query_states=None, relative_pos=None):
+        """As the library's, for `eager`; with a position bias `(relative positions or None, bias matrix)`."""
+        relative_pos = super().get_rel_pos(hidden_states, query_states, relative_pos)
+        bias = self.bias_matrix(hidden_states.shape[-2], hidden_states.device)
+        return relative_pos if bias is None else (relative_pos, bias)
 
     def _positions(self, length: int, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, list]:
         """Rows by distance, and for each layer what they are rows of: embeddings, or in inference projections."""

@@ -56,6 +56,9 @@ class EmoDebertaConfig(DebertaV2Config):
         classifier_activation: Activation between the two layers; the paper does not name one.
         class_weights: One non-negative weight per label, applied in the loss. `None` weighs all alike.
         label_smoothing: Share of each target that is spread evenly over the labels, in [0, 1).
+        position_bias_buckets: Buckets of MPNet's position bias: one learned number per bucket of distances and head,
+            added to the scaled attention scores of every layer. Even; 0 turns it off; MPNet has 32.
+        position_bias_max_distance: Distance from which on all tokens are in the last bucket of their direction.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: for a value of another type or outside these ranges, or
@@ -70,6 +73,8 @@ class EmoDebertaConfig(DebertaV2Config):
     classifier_activation: str = "gelu"
     class_weights: list[float] | None = None
     label_smoothing: float | int = 0.0
+    position_bias_buckets: int = 0
+    position_bias_max_distance: int = 128
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -105,6 +110,16 @@ class EmoDebertaConfig(DebertaV2Config):
                 raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} labels")
             if min(self.class_weights) < 0 or max(self.class_weights) == 0:
                 raise ValueError("class_weights must be non-negative, and not all zero")
+
+    def validate_position_bias(self):
+        """Checked by `@strict` after every construction."""
+        buckets, distance = self.position_bias_buckets, self.position_bias_max_distance
+        if buckets and (buckets < 4 or buckets % 2):
+            raise ValueError(f"position_bias_buckets is {buckets}; give an even number of at least 4, or 0 for no bias")
+        if buckets and distance <= buckets // 4:
+            raise ValueError(
+                f"position_bias_max_distance is {distance}; {buckets} buckets need more than {buckets // 4}"
+            )
 
 
 @strict

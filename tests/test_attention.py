@@ -3,12 +3,14 @@
 import pytest
 import torch
 from conftest import TINY, XXLARGE_STYLE
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 import attention_emodeberta
-from attention_emodeberta import relative_rows, shifted
+from attention_emodeberta import bias_buckets, relative_rows, shifted
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
 
+ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "pos_att_type": []}
 PLAIN = {key: value for key, value in TINY.items() if key not in ("position_buckets", "norm_rel_ebd", "share_att_key")}
 OPTIONS = {
     "v3": TINY,
@@ -23,7 +25,11 @@ OPTIONS = {
     "no relative attention": TINY | {"relative_attention": False, "position_biased_input": True},
     "scale of terms that are off": TINY | {"relative_attention": False, "pos_att_type": ["c2p", "p2c"]},
     "factorised embeddings": TINY | {"embedding_size": 16},
+    "position bias": ABSOLUTE | {"position_bias_buckets": 32},
+    "position bias of few buckets": ABSOLUTE | {"position_bias_buckets": 6, "position_bias_max_distance": 20},
+    "position bias, c2p and p2c": TINY | {"share_att_key": False, "position_bias_buckets": 32},
 }
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LENGTHS = [1, 2, 7, 41, 300]
 
 
@@ -37,7 +43,7 @@ def both(options: dict, kind=EmoDebertaModel, seed: int = 0, **more):
         model = kind(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "proj" in name or "rel_embeddings" in name:
+                if any(part in name for part in ("proj", "rel_embeddings", "position_bias")):
                     parameter.copy_(
                         torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 4
                     )
@@ -81,13 +87,25 @@ def test_reachable_rows_lie_within_the_slice(length, buckets):
     assert rows.max() < span + reach
 
 
+@pytest.mark.parametrize("length", [*range(1, 20), 63, 64, 65, 127, 128, 129, 512])
+def test_buckets_of_the_position_bias_are_mpnets(length):
+    found = bias_buckets(length, 32, 128, torch.device("cpu"))
+    assert torch.equal(found, MPNetEncoder.relative_position_bucket(torch.arange(1 - length, length)))
+
+
+def test_a_model_without_a_position_bias_has_no_parameter_for_it():
+    model = EmoDebertaModel(EmoDebertaConfig(**TINY))
+    assert model.encoder.position_bias is None
+    assert not any("position_bias" in name for name in model.state_dict())
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_hidden_states_and_gradients_are_the_librarys(name, length):
     batch = padded_batch(length)
     kept = batch["attention_mask"].bool()
     found = []
-    for model in both(OPTIONS[name] | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}):
+    for model in both(OPTIONS[name] | NO_DROPOUT):
         with torch.no_grad():
             inference = model.eval()(**batch, output_hidden_states=True).hidden_states
         model.train()
@@ -131,38 +149,45 @@ def test_a_text_without_tokens_gives_no_nan():
         assert ours.train(train)(**batch).last_hidden_state.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["v3", "position bias, c2p and p2c"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lower_precision_stays_close(dtype):
-    eager, ours = both(TINY, EmoDebertaForSequenceClassification, num_labels=3)
+def test_lower_precision_stays_close(dtype, name):
+    eager, ours = both(OPTIONS[name], EmoDebertaForSequenceClassification, num_labels=3)
     batch = padded_batch(41)
     with torch.no_grad():
         want = eager.eval()(**batch).logits
         got = ours.eval().to(dtype)(**batch).logits
-    assert (got - want).abs().max() < 0.05 * want.abs().max().clamp(min=0.1)
+        also = eager.to(dtype)(**batch).logits
+    for found in (got, also):
+        assert (found - want).abs().max() < 0.05 * want.abs().max().clamp(min=0.1)
 
 
-def test_gradient_checkpointing_agrees():
-    options = TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+@pytest.mark.parametrize("implementation", [0, 1], ids=["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_gradient_checkpointing_agrees(name, implementation):
     batch, gradients = padded_batch(20), []
     for checkpointing in (False, True):
-        _, ours = both(options)
+        model = both(OPTIONS[name] | NO_DROPOUT)[implementation]
         if checkpointing:
-            ours.activation_checkpointing_enable()
-        ours.train()(**batch).pooler_output.sum().backward()
-        gradients.append(ours.encoder.rel_embeddings.weight.grad)
+            model.activation_checkpointing_enable()
+        states = model.train()(**batch).last_hidden_state
+        (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        gradients.append({key: p.grad for key, p in model.encoder.named_parameters() if "layer." not in key})
+    assert gradients[0]
     torch.testing.assert_close(*gradients)
 
 
 def test_dropout_reaches_the_attention():
-    options = TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
+    options = TINY | NO_DROPOUT | {"attention_probs_dropout_prob": 0.5}
     _, ours = both(options)
     batch = padded_batch(20)
     first, second = (ours.train()(**batch).last_hidden_state for _ in range(2))
     assert not torch.equal(first, second)
 
 
-def test_it_compiles():
-    eager, ours = both(TINY)
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_it_compiles(name):
+    eager, ours = both(OPTIONS[name])
     compiled = torch.compile(ours.eval(), dynamic=True, fullgraph=True)
     for length in (9, 17):
         batch = padded_batch(length)
@@ -172,9 +197,10 @@ def test_it_compiles():
             torch.testing.assert_close(compiled(**batch)[0][kept], want[kept], atol=1e-5, rtol=0)
 
 
-def test_any_mask_is_exact_and_texts_may_be_empty():
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_any_mask_is_exact_and_texts_may_be_empty(name):
     """Padding before, after and between tokens, texts of one token and of none, in groups of several texts."""
-    eager, ours = both(TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    eager, ours = both(OPTIONS[name] | NO_DROPOUT)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 600, (40, 100), generator=generator)
     mask = (torch.rand(40, 100, generator=generator) < 0.7).long()
@@ -189,13 +215,13 @@ def test_any_mask_is_exact_and_texts_may_be_empty():
         (states * weights)[kept].sum().backward()
         gradients.append((states, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(gradients[1][0][kept], gradients[0][0][kept], atol=1e-5, rtol=0)
-    for name, want in gradients[0][1].items():
-        assert (gradients[1][1][name] - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1), name
+    for key, want in gradients[0][1].items():
+        assert (gradients[1][1][key] - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1), key
 
 
-@pytest.mark.parametrize("change", ["in place", "new parameter", "load_state_dict", "dtype", "embedding"])
+@pytest.mark.parametrize("change", ["in place", "new parameter", "load_state_dict", "dtype", "embedding", "bias"])
 def test_kept_projections_follow_the_weights(change):
-    eager, ours = both(TINY)
+    eager, ours = both(OPTIONS["position bias, c2p and p2c"] if change == "bias" else TINY)
     batch = padded_batch(9)
     with torch.no_grad():
         before = ours.eval()(**batch)[0]
@@ -210,6 +236,8 @@ def test_kept_projections_follow_the_weights(change):
                 model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
             elif change == "dtype":
                 model.double()
+            elif change == "bias":
+                model.encoder.position_bias.weight.mul_(-1)
             else:
                 model.encoder.rel_embeddings.weight.mul_(-1)
         after, want = ours(**batch)[0], eager(**batch)[0]
@@ -246,7 +274,7 @@ def test_dropout_keeps_the_mean_and_the_share(p, dtype):
     assert torch.equal(dropout.eval()(states), states)
 
 
-@pytest.mark.parametrize("name", ["v3", "no relative attention"])
+@pytest.mark.parametrize("name", ["v3", "no relative attention", "position bias", "position bias, c2p and p2c"])
 def test_the_gradient_under_dropout_is_the_derivative(name):
     """Directional derivative in float64, the same masks drawn for each evaluation."""
     options = OPTIONS[name] | {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
@@ -274,8 +302,9 @@ def test_the_gradient_under_dropout_is_the_derivative(name):
         torch.testing.assert_close((up - down) / 2e-6, expected, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_autocast_trains_in_bf16_close_to_float32():
-    _, ours = both(TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_autocast_trains_in_bf16_close_to_float32(name):
+    _, ours = both(OPTIONS[name] | NO_DROPOUT)
     batch, found = padded_batch(41), []
     for enabled in (False, True):
         ours.zero_grad()
@@ -284,6 +313,6 @@ def test_autocast_trains_in_bf16_close_to_float32():
         weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
         (states * weights).sum().backward()
         found.append({name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
-    for name, want in found[0].items():
-        assert found[1][name].dtype == torch.float32
-        assert (found[1][name] - want).norm() < 0.1 * want.norm().clamp(min=1), name
+    for key, want in found[0].items():
+        assert found[1][key].dtype == torch.float32
+        assert (found[1][key] - want).norm() < 0.1 * want.norm().clamp(min=1), key

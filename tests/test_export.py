@@ -15,7 +15,10 @@ UNSHARED = TINY | {"share_att_key": False, "pos_att_type": ["p2c"]}
 ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "position_buckets": -1}
 
 
-@pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE, UNSHARED, ABSOLUTE])
+BIASED = {"position_bias_buckets": 32}
+
+
+@pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE, UNSHARED, ABSOLUTE, ABSOLUTE | BIASED, UNSHARED | BIASED])
 def test_the_graph_computes_the_logits_at_any_batch_and_length(options, tmp_path):
     import onnxruntime
 

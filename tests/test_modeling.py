@@ -197,6 +197,9 @@ def test_remote_code_is_not_run_without_consent(model, tmp_path):
         ({"class_weights": [1.0]}, "1 values for 2 labels"),
         ({"class_weights": [-1.0, 1.0]}, "non-negative"),
         ({"problem_type": "regression"}, "classifies"),
+        ({"position_bias_buckets": 33}, "even number of at least 4"),
+        ({"position_bias_buckets": -4}, "even number of at least 4"),
+        ({"position_bias_buckets": 32, "position_bias_max_distance": 8}, "32 buckets need more than 8"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, says):

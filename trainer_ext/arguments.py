@@ -51,7 +51,7 @@ class CheckpointArguments:
     model_name_or_path: str | None = _flag(
         None,
         "Checkpoint to start from, a folder or a Hub id: DeBERTa-v2/v3, BERT-shaped (BERT, MiniLM, RoBERTa, "
-        "XLM-R, DistilBERT, ELECTRA; the same function at step 0) or an EmoDeBERTa of an earlier stage.",
+        "XLM-R, DistilBERT, ELECTRA, MPNet; the same function at step 0) or an EmoDeBERTa of an earlier stage.",
     )
     model_revision: str | None = _flag(None, "Branch, tag or commit of the checkpoint on the Hub.")
     tokenizer_name: str | None = _flag(None, "Tokenizer, if it is not the checkpoint's own.")

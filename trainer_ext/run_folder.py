@@ -166,14 +166,14 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock(path: Path, name: str) -> Iterator[int]:
+def lock(path: Path, name: str, why: str = "being run by a process of an earlier start") -> Iterator[int]:
     """An exclusive lock that a child process holds on to if it is given the descriptor; waits for whoever has it, and
     says so of `name`."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tqdm.write(f"{name}: being run by a process of an earlier start; waiting for it")
+            tqdm.write(f"{name}: {why}; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 

