@@ -12,8 +12,8 @@ from playwright.sync_api import sync_playwright
 from benchmarks.bench_space import serve
 
 TEXT = (
-    "They knew about the cracks for two years and sent the night shift in anyway. Somebody signed that, and somebody "
-    "else was paid to look away. Eleven families are waiting at the gate, and the company has sent them a lawyer."
+    "The landlord promised to mend the heating in October. It is January, my children sleep in their coats, and now he "
+    "wants more rent. I am furious."
 )
 
 
