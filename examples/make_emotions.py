@@ -15,7 +15,8 @@ The same corpora give the same file, byte for byte, with the pinned pyarrow. Wha
 - XED's labels are noisier. Of its training rows, the quarter of each class with which TF-IDF and logistic regression,
   fitted to GoEmotions' training rows, agrees least is left out.
 - A text that occurs twice, but for case and punctuation, is used once, and not at all if its labels differ. Rows that
-  copy, nearly copy, hold or are part of a text of a later split are left out (`trainer_ext/leakage.py`).
+  copy, nearly copy, hold or are part of a text of a later split, a plain sentence or an essay are left out
+  (`trainer_ext/leakage.py`).
 """
 
 import argparse
@@ -36,12 +37,13 @@ from sklearn.pipeline import make_pipeline
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trainer_ext.augmentation import read_label_map
-from trainer_ext.corpora import ATTRIBUTION, SPLITS
+from trainer_ext.corpora import ATTRIBUTION, SPLITS, read_texts
 from trainer_ext.emotion_corpora import LICENCE, normalised, read_emotion_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.leakage import LeakageGuard
 
 TARGET = Path(__file__).with_name("emotions.parquet")
+OTHERS = [Path(__file__).with_name(name) for name in ("plain_sentences.tsv", "essays.tsv")]
 ROWS_PER_CLASS = {"train": 2000, "validation": 100, "test": 200}
 NEUTRAL_TRAINING_ROWS = 3000  # most of what people write is neutral
 # Share of XED where both corpora have enough rows.
@@ -197,7 +199,10 @@ def by_agreement(rows: list[Row]) -> list[Row]:
 
 def choose(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
     """The rows of the file: balanced classes, and no copies across splits."""
-    guard = LeakageGuard("later splits")
+    guard = LeakageGuard("later splits, and the other files of this folder")
+    for path in OTHERS:
+        texts = read_texts(path)
+        guard.protect((f"{path.name}, text {number}" for number in range(1, len(texts) + 1)), texts)
     chosen: dict[str, list[Row]] = {}
     for split in reversed(SPLITS):
         rows = [row for row in splits[split] if guard.copied(row.text) is None]
