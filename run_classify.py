@@ -138,6 +138,9 @@ def main() -> None:
         **hub_access,
         **config_overrides(model_args, args, corpus),
     )
+    start = {}  # the checkpoint's encoder weights
+    if run_args.pretrained_share:
+        start = {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
     if model_args.lora_rank is not None:
         add_lora(model, model_args.lora_rank)
     tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
@@ -192,6 +195,9 @@ def main() -> None:
         trainer.model.load_state_dict(run_folder.average_weights(paths))
     if model_args.lora_rank is not None:
         merge_lora(trainer.model)
+    if run_args.pretrained_share:
+        logger.info(f"weights: {run_args.pretrained_share:.0%} of the encoder's are the checkpoint's")
+        run_folder.mix_weights(trainer.model.base_model, start, run_args.pretrained_share)
 
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
     # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
@@ -240,6 +246,10 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
     if not args.output_dir:
         raise InputError("give --output_dir")
+    if not 0 <= run_args.pretrained_share < 1:
+        raise InputError(f"--pretrained_share is {run_args.pretrained_share}; want 0 or more, and less than 1")
+    if run_args.pretrained_share and model_args.from_scratch:
+        raise InputError("--pretrained_share mixes the checkpoint's weights in; --from_scratch takes none")
     if run_args.average_epochs < 1:
         raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
     output_dir = Path(args.output_dir)
@@ -269,6 +279,8 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         check_sharding(args)
         if model_args.lora_rank is not None:
             raise InputError("--lora_rank under FSDP is not supported; its gradients and moments fit one GPU")
+        if run_args.pretrained_share:
+            raise InputError("--pretrained_share under FSDP is not supported; leave it out, or use DDP")
     if run_args.select == "average" and model_args.lora_rank is not None:
         raise InputError("--select average is of weights; the mean of low-rank factors is another model's")
     if run_args.select == "average" and args.save_only_model:

@@ -7,8 +7,8 @@ The same corpora give the same file, byte for byte, with the pinned pyarrow. Wha
 - GoEmotions' labels become seven by the published Ekman grouping, XED's by dropping anticipation and trust
   (`trainer_ext/label_maps/`). Only rows with exactly one of the seven labels are used.
 - Splits are GoEmotions' own. XED has none: a hash of the text sends one sentence in ten to validation, one to test.
-- Every emotion has up to 2,000 rows in train, two in five from XED, neutral 3,000, half from each corpus. Validation
-  has 100 rows of each class and test 200, half from each corpus. Where one corpus has too few, the other fills up.
+- Every class has up to 2,000 rows in train, 100 in validation and 200 in test, half of them from each corpus. Where one
+  corpus has too few, the other fills up.
 - Held-out rows are drawn without a preference, by a hash of the text. Training rows come in this order: those that say
   the emotion in words (`WORDS`), then those of GoEmotions whose own label names it (`CLOSE`: "surprise" before
   "curiosity"), then the others, each by the hash.
@@ -45,9 +45,6 @@ from trainer_ext.leakage import LeakageGuard
 TARGET = Path(__file__).with_name("emotions.parquet")
 OTHERS = [Path(__file__).with_name(name) for name in ("plain_sentences.tsv", "essays.tsv")]
 ROWS_PER_CLASS = {"train": 2000, "validation": 100, "test": 200}
-NEUTRAL_TRAINING_ROWS = 3000  # most of what people write is neutral
-# Share of XED where both corpora have enough rows.
-XED_SHARE, XED_SHARE_OF_EMOTIONS_IN_TRAIN = 0.5, 0.4
 LEAST_AGREED = 0.25  # of XED's training rows of a class, left out
 SOURCES = ("go_emotions", "xed")
 # Labels of GoEmotions that name the class itself.
@@ -214,16 +211,12 @@ def choose(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def of_class(rows: list[Row], split: str) -> list[Row]:
-    """So many rows of one class, shared between the corpora as far as there are enough."""
+    """So many rows of one class, half of them from each corpus as far as there are enough."""
     ordered = sorted(rows, key=lambda row: (row.rank if split == "train" else 0, hashed("order", row.text)))
     first, second = ([row for row in ordered if row.source == source] for source in SOURCES)
-    wanted, of_xed = ROWS_PER_CLASS[split], XED_SHARE
-    if split == "train" and rows[0].label == "neutral":
-        wanted = NEUTRAL_TRAINING_ROWS
-    elif split == "train":
-        of_xed = XED_SHARE_OF_EMOTIONS_IN_TRAIN
-    of_xed = round(wanted * of_xed)
-    return first[: max(wanted - of_xed, wanted - len(second))] + second[: max(of_xed, wanted - len(first))]
+    wanted = ROWS_PER_CLASS[split]
+    half = wanted // 2
+    return first[: max(half, wanted - len(second))] + second[: max(half, wanted - len(first))]
 
 
 def write(splits: dict[str, list[Row]], path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import run_classify as script
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from trainer_ext import run_folder
+from trainer_ext import arguments, run_folder
 from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser
 from trainer_ext.corpora import WASSA_LABELS
 from trainer_ext.errors import InputError
@@ -454,3 +454,35 @@ def test_minilm_is_saved_whole_with_a_tokenizer_of_full_length(tmp_path, in_proc
     assert len(tokenizer("gate " * 200)["input_ids"]) == 202
     assert len(tokenizer("gate")["input_ids"]) == 3
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text())["padding"] is None
+
+
+def test_a_share_of_the_checkpoints_weights_is_mixed_in_at_the_end(in_process, tmp_path, v3_folder):
+    """The encoder's weights lie between start and end of the training, the head's at its end."""
+    flags = ("--train_file", ESSAYS, "--split_column_name", "split", "--max_steps", 3, "--learning_rate", "1e-2")
+    flags += ("--max_eval_samples", 4, "--max_predict_samples", 4, "--bf16", "false", "--overwrite_output_dir")
+    in_process(*flags)
+    trained = load_file(tmp_path / "out" / "model.safetensors")
+    in_process(*flags, "--pretrained_share", 0.25)
+    mixed = load_file(tmp_path / "out" / "model.safetensors")
+    start = load_file(v3_folder / "model.safetensors")
+    moved = 0
+    for name, weight in mixed.items():
+        expected = trained[name]
+        if name.startswith("deberta."):
+            expected = 0.75 * expected + 0.25 * start[name.removeprefix("deberta.")]
+            moved += not torch.equal(weight, trained[name])
+        torch.testing.assert_close(weight, expected, atol=1e-6, rtol=0)
+    assert moved > 10
+    with pytest.raises(InputError, match=r"--pretrained_share is 1\.0; want 0 or more"):
+        in_process(*flags, "--pretrained_share", 1)
+    with pytest.raises(InputError, match="--from_scratch takes none"):
+        in_process(*flags, "--pretrained_share", 0.5, "--from_scratch")
+
+
+def test_trainings_keep_the_names_they_had_before_a_later_flag_came():
+    parser = RecipeParser(CLASSIFY_ARGUMENTS)
+    plain, mixed = (
+        arguments.training_settings(*parser.parse(["--output_dir", "x", "--bf16", "false", *more]))
+        for more in ([], ["--pretrained_share", "0.2"])
+    )
+    assert mixed == plain | {"pretrained_share": 0.2}

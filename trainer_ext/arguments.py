@@ -30,7 +30,8 @@ _NOT_SETTINGS = {
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
     "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
-
+# Flags that came later. At their defaults they are no settings, so that trainings keep the names they had before.
+_LATER = {"pretrained_share": 0.0}
 
 _PUBLISH_RESTRICTED = (
     "With --push_to_hub: also a model that saw data for restricted use, whose terms you have read and which let you "
@@ -226,6 +227,11 @@ class RunArguments:
         "is then a selection score); or the mean of the last --average_epochs epochs.",
     )
     average_epochs: int = _flag(3, "How many epochs --select average takes the mean of.")
+    pretrained_share: float = _flag(
+        0.0,
+        "Mix this share of the checkpoint's encoder weights into the trained ones at the end (WiSE-FT, Wortsman et al. "
+        "2022, https://arxiv.org/abs/2109.01903). It helps on texts unlike those in training; 0.2 is a start.",
+    )
     overwrite_output_dir: bool = _flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
     tokens_per_batch: int | None = _flag(
         None,
@@ -462,7 +468,8 @@ def training_settings(*parts: Any) -> dict[str, Any]:
     """The flags that decide what is learnt, from the dataclasses of a script; `TrainingArguments` come last."""
     *parts, args = parts
     settings = {key: value for part in parts for key, value in asdict(part).items()} | args.to_dict()
-    return {key: value for key, value in settings.items() if key not in _NOT_SETTINGS}
+    left_out = _NOT_SETTINGS | {key for key, default in _LATER.items() if settings.get(key) == default}
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:

@@ -274,7 +274,7 @@ class Members:
         program, flags = _split_program(member.flags(self.recipe))
         # Against float32, whatever this machine would take by itself: bf16 gives other members.
         defaults = training_settings(*resolve({"program": program, "bf16": False}, self.source))
-        changed = {name: value for name, value in settings.items() if value != defaults[name]}
+        changed = {name: value for name, value in settings.items() if value != defaults.get(name)}
         for name in ("train_file", "validation_file", "test_file"):
             changed.pop(name, None)  # their rows are in `data`
         if len(changed.get("cv_fold", [])) == 1:

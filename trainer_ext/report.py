@@ -121,41 +121,27 @@ def print_results(results: dict[str, float], splits: Sequence[str], systems: dic
         low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
         print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
     if any(split not in ("validation", "test") for split in splits):
-        rows = [
-            ["test set", "rows", "right", "macro F1", "95% interval", "TF-IDF's macro F1"],
-            *side_by_side(results, splits),
-        ]
+        rows = side_by_side(results, splits)
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         print()
         for first, *others in rows:
-            print(
-                f"{first:{widths[0]}}  "
-                + "  ".join(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
-            )
+            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+            print(f"{first:{widths[0]}}  " + "  ".join(cells))
 
 
 def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[str]]:
-    """A line for each labelled test set: its name, rows, share that is right, macro F1, interval, TF-IDF's macro F1.
+    """A header and a line for each labelled test set: rows, share that is right, macro F1 with interval, and TF-IDF's.
 
     Validation is in it only where there is no test set of the corpus' own.
     """
-    lines = []
+    with_tfidf = any(name.endswith("_tfidf_macro_f1") for name in results)
+    lines = [["test set", "rows", "right", "macro F1", "95% interval", *["macro F1 of TF-IDF"] * with_tfidf]]
     for split in splits:
         prefix = prefix_of(split)
         if f"{prefix}_macro_f1" not in results or (split == "validation" and "test_macro_f1" in results):
             continue
-        figure = {
-            name: results.get(f"{prefix}_{name}") for name in ("accuracy", "macro_f1", "macro_f1_low", "macro_f1_high")
-        }
-        baseline = results.get(f"{prefix}_tfidf_macro_f1")
-        lines.append(
-            [
-                split.replace("_", " "),
-                f"{results[f'{split}_rows']:,}",
-                f"{figure['accuracy']:.1%}",
-                f"{figure['macro_f1']:.3f}",
-                f"{figure['macro_f1_low']:.3f} to {figure['macro_f1_high']:.3f}",
-                "" if baseline is None else f"{baseline:.3f}",
-            ]
-        )
+        low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
+        cells = [split.replace("_", " "), f"{results[f'{split}_rows']:,}", f"{results[f'{prefix}_accuracy']:.1%}"]
+        cells += [f"{results[f'{prefix}_macro_f1']:.3f}", f"{low:.3f} to {high:.3f}"]
+        lines.append(cells + [f"{results[f'{prefix}_tfidf_macro_f1']:.3f}"] * with_tfidf)
     return lines

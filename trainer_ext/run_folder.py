@@ -154,6 +154,14 @@ def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
     return {name: (tensor / len(paths)).to(dtypes[name]) for name, tensor in total.items()}
 
 
+@torch.no_grad()
+def mix_weights(module: torch.nn.Module, others: dict[str, torch.Tensor], share: float) -> None:
+    """Make each weight of `module` that is in `others` `(1 - share)` times itself plus `share` times the other one."""
+    for name, weight in module.named_parameters():
+        if name in others:
+            weight.lerp_(others[name].to(weight), share)
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """A folder to write results into; on success its files move into `folder`, `all_results.json` last."""
