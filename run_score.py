@@ -98,7 +98,8 @@ def main() -> None:
     config, version = read_config(args.model, args.revision, args.token)
     if not Path(args.model).is_dir():
         args.revision = version  # that and no later one
-    chosen = choose_precision(args, state.device)
+    begun = ScoreFolder.begun(args.output) if args.output else {}
+    chosen = choose_precision(args, begun, state.device)
     dtype = chosen.dtype
     if state.is_main_process:
         print(chosen, file=sys.stderr)
@@ -114,7 +115,7 @@ def main() -> None:
         "format": args.format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    about = {"command": command_line(), "precision": chosen.record()}
+    about = {"command": command_line(), "precision": begun.get("precision", chosen.record())}
     folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
     if state.num_processes > 1 and state.is_main_process:
         print(f"{state.num_processes} processes share the shards", file=sys.stderr)
@@ -203,13 +204,13 @@ def read_config(name: str, revision: str | None, token: str | None) -> tuple[Pre
     return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
 
 
-def choose_precision(args: argparse.Namespace, device: torch.device) -> Choice:
-    """The dtype of the flags, of the scores that are in the output folder already, or whichever is faster here."""
+def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device) -> Choice:
+    """The dtype of the flags, of the scores that are `begun` (their manifest), or whichever is faster here."""
     if args.dtype:
         return Choice(SHORT.get(args.dtype, args.dtype), "as the flags say")
-    begun = ScoreFolder.begun_settings(args.output) if args.output else {}
-    if "dtype" in begun:
-        return Choice(SHORT.get(begun["dtype"], begun["dtype"]), "as the scores in the folder")
+    dtype = begun.get("settings", {}).get("dtype")
+    if dtype:
+        return Choice(SHORT.get(dtype, dtype), "as the scores in the folder")
     return choose(device)
 
 

@@ -24,6 +24,7 @@ from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
+from trainer_ext.precision import Choice
 
 SCRIPT = ROOT / "run_score.py"
 
@@ -54,6 +55,7 @@ def test_shards_hold_what_the_pipeline_says(finished, essays, tmp_path):
     model, texts = finished[0], [*essays[:40], "", *essays[40:60], " ", essays[60] * 9]
     write_texts(tmp_path / "x.csv", texts)
     flags = ("--model", model, "--input", tmp_path / "x.csv", "--id_column_name", "key", "--rows_per_shard", 25)
+    flags += ("--dtype", "float32")
     said = call(run_score.main, *flags, "--output", tmp_path / "out")
     table = shards(tmp_path / "out")
     assert table["row"].to_pylist() == list(range(63))
@@ -159,8 +161,9 @@ def test_it_is_a_filter(finished, essays, tmp_path):
     assert (lines[0], lines[-1]) == ("", "")
     assert len(lines) == 50
     assert set(lines[1:-1]) <= labels
-    said = ["standard input, line 3: the text is empty", "1 rows have an error in place of a label"]
-    assert err.splitlines() == said
+    first, *others = err.splitlines()
+    assert re.match(r"precision: (bf16|float32) \(a matrix product takes", first)
+    assert others == ["standard input, line 3: the text is empty", "1 rows have an error in place of a label"]
 
     many = tmp_path / "many.txt"
     many.write_text("\n".join(essays * 20))
@@ -252,13 +255,23 @@ def unfinished(finished, essays, tmp_path):
     [
         ({"--rows_per_shard": 20}, "another --rows_per_shard"),
         ({"--format": "csv"}, "another --format"),
-        ({"--dtype": "bfloat16"}, "another --dtype"),
+        ({"--dtype": "float16"}, "another --dtype"),
         ({"--text_column_name": "key"}, "another --text_column_name"),
     ],
 )
 def test_other_settings_are_refused(unfinished, change, says):
     with pytest.raises(InputError, match=says):
         call(run_score.main, *unfinished, *(part for pair in change.items() for part in pair))
+
+
+def test_scores_go_on_in_the_precision_they_began_with(unfinished, tmp_path, monkeypatch, capsys):
+    began = manifest(tmp_path / "out")
+    other = "float32" if began["settings"]["dtype"] == "bfloat16" else "bf16"
+    monkeypatch.setattr(run_score, "choose", lambda device: Choice(other, "as another machine finds"))
+    assert "60 rows" in call(run_score.main, *unfinished)
+    assert "(as the scores in the folder)" in capsys.readouterr().err
+    ended = manifest(tmp_path / "out")
+    assert (ended["settings"], ended["precision"]) == (began["settings"], began["precision"])
 
 
 def test_another_input_or_model_is_refused(unfinished, fused, essays, tmp_path):

@@ -233,8 +233,8 @@ def test_one_text_in_the_browser(space, browser, local):
     answer(NASTY)
     page.locator("#words").get_by_text("<script>document.title").wait_for(timeout=60_000)
     assert page.title() == "EmoDeBERTa"
-    page.get_by_role("button", name="Nobody expected the girl").click()
-    expect(page.get_by_label("Your text")).to_have_value(re.compile("with blueberries in her hat!$"))
+    page.get_by_role("button", name="I am so happy today!").click()
+    expect(page.get_by_label("Your text")).to_have_value("I am so happy today!")
     assert wrong == []
     page.close()
 
@@ -285,6 +285,7 @@ def test_wrong_settings_are_said(settings, says, monkeypatch):
     monkeypatch.delenv("EMODEBERTA_MODEL", raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(ROOT / "space")  # as for a script that is started
     with pytest.raises(SystemExit, match=says):
         runpy.run_path(ROOT / "space" / "app.py", run_name="__main__")
 

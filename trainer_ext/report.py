@@ -143,5 +143,5 @@ def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[
         low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
         cells = [split.replace("_", " "), f"{results[f'{split}_rows']:,}", f"{results[f'{prefix}_accuracy']:.1%}"]
         cells += [f"{results[f'{prefix}_macro_f1']:.3f}", f"{low:.3f} to {high:.3f}"]
-        lines.append(cells + [f"{results[f'{prefix}_tfidf_macro_f1']:.3f}"] * with_tfidf)
+        lines.append(cells + ([f"{results[f'{prefix}_tfidf_macro_f1']:.3f}"] if with_tfidf else []))
     return lines

@@ -241,13 +241,13 @@ class ScoreFolder:
         return manifest
 
     @staticmethod
-    def begun_settings(folder: Path) -> dict:
-        """The settings of the scores that are in a folder; none if there are none, or they cannot be read."""
+    def begun(folder: Path) -> dict:
+        """The manifest of the scores that are in a folder; empty if there are none, or it cannot be read."""
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return dict(content["settings"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return {}
+        return content if isinstance(content, dict) else {}
 
     def manifest(self) -> dict | None:
         """As it is in the folder."""
