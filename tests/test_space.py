@@ -227,7 +227,7 @@ def test_one_text_in_the_browser(space, browser, local):
         return page.locator(ANSWERED).inner_text()
 
     for region in ("#verdict", "#why"):  # or a screen reader says nothing
-        assert page.locator(region).get_attribute("aria-live") == "polite"
+        expect(page.locator(region)).to_have_attribute("aria-live", "polite")
     assert answer("  ").startswith("There is no text here.")
     assert answer("x" * 100_000).startswith("This text has 100,000 characters; at most 20,000")
     answer(NASTY)
