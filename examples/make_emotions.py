@@ -211,7 +211,7 @@ def choose(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def of_class(rows: list[Row], split: str) -> list[Row]:
-    """So many rows of one class, half of them from each corpus as far as there are enough."""
+    """Return the split's rows of one class, half from each corpus where both have enough."""
     ordered = sorted(rows, key=lambda row: (row.rank if split == "train" else 0, hashed("order", row.text)))
     first, second = ([row for row in ordered if row.source == source] for source in SOURCES)
     wanted = ROWS_PER_CLASS[split]

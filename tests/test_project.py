@@ -114,7 +114,8 @@ def test_make_help_lists_the_targets():
 def test_the_readmes_quickstart_is_that_in_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     content = json.loads((ROOT / "results" / "quickstart.json").read_text(encoding="utf-8"))
-    run, with_wassa = content["runs"]
+    run, with_wassa, in_float32 = content["runs"]
+    assert in_float32["precision"] == "float32"
     assert run["command"] == "python run_classify.py recipes/quickstart.yaml"
     assert with_wassa["command"].startswith("python run_classify.py recipes/quickstart.yaml --data_dir ")
     held_out = run["figures"] | {"tfidf_macro_f1": run["tfidf"]["macro_f1"]}

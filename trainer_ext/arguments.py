@@ -30,7 +30,7 @@ _NOT_SETTINGS = {
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
     "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
-# Flags that came later. At their defaults they are no settings, so that trainings keep the names they had before.
+# Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
 _LATER = {"pretrained_share": 0.0}
 
 _PUBLISH_RESTRICTED = (
@@ -473,7 +473,7 @@ def training_settings(*parts: Any) -> dict[str, Any]:
 
 
 def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
-    """Set `bf16` in place, where nobody said otherwise: as the run to resume has it, else whichever is faster here.
+    """Choose the precision of training, and set `bf16` in place. A resumed run keeps its own; else the faster one wins.
 
     Args:
         values: Values of `TrainingArguments`' fields; `bf16` and `use_cpu` may change.

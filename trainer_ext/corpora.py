@@ -183,7 +183,7 @@ def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
 
 
 def extra_test_name(source: str) -> str:
-    """What a test set of `--extra_tests` is called in figures: its file's name without the ending."""
+    """Return the name of an extra test in figures: its file's name without the ending."""
     return re.sub(r"\W+", "_", Path(source).stem)
 
 

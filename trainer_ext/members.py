@@ -443,7 +443,7 @@ class Members:
             if not (run / RESULTS).exists():
                 resumed = run.exists()
                 program, flags = _split_program(member.flags(self.recipe) | {"output_dir": str(run)})
-                # As it is named, whatever the training's own process would find faster beside others.
+                # The precision in the member's name. Its own process might choose another while others run.
                 flags["bf16"] = self.settings(member)["bf16"]
                 write_text(path / "recipe.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
                 start = time.time()

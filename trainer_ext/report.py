@@ -15,12 +15,12 @@ from .significance import bootstrap_macro_f1
 
 
 def prefix_of(split: str) -> str:
-    """What the names of a split's figures begin with: `eval` for validation, as the library has it, else its name."""
+    """Return the prefix of a split's figures: `eval` for validation, as in the library, else the split's name."""
     return "eval" if split == "validation" else split
 
 
 def evaluated(corpus: Corpus) -> list[str]:
-    """The splits that a trained model predicts: validation, test, and then the extra test sets."""
+    """Return the splits that a trained model predicts: validation, test, then the extra test sets."""
     return sorted((split for split in corpus.splits if split != "train"), key=_position)
 
 
@@ -130,7 +130,7 @@ def print_results(results: dict[str, float], splits: Sequence[str], systems: dic
 
 
 def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[str]]:
-    """A header and a line for each labelled test set: rows, share that is right, macro F1 with interval, and TF-IDF's.
+    """Return a table of the labelled test sets, header first: rows, share right, macro F1, interval, TF-IDF's macro F1.
 
     Validation is in it only where there is no test set of the corpus' own.
     """

@@ -55,6 +55,15 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict:
+    """Return the JSON object in a file, or an empty one if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
     """Look at the output folder; changes nothing.
 
@@ -106,12 +115,8 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
 
 
 def begun_settings(checkpoints: Path) -> dict:
-    """The settings that [`start`] noted beside a run's checkpoints; none if there is no run, or no readable note."""
-    try:
-        content = json.loads((checkpoints / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """Return the settings that [`start`] noted beside a run's checkpoints, or none if there are none to read."""
+    return read_object(checkpoints / _SETTINGS)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -156,7 +161,7 @@ def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def mix_weights(module: torch.nn.Module, others: dict[str, torch.Tensor], share: float) -> None:
-    """Make each weight of `module` that is in `others` `(1 - share)` times itself plus `share` times the other one."""
+    """Mix tensors into a module's weights of the same names: `(1 - share) * weight + share * other`, in place."""
     for name, weight in module.named_parameters():
         if name in others:
             weight.lerp_(others[name].to(weight), share)
@@ -225,7 +230,7 @@ def checkpoint_digest(name: str) -> str:
 
 
 def provenance(args: TrainingArguments, chosen: Choice) -> dict:
-    """What it takes to do the run again, the choice of precision with its timing among it; no secrets."""
+    """Return what it takes to repeat the run, including how its precision was chosen; no secrets."""
     return {
         "command": command_line(),
         "seed": args.seed,

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from .errors import InputError
-from .run_folder import digest, file_digest, write_json
+from .run_folder import digest, file_digest, read_object, write_json
 from .text_stream import Row, TextSource
 
 FORMATS = ("parquet", "csv", "jsonl")
@@ -242,12 +242,8 @@ class ScoreFolder:
 
     @staticmethod
     def begun(folder: Path) -> dict:
-        """The manifest of the scores that are in a folder; empty if there are none, or it cannot be read."""
-        try:
-            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """Return the manifest of the scores in a folder, empty if there is none to read."""
+        return read_object(folder / MANIFEST)
 
     def manifest(self) -> dict | None:
         """As it is in the folder."""
