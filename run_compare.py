@@ -19,13 +19,14 @@ of baselines.mtl's:
     seeds: [1]                         # optional, as are cv_folds and columns; the flags below go before them
 
 Every other flag is one of run_classify.py's (see its --help) and holds for all variants. Each training is a process
-of its own, kept in --members_dir by the hash of what decides its result: one that is finished is not done again, one
-that was killed goes on. Rows are divided into folds by writer (--group_column) and class; each row is scored by the
+of its own, kept in --trials_dir by the hash of what decides its result: finished ones are skipped, one that was killed
+resumes. Rows are divided into folds by writer (--group_column) and class; each row is scored by the
 model that did not see its writer. A variant that chooses its epoch on validation (--select best_on_dev) gets 20% of
 its training writers to choose on, never the fold.
 
-Writes comparison.json, comparison.md, comparison.png, and errors.md with errors.json: confusions, contested rows and
-F1 by --columns, with row ids and figures but no text.
+Writes comparison.json, comparison.md and comparison.png; errors.md with errors.json: confusions, contested rows and F1
+by --columns, with row ids and figures but no text; and predictions.parquet, the predictions of every training. From
+that file and the others in results/ a table is rebuilt without training.
 """
 
 import argparse
@@ -39,11 +40,16 @@ from trainer_ext.arguments import corpus_arguments
 from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
 from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.members import (
+from trainer_ext.plots import plot_comparison
+from trainer_ext.run_folder import command_line, write_json, write_text
+from trainer_ext.trial_archive import ARCHIVE
+from trainer_ext.trials import (
     OWN,
     SHARED,
-    Member,
-    Members,
+    Trial,
+    Trials,
+    add_trials_dir,
+    archives_for,
     extra_columns,
     flags_given,
     inner_validation,
@@ -51,8 +57,6 @@ from trainer_ext.members import (
     read_variants,
     resolve,
 )
-from trainer_ext.plots import plot_comparison
-from trainer_ext.run_folder import command_line, write_json, write_text
 
 KEYS = ("seeds", "cv_folds", "columns", "sums", "reference")  # of the YAML file, besides what is compared
 
@@ -97,10 +101,10 @@ def main() -> None:
         cross_validation_folds(corpus, folds)  # says at once if there are too few writers
 
     # ---- Trainings ------------------------------------------------------------------------------------------------
-    members = Members(args.members_dir, shared, corpus, str(args.comparison), args.jobs)
+    trials = Trials(args.trials_dir, shared, corpus, str(args.comparison), args.jobs, archives_for(output_dir))
 
-    def one_a_seed(name: str, of_seeds: list[int]) -> list[list[Member]]:
-        """For each seed, one member a fold."""
+    def one_a_seed(name: str, of_seeds: list[int]) -> list[list[Trial]]:
+        """For each seed, one trial a fold."""
         overrides = content["variants"][name]
         overrides = overrides | inner_validation(shared | overrides, folds, name)
         return [one_a_fold(overrides, folds, seed, name) for seed in of_seeds]
@@ -113,17 +117,17 @@ def main() -> None:
     rows_of = variants | sums
     if content["reference"] is not None:
         rows_of = {content["reference"]: rows_of.pop(content["reference"])} | rows_of
-    every = [member for of_row in rows_of.values() for of_seed in of_row for member in of_seed]
+    every = [trial for of_row in rows_of.values() for of_seed in of_row for trial in of_seed]
     if args.plan:
         print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: ", end="")
-        print(members.plan(every))
+        print(trials.plan(every))
         return
-    members.train(every)
+    trials.train(every)
 
     # ---- Figures --------------------------------------------------------------------------------------------------
     ids = rows["id"][:]
     systems = {
-        name: np.stack([members.collect(of_seed, ids, "test" if folds else "validation") for of_seed in of_row])
+        name: np.stack([trials.collect(of_seed, ids, "test" if folds else "validation") for of_seed in of_row])
         for name, of_row in rows_of.items()
     }
     for name in sums:  # one system, beside each of the others' seeds
@@ -131,12 +135,12 @@ def main() -> None:
     gold = corpus.classes(split)
     table = compare(systems, gold, groups, corpus.label_names)
     for row, (name, of_row) in zip(table, rows_of.items(), strict=True):
-        records = [members.record(member) for of_seed in of_row for member in of_seed]
+        records = [trials.record(trial) for of_seed in of_row for trial in of_seed]
         whole = [record["seconds"] / 60 for record in records if not record["resumed"]]
         row["minutes_a_training"] = float(np.median(whole)) if whole else None
         row["last_training_loss"] = last_training_loss(records)
         row["overrides"] = content["variants"].get(name, content["sums"].get(name))
-        row["members"] = [members.path(member).name for of_seed in of_row for member in of_seed]
+        row["trials"] = [trials.path(trial).name for of_seed in of_row for trial in of_seed]
     result = {
         "name": args.comparison.stem,
         "command": command_line(),
@@ -148,8 +152,8 @@ def main() -> None:
         "seeds": seeds,
         "labels": corpus.label_names,
         "settings": {key: value for key, value in shared.items() if key != "data_dir"},
-        "machine": ", ".join(sorted({members.record(member)["machine"] for member in every})),
-        "libraries": libraries([members.record(member) for member in every]),
+        "machine": ", ".join(sorted({trials.record(trial)["machine"] for trial in every})),
+        "libraries": libraries([trials.record(trial) for trial in every]),
         "variants": table,
     }
     analysed = {name: rows[f"column_{name}"][:] for name in columns}
@@ -157,6 +161,7 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "comparison.json", result)
     write_json(output_dir / "errors.json", errors)
+    trials.write_archive(output_dir / ARCHIVE)
     plot_comparison(output_dir / "comparison.json", output_dir / "comparison.png")
     write_text(output_dir / "errors.md", errors_page(errors))
     write_text(output_dir / "comparison.md", comparison_page(result))
@@ -203,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
         "CPU two with half of the cores each finish earlier than one after the other",
     )
     made.add_argument("--output_dir", type=Path, help="default: results/compare/<name of the YAML file>")
-    made.add_argument("--members_dir", type=Path, default=Path("results/members"), help="default: results/members")
+    add_trials_dir(made)
     return made
 
 

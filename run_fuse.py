@@ -20,7 +20,7 @@ Members that differ in more than the seed are what makes a vote better than one 
 Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Where members and
 others that differ from them by `bagging` alone are both there, the votes of either stand in the table. The student that
 is scored on one fold learns, of each other fold, what teachers say that saw neither: with 5 folds that takes 10 more
-trainings a teacher. Trainings are kept in --members_dir by the hash of what decides their result, as run_compare.py's
+trainings a teacher. Trainings are kept in --trials_dir by the hash of what decides their result, as run_compare.py's
 are. With --members, output folders of run_classify.py are fused that are there already: the figures
 are then about the labelled rows of their predictions.tsv, of validation if there are some, else of test. Sizes and
 tokenizers may differ, labels may not.
@@ -37,7 +37,8 @@ temperature fitted on all rows. It holds the ensemble (config.json, model.safete
 with the figures, a plot, a reliability diagram, a card, and what the ensemble says of the rows that all members'
 predictions.tsv hold (predictions.tsv, predictions_EMO.tsv); AutoModelForSequenceClassification and
 pipeline("text-classification") load it with trust_remote_code=True. A recipe's figures and pictures are in
---results_dir, too, before its members are trained on all rows.
+--results_dir, too, before its members are trained on all rows; predictions.parquet there has the predictions of every
+training, from which the figures are computed again without training.
 """
 
 import argparse
@@ -67,12 +68,17 @@ from trainer_ext.fusion_folder import (
     voters,
     write_fused_predictions,
 )
-from trainer_ext.members import (
+from trainer_ext.model_card import write_ensemble_card
+from trainer_ext.plots import plot_comparison, plot_reliability
+from trainer_ext.trial_archive import ARCHIVE
+from trainer_ext.trials import (
     OWN,
     RUN,
     SHARED,
-    Member,
-    Members,
+    Trial,
+    Trials,
+    add_trials_dir,
+    archives_for,
     check_flags,
     flags_given,
     one_a_fold,
@@ -80,8 +86,6 @@ from trainer_ext.members import (
     read_variants,
     resolve,
 )
-from trainer_ext.model_card import write_ensemble_card
-from trainer_ext.plots import plot_comparison, plot_reliability
 
 KEYS = ("cv_folds", "tfidf", "student", "teachers", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
@@ -120,16 +124,18 @@ def main() -> None:
         check_trainable(corpus)
         if corpus.classes("train").ndim == 2:
             raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
-        driver = Members(args.members_dir, recipe.shared, corpus, str(args.recipe), args.jobs)
+        results_dir = args.results_dir or Path("results") / "fuse" / args.recipe.stem
+        archives = archives_for(results_dir)
+        driver = Trials(args.trials_dir, recipe.shared, corpus, str(args.recipe), args.jobs, archives)
         if args.plan:
             print(plan(recipe, driver))
             return
         figures, fused = cross_validate(recipe, driver, corpus, args.fusion)
         print_figures(figures)
         print_figures({"variants": figures["against_the_ensemble"]})
-        results_dir = args.results_dir or Path("results") / "fuse" / args.recipe.stem
         results_dir.mkdir(parents=True, exist_ok=True)
         write_figures(results_dir, figures | {"command": command})  # before the members themselves are trained
+        driver.write_archive(results_dir / ARCHIVE)
         print(f"figures in {results_dir}/")
         whole = {name: recipe.on_all_rows(name) for name in picked(figures)}
         driver.train(list(whole.values()), keep_models=True)
@@ -162,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--fusion", choices=FUSIONS, default="hard", help="the folder's rule (default: hard)")
     made.add_argument("--output_dir", type=Path, required=True, help="where the ensemble goes")
     made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble that is there")
-    made.add_argument("--members_dir", type=Path, default=Path("results/members"), help="default: results/members")
+    add_trials_dir(made)
     made.add_argument("--results_dir", type=Path, help="for a recipe's figures (default: results/fuse/RECIPE)")
     made.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, or one)")
     made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
@@ -195,10 +201,10 @@ class Recipe:
         seed = flags.pop("seed", 1)
         return flags, self.cv_folds, seed, name
 
-    def on_all_rows(self, name: str) -> Member:
+    def on_all_rows(self, name: str) -> Trial:
         """The training of a member for the folder."""
         flags, _, seed, _ = self.member(name)
-        return Member(flags, None, seed, f"{name}, seed {seed}, all rows")
+        return Trial(flags, None, seed, name)
 
 
 def read_fusion_recipe(path: Path, flags: dict) -> Recipe:
@@ -237,7 +243,7 @@ def read_fusion_recipe(path: Path, flags: dict) -> Recipe:
     return recipe
 
 
-def plan(recipe: Recipe, driver: Members) -> str:
+def plan(recipe: Recipe, driver: Trials) -> str:
     """How many trainings the recipe takes, and about how long those that are not done."""
     names, folds = list(recipe.members), recipe.cv_folds
     every = [member for name in names for member in [*one_a_fold(*recipe.member(name)), recipe.on_all_rows(name)]]
@@ -249,7 +255,7 @@ def plan(recipe: Recipe, driver: Members) -> str:
     return f"{len(names)} members, {folds} folds and all rows{beside}: {driver.plan(every)}"
 
 
-def cross_validate(recipe: Recipe, driver: Members, corpus: Corpus, rule: str) -> tuple[dict, np.ndarray]:
+def cross_validate(recipe: Recipe, driver: Trials, corpus: Corpus, rule: str) -> tuple[dict, np.ndarray]:
     """What cross-validation says of the recipe's members, of their fusions and of the student.
 
     Args:
@@ -293,7 +299,7 @@ def cross_validate(recipe: Recipe, driver: Members, corpus: Corpus, rule: str) -
 
 
 def cross_validate_student(
-    recipe: Recipe, driver: Members, corpus: Corpus, assigned: np.ndarray, rule: str
+    recipe: Recipe, driver: Trials, corpus: Corpus, assigned: np.ndarray, rule: str
 ) -> np.ndarray:
     """What students say of the rows of the fold that neither they nor their teachers saw: `(rows, labels)`.
 

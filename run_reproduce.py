@@ -16,7 +16,7 @@ the submission:
 
 Stopped or killed? Start it again in the same way: a stage whose folder is finished is taken as it is (remove the
 folder to have it made anew), one that was cut off goes on from its last checkpoint, and what run_compare.py and
-run_fuse.py have trained is in results/members. After each stage it says how long the rest takes, from how long the
+run_fuse.py have trained is in outputs/trials. After each stage it says how long the rest takes, from how long the
 stages took so far.
 """
 

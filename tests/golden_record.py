@@ -60,11 +60,11 @@ def print_identities() -> None:
     sys.path.insert(0, str(ROOT))
     import run_compare
     import run_fuse
-    from trainer_ext import members
+    from trainer_ext import trials
     from trainer_ext.arguments import corpus_arguments
     from trainer_ext.corpora import load_corpus
 
-    members.checkpoint_digest = lambda name: name
+    trials.checkpoint_digest = lambda name: name
     found: dict[str, dict[str, str]] = {}
     for path in sorted((ROOT / "recipes").glob("compare/*.yaml")) + sorted((ROOT / "recipes").glob("fuse/*.yaml")):
         if path.parent.name == "compare":
@@ -73,15 +73,15 @@ def print_identities() -> None:
         else:
             recipe = run_fuse.read_fusion_recipe(path, {})
             settings, variants, seeds = recipe.shared, recipe.members, [1]
-        first = members.resolve(settings | next(iter(variants.values())), str(path))
-        columns = [name for flags in variants.values() for name in members.extra_columns(settings | flags, str(path))]
+        first = trials.resolve(settings | next(iter(variants.values())), str(path))
+        columns = [name for flags in variants.values() for name in trials.extra_columns(settings | flags, str(path))]
         corpus = load_corpus(**corpus_arguments(first[1], first[0]), extra_columns=list(dict.fromkeys(columns)))
-        cache = members.Members(Path("-"), settings, corpus, str(path))
+        cache = trials.Trials(Path("-"), settings, corpus, str(path))
         found[path.relative_to(ROOT).as_posix()] = {
             trial.name: cache.path(trial).name
             for name, flags in variants.items()
             for seed in seeds
-            for trial in members.one_a_fold(flags, 5, seed, name)
+            for trial in trials.one_a_fold(flags, 5, seed, name)
         }
     print(json.dumps(found))
 

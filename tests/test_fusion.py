@@ -49,9 +49,9 @@ from trainer_ext.fusion import (
     soft_vote,
 )
 from trainer_ext.hub import restricted_upstream
-from trainer_ext.members import OWN, SHARED, Members, read_variants
 from trainer_ext.report import read_rows
 from trainer_ext.run_folder import file_digest
+from trainer_ext.trials import OWN, SHARED, Trials, read_variants
 
 
 def random_members(members, rows, labels, seed, sharpness=1.0):
@@ -362,7 +362,7 @@ def test_without_labelled_rows_there_is_a_plain_vote(fused, tmp_path, monkeypatc
 
 def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path, monkeypatch):
     """The folds of two members are those that a comparison has trained; they are trained on all rows, then."""
-    shutil.copytree(comparison / "results" / "members", tmp_path / "results" / "members")
+    shutil.copytree(comparison / "outputs" / "trials", tmp_path / "outputs" / "trials")
     shutil.copy(comparison / "mine.csv", tmp_path)
     settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
     content = {"settings": settings, "members": {"mean": {}, "[CLS]": {"pooling": "cls", "seed": 1}}, "cv_folds": 2}
@@ -417,17 +417,17 @@ def test_a_students_teachers_saw_neither_its_fold_nor_the_row(comparison, tmp_pa
     monkeypatch.chdir(tmp_path)
     recipe = run_fuse.read_fusion_recipe(Path("fuse.yaml"), {})
     corpus = load_corpus(files={"train": "mine.csv"}, text_column="body", label_column="mood", id_column="number")
-    driver = Members(tmp_path / "members", recipe.shared, corpus, "fuse.yaml", 2)
+    driver = Trials(tmp_path / "trials", recipe.shared, corpus, "fuse.yaml", 2)
     planned = run_fuse.plan(recipe, driver)
     assert "1 teacher without each two folds; and 3 of the student: 11 trainings, 0 of them done" in planned
     figures, _ = run_fuse.cross_validate(recipe, driver, corpus, "soft")
-    assert not list((tmp_path / "members").glob("teacher-*"))
+    assert not list((tmp_path / "trials").glob("teacher-*"))
 
     train, gold = corpus.splits["train"], corpus.classes("train")
     ids, texts = (np.array(train[name][:], dtype=object) for name in ("id", "text"))
     assigned = cross_validation_folds(corpus, 3)
     of_pair, of_student = {}, {}
-    for path in driver.folder.glob("*/member.json"):
+    for path in driver.folder.glob("*/trial.json"):
         record = json.loads(path.read_text())
         with safe_open(path.with_name("probabilities.safetensors"), "numpy") as file:
             of_row = dict(

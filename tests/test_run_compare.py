@@ -10,6 +10,7 @@ import time
 
 import forked
 import numpy as np
+import pyarrow.parquet
 import pytest
 import yaml
 from conftest import ROOT, call
@@ -19,12 +20,19 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 import run_classify
 import run_compare
-from trainer_ext import arguments, members, run_folder
+from trainer_ext import arguments, run_folder, trials
 from trainer_ext.comparison import analyse_errors, banded, compare, comparison_page, errors_page
 from trainer_ext.corpora import load_corpus
 from trainer_ext.errors import InputError
-from trainer_ext.members import Member, Members
 from trainer_ext.precision import Choice
+from trainer_ext.trial_archive import (
+    ARCHIVE,
+    PROBABILITIES,
+    read_probabilities,
+    write_archive,
+    write_probabilities,
+)
+from trainer_ext.trials import Trial, Trials
 
 
 def figures(path) -> dict:
@@ -38,14 +46,15 @@ def figures(path) -> dict:
 
 def test_a_users_csv_gives_a_table_a_plot_and_an_error_page_without_text(compared, comparison):
     folder, done = compared
-    names = ["comparison.json", "comparison.md", "comparison.png", "errors.json", "errors.md"]
+    names = ["comparison.json", "comparison.md", "comparison.png", "errors.json", "errors.md", "predictions.parquet"]
     assert sorted(path.name for path in folder.iterdir()) == names
     page = (folder / "comparison.md").read_text()
     assert page in done.stdout
     assert "| first token |" in page
     with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
         bodies = [row["body"] for row in csv.DictReader(file)]
-    written = "".join((folder / name).read_text() for name in names if not name.endswith("png"))
+    written = "".join((folder / name).read_bytes().decode(errors="ignore") for name in names)
+    written += str(pyarrow.parquet.read_table(folder / "predictions.parquet").to_pydict())
     assert not any(body[:25] in written for body in bodies)
     errors = json.loads((folder / "errors.json").read_text())
     assert {row["id"] for row in errors["contested"]} <= {f"n{i}" for i in range(90)}
@@ -65,8 +74,8 @@ def test_another_reading_of_the_probability_files_gives_the_same_figures(compare
     ]
     for variant in json.loads((folder / "comparison.json").read_text())["variants"]:
         predicted, folds = {}, set()
-        for name in variant["members"]:
-            path = comparison / "results" / "members" / name / "probabilities.safetensors"
+        for name in variant["trials"]:
+            path = comparison / "outputs" / "trials" / name / "probabilities.safetensors"
             with safe_open(path, framework="numpy") as file:
                 described = json.loads(file.metadata()["emodeberta"])
                 values = file.get_tensor("test")
@@ -82,8 +91,8 @@ def test_the_table_says_how_far_each_training_got(compared, comparison):
     folder, _ = compared
     for variant in json.loads((folder / "comparison.json").read_text())["variants"]:
         logged = []
-        for name in variant["members"]:
-            log = (comparison / "results" / "members" / name / "log.txt").read_text()
+        for name in variant["trials"]:
+            log = (comparison / "outputs" / "trials" / name / "log.txt").read_text()
             logged.append([float(loss) for loss in re.findall(r"'loss': '?([\d.e-]+)", log)])
         assert variant["last_training_loss"] == pytest.approx(np.mean([losses[-1] for losses in logged]), abs=1e-3)
         assert all(len(losses) > 3 for losses in logged)
@@ -93,7 +102,7 @@ def test_the_table_says_how_far_each_training_got(compared, comparison):
 def test_a_second_start_trains_nothing(compared, comparison, tmp_path, monkeypatch):
     folder, _ = compared
     monkeypatch.chdir(comparison)
-    cache = comparison / "results" / "members"
+    cache = comparison / "outputs" / "trials"
     kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
     plan = call(run_compare.main, "mine.yaml", "--plan")
     assert "4 trainings, 4 of them done; the rest takes about 0.0 h" in plan
@@ -101,13 +110,63 @@ def test_a_second_start_trains_nothing(compared, comparison, tmp_path, monkeypat
     assert "4 of 4 trainings are done already" in said
     assert figures(tmp_path / "table") == figures(folder)
     assert kept == {
-        path: path.stat().st_mtime_ns for path in (comparison / "results" / "members").rglob("*") if path.is_file()
+        path: path.stat().st_mtime_ns for path in (comparison / "outputs" / "trials").rglob("*") if path.is_file()
     }
+
+
+def test_the_file_of_predictions_alone_gives_the_table_again(compared, comparison, tmp_path, monkeypatch):
+    """With no training kept, it is as if all were there; a stage's folder may be gone, too."""
+    folder, _ = compared
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(comparison / "mine.csv", tmp_path)
+    content = yaml.safe_load((comparison / "mine.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    shutil.copytree(folder, tmp_path / "table")
+    monkeypatch.setattr(Trials, "_run_script", None)
+    said = call(run_compare.main, "mine.yaml", "--output_dir", "table")
+    assert "4 of 4 trainings are done already" in said
+    assert figures(tmp_path / "table") == figures(folder)
+    before, after = (
+        pyarrow.parquet.read_table(path / "predictions.parquet").to_pandas() for path in (folder, tmp_path / "table")
+    )
+    assert after.equals(before)
+    assert list(before.columns[:6]) == ["trial", "variant", "seed", "fold", "split", "row"]
+    names = [name for row in figures(folder)["variants"] for name in row["trials"]]
+    assert set(before["trial"]) == set(names)
+    assert set(before["variant"]) == {row["name"] for row in figures(folder)["variants"]}
+
+    path = comparison / "outputs" / "trials" / names[0]
+    kept = tmp_path / "outputs" / "trials" / names[0]
+    assert json.loads((kept / "trial.json").read_text()) == json.loads((path / "trial.json").read_text())
+    _, values, labels = read_probabilities(kept / PROBABILITIES)
+    _, trained, as_before = read_probabilities(path / PROBABILITIES)
+    assert labels == as_before
+    assert values["test"].tobytes() == trained["test"].tobytes()
+
+    (tmp_path / "table" / "predictions.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(InputError, match=r"table/predictions\.parquet: is not an archive of trials"):
+        call(run_compare.main, "mine.yaml", "--output_dir", "table")
+
+
+def test_archived_trials_of_a_stage_that_is_gone_are_found(cache, tmp_path):
+    make, corpus = cache
+    stage = {"model_name_or_path": "outputs/stage"}
+    trial = Trial(stage, (2, 0), 1, "after a stage")
+    folder = tmp_path / "archived" / "0123"
+    folder.mkdir(parents=True)
+    record = {"trial": {"overrides": stage, "fold": [2, 0], "seed": 1}, "settings": {"model_name_or_path": "abc"}}
+    (folder / "trial.json").write_text(json.dumps(record))
+    write_probabilities(folder / PROBABILITIES, {"test": ["n1"]}, {"test": np.ones((1, 1), np.float32)}, ["joy"])
+    write_archive(tmp_path / ARCHIVE, [(folder, "after a stage")])
+    cached = make()
+    alone = cached.identity(trial)["settings"]["model_name_or_path"]
+    found = Trials(tmp_path, cached.recipe, corpus, "mine.yaml", archives=[tmp_path / ARCHIVE])
+    assert (alone, found.identity(trial)["settings"]["model_name_or_path"]) == ("outputs/stage", "abc")
 
 
 def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, comparison, tmp_path, monkeypatch):
     folder, _ = compared
-    shutil.copytree(comparison / "results" / "members", tmp_path / "members")
+    shutil.copytree(comparison / "outputs" / "trials", tmp_path / "trials")
     content = yaml.safe_load((comparison / "mine.yaml").read_text())
     own = {"classifier_hidden_size": content["settings"].pop("classifier_hidden_size")}  # not a flag of all programs
     content["variants"] = {name: own | flags for name, flags in content["variants"].items()}
@@ -116,7 +175,7 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     content |= {"sums": {"summed": {"variants": ["first token"], "seeds": [1, 2]}}, "reference": "summed"}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(comparison)
-    flags = ("--members_dir", tmp_path / "members", "--output_dir", tmp_path / "table")
+    flags = ("--trials_dir", tmp_path / "trials", "--output_dir", tmp_path / "table")
     said = call(run_compare.main, tmp_path / "more.yaml", *flags)
     assert "4 of 8 trainings are done already" in said
     table = json.loads((tmp_path / "table" / "comparison.json").read_text())["variants"]
@@ -124,12 +183,12 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     assert ["difference" in row for row in table] == [False, True, True, True]
     table = [*table[1:], table[0]]
     assert table[1]["macro_f1"] == json.loads((folder / "comparison.json").read_text())["variants"][1]["macro_f1"]
-    assert len(table[3]["members"]) == 4
-    assert table[3]["members"][:2] == table[1]["members"]
+    assert len(table[3]["trials"]) == 4
+    assert table[3]["trials"][:2] == table[1]["trials"]
 
     of_rows: dict[str, np.ndarray] = {}
-    for name in table[3]["members"]:
-        with safe_open(tmp_path / "members" / name / "probabilities.safetensors", framework="numpy") as file:
+    for name in table[3]["trials"]:
+        with safe_open(tmp_path / "trials" / name / "probabilities.safetensors", framework="numpy") as file:
             described = json.loads(file.metadata()["emodeberta"])
             for row_id, values in zip(described["ids"]["test"], file.get_tensor("test"), strict=True):
                 of_rows[row_id] = of_rows.get(row_id, 0) + values
@@ -138,7 +197,7 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
     said = [described["labels"][of_rows[row_id].argmax()] for row_id in gold]
     assert table[3]["macro_f1"] == pytest.approx(f1_score(list(gold.values()), said, average="macro"))
 
-    record = json.loads((tmp_path / "members" / table[2]["members"][0] / "member.json").read_text())
+    record = json.loads((tmp_path / "trials" / table[2]["trials"][0] / "trial.json").read_text())
     assert record["program"] == "baselines.mtl"
     with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -148,14 +207,14 @@ def test_other_programs_and_sums_over_seeds_stand_in_the_same_table(compared, co
         writer.writeheader()
         writer.writerows(rows)
     monkeypatch.chdir(tmp_path)
-    again = call(run_compare.main, "more.yaml", "--plan", "--members_dir", "members")
+    again = call(run_compare.main, "more.yaml", "--plan", "--trials_dir", "trials")
     assert "8 trainings, 6 of them done" in again  # its numbers are others now; the rest does not read them
 
 
 def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
     """SIGKILL to the driver alone: its training lives on, and the next start waits for it."""
     folder, _ = compared
-    arguments = (ROOT / "run_compare.py", "mine.yaml", "--members_dir", "again", "--output_dir", "table")
+    arguments = (ROOT / "run_compare.py", "mine.yaml", "--trials_dir", "again", "--output_dir", "table")
     draw = random.Random(0)
     for _ in range(3):
         process = forked.Forked(*arguments, cwd=comparison)
@@ -179,7 +238,7 @@ def test_some_of_the_variants_are_a_comparison_too(compared, comparison, tmp_pat
 
 def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
     monkeypatch.chdir(comparison)
-    flags = ("--plan", "--seeds", 1, 2, 3, "--cv_folds", 3, "--members_dir", tmp_path)
+    flags = ("--plan", "--seeds", 1, 2, 3, "--cv_folds", 3, "--trials_dir", tmp_path)
     plan = call(run_compare.main, "mine.yaml", *flags)
     assert "2 variants, 3 folds, seeds 1 2 3: 18 trainings, 0 of them done; the rest takes about" in plan
     assert not list(tmp_path.iterdir())
@@ -237,7 +296,7 @@ def test_a_training_that_fails_says_which_and_where_its_log_is(comparison, tmp_p
         call(
             run_compare.main,
             *("mine.yaml", "--num_train_epochs", 1, "--tokenizer_name", "nowhere"),
-            *("--members_dir", tmp_path / "members", "--output_dir", tmp_path / "table"),
+            *("--trials_dir", tmp_path / "trials", "--output_dir", tmp_path / "table"),
         )
     assert not (tmp_path / "table").exists()
 
@@ -249,33 +308,33 @@ def cache(comparison, tmp_path):
     corpus = load_corpus(
         files={"train": settings["train_file"]}, text_column="body", label_column="mood", id_column="number"
     )
-    return lambda flags=(), corpus=corpus: Members(tmp_path, settings | dict(flags), corpus, "mine.yaml"), corpus
+    return lambda flags=(), corpus=corpus: Trials(tmp_path, settings | dict(flags), corpus, "mine.yaml"), corpus
 
 
-def test_a_finished_member_without_its_model_is_trained_again(cache, monkeypatch):
+def test_a_finished_trial_without_its_model_is_trained_again(cache, monkeypatch):
     """Also where a kill left the beginning of a run, and where one fell into the removal of a finished one."""
     make, _ = cache
-    members, member = make(), Member({}, None, 1, "mean")
-    path, started = members.path(member), []
+    cached, trial = make(), Trial({}, None, 1, "mean")
+    path, started = cached.path(trial), []
     (path / "run" / "checkpoints").mkdir(parents=True)
-    (path / "member.json").write_text(json.dumps({"machine": "", "seconds": 1, "gflop": 0, "resumed": True}))
+    (path / "trial.json").write_text(json.dumps({"machine": "", "seconds": 1, "gflop": 0, "resumed": True}))
 
     def run_script(*_):
         started.append(True)
         raise InputError("stopped")
 
-    monkeypatch.setattr(Members, "_run_script", run_script)
+    monkeypatch.setattr(Trials, "_run_script", run_script)
     with pytest.raises(InputError, match="stopped"):
-        members.train([member], keep_models=True)
+        cached.train([trial], keep_models=True)
     assert started
-    members.train([member])  # its probabilities are there: nothing to do
+    cached.train([trial])  # its probabilities are there: nothing to do
 
 
-def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypatch, tmp_path):
+def test_a_trial_is_named_by_what_decides_its_result(cache, v3_folder, monkeypatch, tmp_path):
     make, corpus = cache
 
     def path(cached=None, overrides=(), fold=(2, 0), seed=1, name=""):
-        return (cached or make()).path(Member(dict(overrides), fold, seed, name))
+        return (cached or make()).path(Trial(dict(overrides), fold, seed, name))
 
     same = path()
     assert path(name="called otherwise") == same
@@ -290,7 +349,7 @@ def test_a_member_is_named_by_what_decides_its_result(cache, v3_folder, monkeypa
     ]
     corpus.splits["train"] = corpus.splits["train"].select(range(80))
     different.append(path())
-    monkeypatch.setattr(members, "COMPUTATION", 0)
+    monkeypatch.setattr(trials, "COMPUTATION", 0)
     different.append(path())
     assert len({same, *different}) == len(different) + 1
 
@@ -299,7 +358,7 @@ def test_a_stage_counts_by_what_decided_its_run_and_other_folders_by_their_weigh
     make, _ = cache
 
     def path(folder):
-        return make().path(Member({"model_name_or_path": str(folder)}, (2, 0), 1, ""))
+        return make().path(Trial({"model_name_or_path": str(folder)}, (2, 0), 1, ""))
 
     def stage(name, settings, weights=b"0", finished=True):
         folder = tmp_path / "stages" / name
@@ -337,10 +396,10 @@ def test_a_run_notes_what_it_started_from_by_what_decided_that_not_by_its_path(b
 
 
 @pytest.mark.parametrize("unit", [False, True])
-def test_precision_is_part_of_a_members_name_whoever_chose_it(cache, monkeypatch, unit):
+def test_precision_is_part_of_a_trials_name_whoever_chose_it(cache, monkeypatch, unit):
     make, _ = cache
     monkeypatch.setattr(arguments, "choose", lambda device: Choice("bf16" if unit else "float32", "for the test"))
-    paths = [make({"bf16": bf16}).path(Member({}, (2, 0), 1, "")) for bf16 in (None, False, True)]
+    paths = [make({"bf16": bf16}).path(Trial({}, (2, 0), 1, "")) for bf16 in (None, False, True)]
     assert (paths[0] == paths[1], paths[0] == paths[2]) == (not unit, unit)
 
 
@@ -419,3 +478,28 @@ def test_bands():
     assert banded(["1.0", "2", "", "2.0"]) == ["1", "2", "", "2"]
     found = banded([str(i) for i in range(100)])
     assert sorted({found.count(value) for value in found}) == [25]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["mlm_longer", "ablation"])  # of two stages; and of a sum over seeds
+def test_a_published_table_is_computed_again_without_training(name, data_dir, tmp_path, monkeypatch):
+    """As on a clean clone: no trainings are kept, and the stages' folders do not exist."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.setattr(Trials, "_run_script", None)
+    call(run_compare.main, ROOT / "recipes" / "compare" / f"{name}.yaml", "--data_dir", data_dir, "--output_dir", "new")
+    published = figures(ROOT / "results" / "compare" / name)
+    computed = figures(tmp_path / "new")
+    for before, after in zip(published.pop("variants"), computed.pop("variants"), strict=True):
+        assert after["trials"] == before["trials"]
+        assert after["macro_f1"] == pytest.approx(before["macro_f1"], abs=1e-12)
+        assert after["interval"] == pytest.approx(before["interval"], abs=1e-12)
+    assert computed == published
+
+
+def test_every_trial_that_a_table_names_is_in_its_file():
+    tables = sorted((ROOT / "results" / "compare").glob("*/comparison.json"))
+    assert len(tables) >= 10
+    for path in tables:
+        named = {name for row in json.loads(path.read_text())["variants"] for name in row["trials"]}
+        assert named == set(pyarrow.parquet.read_table(path.with_name(ARCHIVE))["trial"].to_pylist())
