@@ -28,46 +28,23 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from baselines.tfidf import fit_tfidf
 from pipeline_emodeberta import EmotionPipeline
-from trainer_ext import hub, run_folder
-from trainer_ext.arguments import (
-    CLASSIFY_ARGUMENTS,
-    DataArguments,
-    ModelArguments,
-    RecipeParser,
-    RunArguments,
-    TransferArguments,
-    corpus_arguments,
-    training_settings,
-)
-from trainer_ext.augmentation import (
-    TransferRows,
-    add_rows,
-    as_corpus,
-    check_transfer,
-    choose_rows,
-    load_transfer_rows,
-    rows_by_label,
-)
 from trainer_ext.child_tuning import ChildTuningArguments
-from trainer_ext.corpora import (
-    Corpus,
-    bootstrap_groups,
-    check_trainable,
+from trainer_ext.data.augmentation import add_rows, as_corpus, check_transfer, choose_rows, rows_by_label
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
+from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_transfer_rows
+from trainer_ext.data.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
+from trainer_ext.data.load import (
+    DataArguments,
+    corpus_arguments,
     extra_test_name,
-    hold_out_folds,
-    limit_rows,
     load_corpus,
     load_extra_test,
     read_texts,
-    split_off_validation,
 )
-from trainer_ext.distillation import soften_labels
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.leakage import LeakageGuard, guard_of_target, left_out_rows, report_left_out
-from trainer_ext.lora import add_lora, merge_lora
-from trainer_ext.metrics import EmotionMetric
-from trainer_ext.model_card import TRY, write_model_card
-from trainer_ext.report import (
+from trainer_ext.evaluation.metrics import EmotionMetric
+from trainer_ext.evaluation.predictions import (
     evaluated,
     interval,
     is_labelled,
@@ -76,9 +53,27 @@ from trainer_ext.report import (
     write_plots,
     write_predictions,
 )
-from trainer_ext.sampling import TokenBudgetTrainer
-from trainer_ext.sharding import CheckpointsWithoutCode, check_sharding, is_sharded, join_shards
-from trainer_ext.warm_start import load_tokenizer, warm_start
+from trainer_ext.files import CHECKPOINTS, RESULTS, digest, shown, write_json
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.release import hub
+from trainer_ext.release.licence import restricted_upstream
+from trainer_ext.release.model_card import TRY, write_model_card
+from trainer_ext.runs.checkpoints import (
+    average_weights,
+    checkpoint_digest,
+    checkpoints,
+    is_complete,
+    mix_weights,
+    remove_incomplete_checkpoints,
+)
+from trainer_ext.runs.provenance import precision, provenance, training_arguments
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, RunArguments, check_usable, staged, training_settings
+from trainer_ext.training.distillation import soften_labels
+from trainer_ext.training.lora import add_lora, merge_lora
+from trainer_ext.training.sharding import CheckpointsWithoutCode, check_sharding, is_sharded, join_shards
+from trainer_ext.training.token_budget import TokenBudgetTrainer
+from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.warm_start import ModelArguments, warm_start
 
 logger = logging.getLogger("run_classify")
 
@@ -95,9 +90,7 @@ def main() -> None:
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     corpus, transferred, guard = read_corpus(data_args, model_args, transfer_args, args.seed, run_args.extra_tests)
-    corpus.licence = corpus.licence or hub.restricted_upstream(
-        model_args.model_name_or_path, transfer_args.distill_from
-    )
+    corpus.licence = corpus.licence or restricted_upstream(model_args.model_name_or_path, transfer_args.distill_from)
     if args.hub_model_id and corpus.licence and not run_args.publish_restricted:
         raise InputError(
             f"--push_to_hub: {corpus.source} is for {corpus.licence}; if its terms let you publish what saw it, "
@@ -121,13 +114,13 @@ def main() -> None:
 
     # ---- Output folder --------------------------------------------------------------------------------------------
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
-        "model_name_or_path": run_folder.checkpoint_digest(model_args.model_name_or_path),
-        "training data": run_folder.digest(corpus.splits["train"].remove_columns("id").to_list()),
+        "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
+        "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
         "number of processes": args.world_size,
     }
     if is_sharded(args):
         settings["sharded"] = True
-    run_folder.check_usable(output_dir, settings, run_args.overwrite_output_dir)
+    check_usable(output_dir, settings, run_args.overwrite_output_dir)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)
@@ -157,10 +150,10 @@ def main() -> None:
     metric = EmotionMetric(corpus.label_names, multi_label=corpus.problem_type == "multi_label_classification")
     with args.main_process_first(desc="output folder"):
         if args.process_index == 0:
-            run_folder.start(output_dir, settings, run_args.overwrite_output_dir)
-            for name in run_folder.remove_incomplete_checkpoints(output_dir):
+            start(output_dir, settings, run_args.overwrite_output_dir)
+            for name in remove_incomplete_checkpoints(output_dir):
                 logger.info(f"{name} was cut short and is removed")
-    resume = args.resume_from_checkpoint or next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+    resume = args.resume_from_checkpoint or next(map(str, reversed(checkpoints(output_dir))), None)
     if resume:
         logger.info(f"going on from {Path(resume).name}")
     trainer = TokenBudgetTrainer(
@@ -184,20 +177,20 @@ def main() -> None:
             f"--max_grad_norm {args.max_grad_norm:g} over {weights:,} weights: a gradient is about {clipped:.0e}, "
             f"under --adam_epsilon {args.adam_epsilon:g}; steps of Adam shrink by as much"
         )
-    logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}")
+    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}")
     trained = trainer.train(resume_from_checkpoint=resume)
     if is_sharded(args):
         join_shards(trainer)
     if run_args.select == "average":
         trainer.accelerator.wait_for_everyone()  # the last checkpoint may still be written
-        paths = run_folder.checkpoints(output_dir)[-run_args.average_epochs :]
+        paths = checkpoints(output_dir)[-run_args.average_epochs :]
         logger.info(f"weights: mean of {', '.join(path.name for path in paths)}")
-        trainer.model.load_state_dict(run_folder.average_weights(paths))
+        trainer.model.load_state_dict(average_weights(paths))
     if model_args.lora_rank is not None:
         merge_lora(trainer.model)
     if run_args.pretrained_share:
         logger.info(f"weights: {run_args.pretrained_share:.0%} of the encoder's are the checkpoint's")
-        run_folder.mix_weights(trainer.model.base_model, start, run_args.pretrained_share)
+        mix_weights(trainer.model.base_model, start, run_args.pretrained_share)
 
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
     # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
@@ -216,23 +209,23 @@ def main() -> None:
         results |= trained.metrics | {"seed": args.seed}
         if transferred is not None:
             results["transfer_rows"] = len(transferred)
-        with run_folder.staged(output_dir) as folder:
+        with staged(output_dir) as folder:
             save_model(folder, trainer, tokenizer)
             write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
             if guard is not None or transferred is not None:
-                run_folder.write_json(folder / "left_out.json", left_out_rows(left_out, guard))
+                write_json(folder / "left_out.json", left_out_rows(left_out, guard))
             sources = {
                 "answers": answers(trainer, tokenizer),
                 "transferred": transferred,
                 "augmentation": transfer_args,
                 "guard": guard,
             }
-            made = run_folder.provenance(args, parser.precision)
+            made = provenance(args, parser.precision)
             write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources, made)
-            run_folder.write_json(folder / "run.json", made)
-            run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
-            run_folder.write_json(folder / run_folder.RESULTS, results)
+            write_json(folder / "run.json", made)
+            write_json(folder / "training_args.json", training_arguments(args))
+            write_json(folder / RESULTS, results)
         print_results(results, evaluated(corpus), {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
         print(f"\nsaved to {output_dir}/")
         if args.hub_model_id:
@@ -253,7 +246,7 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     if run_args.average_epochs < 1:
         raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
     output_dir = Path(args.output_dir)
-    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    args.output_dir = str(output_dir / CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
     if run_args.tokens_per_batch is not None:
@@ -287,7 +280,7 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         raise InputError("--select average needs whole checkpoints; leave out --save_only_model")
     if args.resume_from_checkpoint:
         checkpoint = Path(args.resume_from_checkpoint)
-        if not run_folder.is_complete(checkpoint):
+        if not is_complete(checkpoint):
             raise InputError(f"--resume_from_checkpoint {checkpoint}: no complete checkpoint there")
         if run_args.overwrite_output_dir and output_dir.resolve() in checkpoint.resolve().parents:
             raise InputError(f"--overwrite_output_dir would remove {checkpoint}; leave one of the two out")
@@ -314,7 +307,7 @@ def read_corpus(
 ) -> tuple[Corpus, TransferRows | None, LeakageGuard | None]:
     """The corpus of the flags, with splits carved out, rows capped and rows of other corpora added where asked for;
     the rows of other corpora; and what kept copies of the target's evaluation texts out."""
-    described = corpus_arguments(data_args, model_args)
+    described = corpus_arguments(data_args, model_args.cache_dir, model_args.token)
     is_stage = check_transfer(transfer_args, described)
     reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
     guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
@@ -498,7 +491,7 @@ def write_card(folder, output_dir, corpus, results, model_args, data_args, run_a
         selected=run_args.select,
         confusion_matrix=(folder / "confusion_matrix.png").exists(),
         calibration=measured,
-        distill_from=run_folder.shown(sources["augmentation"].distill_from or ""),
+        distill_from=shown(sources["augmentation"].distill_from or ""),
         max_seq_length=data_args.max_seq_length,
         child_tuning=args.child_tuning,
         child_tuning_p=args.child_tuning_p,

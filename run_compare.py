@@ -36,28 +36,31 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer_ext.arguments import corpus_arguments
-from trainer_ext.comparison import analyse_errors, compare, comparison_page, errors_page
-from trainer_ext.corpora import check_trainable, cross_validation_folds, load_corpus
+from baselines import mtl
+from trainer_ext.data.folds import check_trainable, cross_validation_folds
+from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.plots import plot_comparison
-from trainer_ext.run_folder import command_line, write_json, write_text
-from trainer_ext.trial_archive import ARCHIVE
-from trainer_ext.trials import (
+from trainer_ext.evaluation.comparison import compare
+from trainer_ext.evaluation.error_analysis import analyse_errors
+from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.evaluation.plots import plot_comparison
+from trainer_ext.files import write_json, write_text
+from trainer_ext.runs.provenance import command_line
+from trainer_ext.runs.trial import Trial, one_a_fold
+from trainer_ext.runs.trial_archive import ARCHIVE
+from trainer_ext.runs.trials import Trials, add_trials_dir, archives_for
+from trainer_ext.runs.variants import (
+    CLASSIFY,
     OWN,
     SHARED,
-    Trial,
-    Trials,
-    add_trials_dir,
-    archives_for,
     extra_columns,
     flags_given,
     inner_validation,
-    one_a_fold,
     read_variants,
     resolve,
 )
 
+PROGRAMS = CLASSIFY | {"baselines.mtl": mtl.ARGUMENTS}
 KEYS = ("seeds", "cv_folds", "columns", "sums", "reference")  # of the YAML file, besides what is compared
 
 
@@ -84,13 +87,16 @@ def main() -> None:
         raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
 
     # ---- Data -----------------------------------------------------------------------------------------------------
-    first = resolve(shared | next(iter(content["variants"].values())), str(args.comparison))
+    first = resolve(shared | next(iter(content["variants"].values())), str(args.comparison), PROGRAMS)
     read = [
         name
         for overrides in content["variants"].values()
-        for name in extra_columns(shared | overrides, str(args.comparison))
+        for name in extra_columns(shared | overrides, str(args.comparison), PROGRAMS)
     ]
-    corpus = load_corpus(**corpus_arguments(first[1], first[0]), extra_columns=list(dict.fromkeys([*columns, *read])))
+    corpus = load_corpus(
+        **corpus_arguments(first[1], first[0].cache_dir, first[0].token),
+        extra_columns=list(dict.fromkeys([*columns, *read])),
+    )
     check_trainable(corpus)
     split = "train" if folds else "validation"
     if split not in corpus.splits or "labels" not in corpus.splits[split].column_names:
@@ -101,7 +107,9 @@ def main() -> None:
         cross_validation_folds(corpus, folds)  # says at once if there are too few writers
 
     # ---- Trainings ------------------------------------------------------------------------------------------------
-    trials = Trials(args.trials_dir, shared, corpus, str(args.comparison), args.jobs, archives_for(output_dir))
+    trials = Trials(
+        args.trials_dir, shared, corpus, str(args.comparison), args.jobs, archives_for(output_dir), PROGRAMS
+    )
 
     def one_a_seed(name: str, of_seeds: list[int]) -> list[list[Trial]]:
         """For each seed, one trial a fold."""
@@ -214,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
 
 def read_comparison(path: Path) -> dict:
     """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
-    settings, variants, rest = read_variants(path, "variants", KEYS, OWN | SHARED)
+    settings, variants, rest = read_variants(path, "variants", KEYS, OWN | SHARED, PROGRAMS)
     defaults = {"seeds": [1], "cv_folds": 5, "columns": [], "reference": None}
     sums = rest.pop("sums", None) or {}
     for name, row in sums.items():

@@ -21,10 +21,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import token_budget_batches
-from trainer_ext.corpora import read_texts
+from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.run_folder import write_json
-from trainer_ext.warm_start import resolve_checkpoint
+from trainer_ext.files import write_json
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 ESSAYS = Path(__file__).parent / "examples" / "essays.tsv"
 LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest

@@ -51,41 +51,24 @@ from pathlib import Path
 import numpy as np
 
 from baselines.tfidf import held_out_probabilities
-from trainer_ext import run_folder
-from trainer_ext.arguments import corpus_arguments
-from trainer_ext.comparison import compare
-from trainer_ext.corpora import Corpus, check_trainable, cross_validation_folds, load_corpus
-from trainer_ext.distillation import write_out_of_fold
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import check_trainable, cross_validation_folds
+from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.fusion import FUSIONS, fuse_cross_fitted
-from trainer_ext.fusion_folder import (
-    check_names,
-    compare_folders,
-    compare_fusions,
-    plain_votes,
-    read_members,
-    save_ensemble,
-    voters,
-    write_fused_predictions,
-)
-from trainer_ext.model_card import write_ensemble_card
-from trainer_ext.plots import plot_comparison, plot_reliability
-from trainer_ext.trial_archive import ARCHIVE
-from trainer_ext.trials import (
-    OWN,
-    RUN,
-    SHARED,
-    Trial,
-    Trials,
-    add_trials_dir,
-    archives_for,
-    check_flags,
-    flags_given,
-    one_a_fold,
-    one_each_two_folds,
-    read_variants,
-    resolve,
-)
+from trainer_ext.evaluation.comparison import compare
+from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
+from trainer_ext.evaluation.fusion_table import check_names, compare_fusions, plain_votes, voters
+from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
+from trainer_ext.files import RESULTS, digest, write_json
+from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble, write_fused_predictions
+from trainer_ext.release.model_card import write_ensemble_card
+from trainer_ext.runs.provenance import command_line
+from trainer_ext.runs.run import check_usable, staged, start
+from trainer_ext.runs.trial import Trial, one_a_fold, one_each_two_folds
+from trainer_ext.runs.trial_archive import ARCHIVE
+from trainer_ext.runs.trials import RUN, Trials, add_trials_dir, archives_for
+from trainer_ext.runs.variants import OWN, SHARED, check_flags, flags_given, read_variants, resolve
+from trainer_ext.training.distillation import write_out_of_fold
 
 KEYS = ("cv_folds", "tfidf", "student", "teachers", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
@@ -98,8 +81,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if (args.recipe is None) == (args.members is None):
         raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
-    run_folder.check_usable(args.output_dir, {}, args.overwrite_output_dir)
-    command = run_folder.command_line()
+    check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    command = command_line()
     if args.recipe is not None and args.names:
         raise InputError("--names is for --members; a recipe names its own")
     if args.recipe is None:
@@ -120,7 +103,7 @@ def main() -> None:
     else:
         recipe = read_fusion_recipe(args.recipe, flags_given(rest))
         first = resolve(recipe.shared, str(args.recipe))
-        corpus = load_corpus(**corpus_arguments(first[1], first[0]))
+        corpus = load_corpus(**corpus_arguments(first[1], first[0].cache_dir, first[0].token))
         check_trainable(corpus)
         if corpus.classes("train").ndim == 2:
             raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
@@ -140,8 +123,8 @@ def main() -> None:
         whole = {name: recipe.on_all_rows(name) for name in picked(figures)}
         driver.train(list(whole.values()), keep_models=True)
         members = read_members([driver.path(member) / RUN for member in whole.values()], list(whole))
-    run_folder.start(args.output_dir, {}, args.overwrite_output_dir)
-    with run_folder.staged(args.output_dir) as folder:
+    start(args.output_dir, {}, args.overwrite_output_dir)
+    with staged(args.output_dir) as folder:
         save_ensemble(folder, members, args.fusion, figures)
         write_fused_predictions(folder, members, args.fusion, figures)
         if args.recipe is not None:
@@ -150,7 +133,7 @@ def main() -> None:
         write_figures(folder, figures | {"command": command})
         write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
-        run_folder.write_json(folder / run_folder.RESULTS, results)
+        write_json(folder / RESULTS, results)
     print(f"saved to {args.output_dir}/")
 
 
@@ -318,7 +301,7 @@ def cross_validate_student(
         said = [[member for pair, member in of_pairs.items() if scored in pair] for of_pairs in of_teachers]
         probabilities = np.stack([driver.collect(of_fold, ids[seen], "test") for of_fold in said])
         fused = fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
-        teacher = driver.folder / f"teacher-{run_folder.digest(fused.tolist())}"  # the same when a killed run goes on
+        teacher = driver.folder / f"teacher-{digest(fused.tolist())}"  # the same when a killed run goes on
         teacher.mkdir(exist_ok=True)
         write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
         taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
@@ -356,7 +339,7 @@ def picked(figures: dict) -> list[str]:
 
 def write_figures(folder: Path, figures: dict) -> None:
     """fusion.json, and the plots if there were labelled rows."""
-    run_folder.write_json(folder / "fusion.json", figures)
+    write_json(folder / "fusion.json", figures)
     if figures["variants"]:
         plot_comparison(folder / "fusion.json", folder / "fusion.png")
         plot_reliability(folder / "fusion.json", folder / "reliability.png")

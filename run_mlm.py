@@ -24,29 +24,34 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_emodeberta import EmoDebertaForMaskedLM
-from trainer_ext import hub, run_folder
-from trainer_ext.arguments import CheckpointArguments, PretrainingArguments, RecipeParser, training_settings
 from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.data.leakage import left_out_rows, report_left_out
+from trainer_ext.data.pretraining_texts import PretrainingArguments, PretrainingCorpus, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.leakage import left_out_rows, report_left_out
-from trainer_ext.model_card import write_pretraining_card
-from trainer_ext.plots import plot_pretraining
-from trainer_ext.pretraining import (
+from trainer_ext.evaluation.plots import plot_pretraining
+from trainer_ext.files import CHECKPOINTS, RESULTS, digest, write_json
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.release import hub
+from trainer_ext.release.licence import restricted_upstream
+from trainer_ext.release.model_card import write_pretraining_card
+from trainer_ext.runs.checkpoints import checkpoint_digest, checkpoints, is_complete, remove_incomplete_checkpoints
+from trainer_ext.runs.provenance import precision, provenance, training_arguments
+from trainer_ext.runs.run import check_usable, staged, start, training_settings
+from trainer_ext.training.masking import (
     MaskAnew,
     MaskedStream,
     MaskedTexts,
     Masking,
     PaddingCollator,
-    PretrainingCorpus,
-    ReturnMemory,
     Tokenising,
-    load_pretraining_corpus,
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.sampling import TokenBudgetTrainer
-from trainer_ext.sharding import is_sharded
-from trainer_ext.warm_start import load_tokenizer, warm_start
+from trainer_ext.training.memory import ReturnMemory
+from trainer_ext.training.sharding import is_sharded
+from trainer_ext.training.token_budget import TokenBudgetTrainer
+from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 logger = logging.getLogger("run_mlm")
 
@@ -65,7 +70,7 @@ def main() -> None:
 
     # ---- Corpus ---------------------------------------------------------------------------------------------------
     corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
-    upstream = hub.restricted_upstream(model_args.model_name_or_path)
+    upstream = restricted_upstream(model_args.model_name_or_path)
     if args.hub_model_id and (corpus.target_licence or upstream) and not data_args.publish_restricted:
         source = corpus.guard.source if corpus.target_licence else model_args.model_name_or_path
         terms = corpus.target_licence or upstream
@@ -80,11 +85,11 @@ def main() -> None:
     # ---- Output folder --------------------------------------------------------------------------------------------
     files = [(path, Path(path).stat().st_size) for path in data_args.train_file]
     settings = training_settings(model_args, data_args, args) | {
-        "model_name_or_path": run_folder.checkpoint_digest(model_args.model_name_or_path),
-        "training data": files if data_args.streaming else run_folder.digest(corpus.train["text"][:]),
+        "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
+        "training data": files if data_args.streaming else digest(corpus.train["text"][:]),
         "number of processes": args.world_size,
     }
-    run_folder.check_usable(output_dir, settings, data_args.overwrite_output_dir)
+    check_usable(output_dir, settings, data_args.overwrite_output_dir)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)
@@ -116,10 +121,10 @@ def main() -> None:
     # ---- Train ----------------------------------------------------------------------------------------------------
     with args.main_process_first(desc="output folder"):
         if args.process_index == 0:
-            run_folder.start(output_dir, settings, data_args.overwrite_output_dir)
-            for name in run_folder.remove_incomplete_checkpoints(output_dir):
+            start(output_dir, settings, data_args.overwrite_output_dir)
+            for name in remove_incomplete_checkpoints(output_dir):
                 logger.info(f"{name} was cut short and is removed")
-    resume = args.resume_from_checkpoint or next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+    resume = args.resume_from_checkpoint or next(map(str, reversed(checkpoints(output_dir))), None)
     shared = {
         "model": model,
         "data_collator": PaddingCollator(tokenizer),
@@ -127,7 +132,7 @@ def main() -> None:
         "processing_class": tokenizer,
         "tokens_per_batch": data_args.tokens_per_batch,
     }
-    logger.info(f"training with world size {args.world_size} on {args.device}, {run_folder.precision(args)}")
+    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}")
     if resume:
         logger.info(f"going on from {Path(resume).name}")
     elif data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
@@ -151,15 +156,15 @@ def main() -> None:
             results["train_rows"] = len(train)
         if validation is not None:
             results["validation_rows"] = len(validation)
-        with run_folder.staged(output_dir) as folder:
+        with staged(output_dir) as folder:
             trainer.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            run_folder.write_json(folder / "learning_curve.json", trainer.state.log_history)
+            write_json(folder / "learning_curve.json", trainer.state.log_history)
             plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
-            run_folder.write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
-            made = run_folder.provenance(args, parser.precision)
-            run_folder.write_json(folder / "run.json", made)
-            run_folder.write_json(folder / "training_args.json", run_folder.training_arguments(args))
+            write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
+            made = provenance(args, parser.precision)
+            write_json(folder / "run.json", made)
+            write_json(folder / "training_args.json", training_arguments(args))
             write_pretraining_card(
                 folder / "README.md",
                 model_name=output_dir.name,
@@ -173,7 +178,7 @@ def main() -> None:
                 results=results,
                 **made,
             )
-            run_folder.write_json(folder / run_folder.RESULTS, results)
+            write_json(folder / RESULTS, results)
         if validation is not None:
             print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
             print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")
@@ -192,7 +197,7 @@ def complete_arguments(
     if not args.output_dir:
         raise InputError("give --output_dir")
     output_dir = Path(args.output_dir)
-    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    args.output_dir = str(output_dir / CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
     if is_sharded(args):
@@ -211,7 +216,7 @@ def complete_arguments(
         raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: use --tokens_per_batch")
     if args.load_best_model_at_end and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "eval_perplexity", False
-    if args.resume_from_checkpoint and not run_folder.is_complete(Path(args.resume_from_checkpoint)):
+    if args.resume_from_checkpoint and not is_complete(Path(args.resume_from_checkpoint)):
         raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: no complete checkpoint there")
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False

@@ -33,13 +33,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer_ext.arguments import read_recipe
-from trainer_ext.corpora import WASSA_LABELS
+from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.metrics import EmotionMetric
-from trainer_ext.report import read_rows
-from trainer_ext.run_folder import RESULTS, command_line, file_digest, lock, write_json
-from trainer_ext.significance import bootstrap_macro_f1
+from trainer_ext.evaluation.metrics import EmotionMetric
+from trainer_ext.evaluation.predictions import read_rows
+from trainer_ext.evaluation.significance import bootstrap_macro_f1
+from trainer_ext.files import RESULTS, file_digest, lock, write_json
+from trainer_ext.recipes import read_recipe
+from trainer_ext.runs.provenance import command_line
 
 ROOT = Path(__file__).resolve().parent
 KEYS = {"minutes_on", "stages", "submission_dir", "submission"}

@@ -60,10 +60,10 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
 from trainer_ext.errors import InputError, ProcessError, run_command
 from trainer_ext.precision import Choice, choose
-from trainer_ext.run_folder import command_line
-from trainer_ext.score_folder import FORMATS, ScoreFolder, Scores
-from trainer_ext.text_stream import Row, TextSource, UnreadableFile, open_source
-from trainer_ext.warm_start import library_quiet
+from trainer_ext.runs.provenance import command_line
+from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder, Scores
+from trainer_ext.scoring.text_stream import Row, TextSource, UnreadableFile, open_source
+from trainer_ext.training.tokenizer import library_quiet
 
 OURS = {
     EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),

@@ -26,12 +26,14 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, set_seed
 
 from modeling_emodeberta import EmoDebertaModel
-from trainer_ext import run_folder
-from trainer_ext.arguments import CheckpointArguments, DataArguments, RecipeParser
-from trainer_ext.corpora import Corpus
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.load import DataArguments
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.metrics import EmotionMetric
-from trainer_ext.warm_start import load_tokenizer, warm_start
+from trainer_ext.evaluation.metrics import EmotionMetric
+from trainer_ext.files import write_json
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 from .training import begin, train_and_report, trainer_arguments
 
@@ -219,7 +221,7 @@ def main() -> None:
         encoder.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         described = {"labels": corpus.label_names, "targets": names, "inputs": inputs, "mean and deviation": scales}
-        run_folder.write_json(folder / "tasks.json", described)
+        write_json(folder / "tasks.json", described)
         if "test" in predictions:
             values = [predictions["test"][1][:, i] * scales[n][1] + scales[n][0] for i, n in enumerate(names)]
             lines = ["\t".join(f"{value:.6f}" for value in row) for row in zip(*values, strict=True)]

@@ -21,12 +21,16 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from modeling_emodeberta import EmoDebertaModel
-from trainer_ext.arguments import DataArguments, RecipeParser, corpus_arguments
-from trainer_ext.comparison import compare, score_cells
-from trainer_ext.corpora import check_trainable, cross_validation_folds, limit_rows, load_corpus
+from trainer_ext.data.folds import check_trainable, cross_validation_folds, limit_rows
+from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.run_folder import command_line, shown, write_json
-from trainer_ext.warm_start import load_tokenizer, warm_start
+from trainer_ext.evaluation.comparison import compare
+from trainer_ext.evaluation.pages import score_cells
+from trainer_ext.files import shown, write_json
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.runs.provenance import command_line
+from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.warm_start import warm_start
 
 from .tfidf import fit_logistic, held_out_probabilities
 
@@ -54,7 +58,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not probe_args.models:
         raise InputError("give --models, one or more checkpoints")
-    corpus = load_corpus(**corpus_arguments(data_args, probe_args))
+    corpus = load_corpus(**corpus_arguments(data_args, probe_args.cache_dir, probe_args.token))
     limit_rows(corpus, data_args.max_train_samples, None, None)
     check_trainable(corpus)
     gold, rows = corpus.classes("train"), corpus.splits["train"]

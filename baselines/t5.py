@@ -28,9 +28,10 @@ from transformers import (
     set_seed,
 )
 
-from trainer_ext.arguments import DataArguments, RecipeParser
+from trainer_ext.data.load import DataArguments
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.metrics import EmotionMetric
+from trainer_ext.evaluation.metrics import EmotionMetric
+from trainer_ext.recipes import RecipeParser
 
 from .training import begin, train_and_report, trainer_arguments
 

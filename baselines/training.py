@@ -11,12 +11,11 @@ from torch.nn import Module
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from trainer_ext import run_folder
-from trainer_ext.arguments import DataArguments, corpus_arguments, training_settings
-from trainer_ext.corpora import Corpus, check_trainable, hold_out_folds, limit_rows, load_corpus
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import check_trainable, hold_out_folds, limit_rows
+from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError
-from trainer_ext.precision import Choice
-from trainer_ext.report import (
+from trainer_ext.evaluation.predictions import (
     evaluated,
     interval,
     is_labelled,
@@ -25,6 +24,11 @@ from trainer_ext.report import (
     write_plots,
     write_predictions,
 )
+from trainer_ext.files import CHECKPOINTS, RESULTS, digest, write_json
+from trainer_ext.precision import Choice
+from trainer_ext.runs.checkpoints import checkpoints, remove_incomplete_checkpoints
+from trainer_ext.runs.provenance import provenance
+from trainer_ext.runs.run import check_usable, staged, start, training_settings
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +52,12 @@ def begin(
     if not model_args.model_name_or_path or not args.output_dir:
         raise InputError("give --model_name_or_path and --output_dir")
     output_dir = Path(args.output_dir)
-    args.output_dir = str(output_dir / run_folder.CHECKPOINTS)
+    args.output_dir = str(output_dir / CHECKPOINTS)
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False
-    corpus = load_corpus(**corpus_arguments(data_args, model_args), extra_columns=extra_columns)
+    corpus = load_corpus(
+        **corpus_arguments(data_args, model_args.cache_dir, model_args.token), extra_columns=extra_columns
+    )
     check_trainable(corpus)
     if corpus.classes("train").ndim == 2:
         raise InputError("this system gives a row one label; this corpus has several a row")
@@ -61,9 +67,9 @@ def begin(
     if "validation" not in corpus.splits or "labels" not in corpus.splits["validation"].column_names:
         args.eval_strategy = IntervalStrategy.NO
     settings = training_settings(model_args, data_args, args) | {
-        "training data": run_folder.digest(corpus.splits["train"].to_list())
+        "training data": digest(corpus.splits["train"].to_list())
     }
-    run_folder.check_usable(output_dir, settings, model_args.overwrite_output_dir)
+    check_usable(output_dir, settings, model_args.overwrite_output_dir)
     return corpus, output_dir, settings
 
 
@@ -107,9 +113,9 @@ def train_and_report(
     args = trainer.args
     with args.main_process_first(desc="output folder"):
         if args.process_index == 0:
-            run_folder.start(output_dir, settings, overwrite)
-            run_folder.remove_incomplete_checkpoints(output_dir)
-    resume = next(map(str, reversed(run_folder.checkpoints(output_dir))), None)
+            start(output_dir, settings, overwrite)
+            remove_incomplete_checkpoints(output_dir)
+    resume = next(map(str, reversed(checkpoints(output_dir))), None)
     trained = trainer.train(resume_from_checkpoint=resume)
     results: dict[str, float] = {}
     predictions, probabilities = {}, {}
@@ -123,11 +129,11 @@ def train_and_report(
         return
     results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
     results |= trained.metrics | {"seed": args.seed}
-    with run_folder.staged(output_dir) as folder:
+    with staged(output_dir) as folder:
         save(folder, predictions)
         write_predictions(folder, corpus, probabilities)
         write_plots(folder, corpus, probabilities, trainer.state.log_history)
-        run_folder.write_json(folder / "run.json", run_folder.provenance(args, chosen))
-        run_folder.write_json(folder / run_folder.RESULTS, results)
+        write_json(folder / "run.json", provenance(args, chosen))
+        write_json(folder / RESULTS, results)
     print_results(results, evaluated(corpus), {system: ""})
     print(f"\nsaved to {output_dir}/")

@@ -29,7 +29,7 @@ from benchmarks import (
     page,
 )
 from benchmarks.measure import ROOT, Results, machine, machine_slug
-from trainer_ext.run_folder import write_json
+from trainer_ext.files import write_json
 
 PARTS = [
     "encoder",

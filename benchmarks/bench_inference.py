@@ -24,7 +24,7 @@ from benchmarks.measure import (
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
-from trainer_ext.warm_start import resolve_checkpoint
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 LABELS = 7
 BATCH_SIZES = [1, 8, 32]

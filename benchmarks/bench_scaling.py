@@ -22,10 +22,11 @@ from transformers import TrainerCallback
 from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser
-from trainer_ext.lora import add_lora
-from trainer_ext.run_folder import write_text
-from trainer_ext.sampling import TokenBudgetTrainer
+from trainer_ext.files import write_text
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
+from trainer_ext.training.lora import add_lora
+from trainer_ext.training.token_budget import TokenBudgetTrainer
 
 TOKENS = 1024
 WARM_UP_STEPS, TIMED_STEPS = 3, 10

@@ -26,9 +26,9 @@ from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from run_score import score
-from trainer_ext.score_folder import ScoreFolder
-from trainer_ext.text_stream import open_source
-from trainer_ext.warm_start import resolve_checkpoint
+from trainer_ext.scoring.score_folder import ScoreFolder
+from trainer_ext.scoring.text_stream import open_source
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 ROWS_PER_SHARD = 1000
 

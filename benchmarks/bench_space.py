@@ -24,7 +24,7 @@ from benchmarks.bench_inference import our_model
 from benchmarks.bench_streaming import resident
 from benchmarks.measure import ROOT, Results, machine
 from pipeline_emodeberta import EmotionPipeline
-from trainer_ext.warm_start import resolve_checkpoint
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 
 def serve(folder: Path, log) -> tuple[subprocess.Popen, str]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, PreTrainedTokenizerFast
 
 from benchmarks.measure import DEBERTA, ROOT, Results, machine
-from trainer_ext.run_folder import RESULTS
+from trainer_ext.files import RESULTS
 
 BATCH = 1000
 WORDS = [f"w{number}" for number in range(500)]

@@ -20,10 +20,11 @@ from transformers import (
 
 from benchmarks.measure import ROOT, Results, machine
 from trainer_ext.child_tuning import ChildTuningArguments
-from trainer_ext.corpora import load_corpus
+from trainer_ext.data.load import load_corpus
 from trainer_ext.precision import timed
-from trainer_ext.sampling import TokenBudgetTrainer
-from trainer_ext.warm_start import resolve_checkpoint, warm_start
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
+from trainer_ext.training.token_budget import TokenBudgetTrainer
+from trainer_ext.training.warm_start import warm_start
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 SIDES = {  # name: bf16, tokens per batch

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from trainer_ext.run_folder import write_json
+from trainer_ext.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBERTA = {  # the options of DeBERTa-v3

@@ -5,7 +5,7 @@
 The same corpora give the same file, byte for byte, with the pinned pyarrow. What it does:
 
 - GoEmotions' labels become seven by the published Ekman grouping, XED's by dropping anticipation and trust
-  (`trainer_ext/label_maps/`). Only rows with exactly one of the seven labels are used.
+  (`trainer_ext/data/maps/`). Only rows with exactly one of the seven labels are used.
 - Splits are GoEmotions' own. XED has none: a hash of the text sends one sentence in ten to validation, one to test.
 - Every class has up to 2,000 rows in train, 100 in validation and 200 in test, half of them from each corpus. Where one
   corpus has too few, the other fills up.
@@ -16,7 +16,7 @@ The same corpora give the same file, byte for byte, with the pinned pyarrow. Wha
   fitted to GoEmotions' training rows, agrees least is left out.
 - A text that occurs twice, but for case and punctuation, is used once, and not at all if its labels differ. Rows that
   copy, nearly copy, hold or are part of a text of a later split, a plain sentence or an essay are left out
-  (`trainer_ext/leakage.py`).
+  (`trainer_ext/data/leakage.py`).
 """
 
 import argparse
@@ -36,11 +36,12 @@ from sklearn.pipeline import make_pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from trainer_ext.augmentation import read_label_map
-from trainer_ext.corpora import ATTRIBUTION, SPLITS, read_texts
-from trainer_ext.emotion_corpora import LICENCE, normalised, read_emotion_corpus
+from trainer_ext.data.corpus import ATTRIBUTION, SPLITS
+from trainer_ext.data.emotion_corpora import LICENCE, normalised, read_emotion_corpus
+from trainer_ext.data.label_maps import read_label_map
+from trainer_ext.data.leakage import LeakageGuard
+from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.leakage import LeakageGuard
 
 TARGET = Path(__file__).with_name("emotions.parquet")
 OTHERS = [Path(__file__).with_name(name) for name in ("plain_sentences.tsv", "essays.tsv")]

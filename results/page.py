@@ -7,7 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from trainer_ext.comparison import score_cells
+from trainer_ext.evaluation.pages import score_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 # Li et al. 2022, Tables 1 and 3: macro F1 on WASSA 2022's test set.

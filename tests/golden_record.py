@@ -25,7 +25,6 @@ MODULES = (
     "baselines.probe",
     "baselines.small_checkpoint",
     "benchmarks",
-    "trainer_ext.hub",
 )
 ESSAY_FLAGS = [
     *("--train_file", str(ESSAYS), "--split_column_name", "split", "--group_column_name", "writer"),
@@ -60,28 +59,35 @@ def print_identities() -> None:
     sys.path.insert(0, str(ROOT))
     import run_compare
     import run_fuse
-    from trainer_ext import trials
-    from trainer_ext.arguments import corpus_arguments
-    from trainer_ext.corpora import load_corpus
+    from trainer_ext.data.load import corpus_arguments, load_corpus
+    from trainer_ext.runs import trials, variants
+    from trainer_ext.runs.trial import one_a_fold
 
     trials.checkpoint_digest = lambda name: name
     found: dict[str, dict[str, str]] = {}
     for path in sorted((ROOT / "recipes").glob("compare/*.yaml")) + sorted((ROOT / "recipes").glob("fuse/*.yaml")):
         if path.parent.name == "compare":
             content = run_compare.read_comparison(path)
-            settings, variants, seeds = content["settings"], content["variants"], content["seeds"]
+            settings, of_recipe, seeds = content["settings"], content["variants"], content["seeds"]
         else:
             recipe = run_fuse.read_fusion_recipe(path, {})
-            settings, variants, seeds = recipe.shared, recipe.members, [1]
-        first = trials.resolve(settings | next(iter(variants.values())), str(path))
-        columns = [name for flags in variants.values() for name in trials.extra_columns(settings | flags, str(path))]
-        corpus = load_corpus(**corpus_arguments(first[1], first[0]), extra_columns=list(dict.fromkeys(columns)))
-        cache = trials.Trials(Path("-"), settings, corpus, str(path))
+            settings, of_recipe, seeds = recipe.shared, recipe.members, [1]
+        programs = run_compare.PROGRAMS
+        first = variants.resolve(settings | next(iter(of_recipe.values())), str(path), programs)
+        columns = [
+            name
+            for flags in of_recipe.values()
+            for name in variants.extra_columns(settings | flags, str(path), programs)
+        ]
+        corpus = load_corpus(
+            **corpus_arguments(first[1], first[0].cache_dir, first[0].token), extra_columns=list(dict.fromkeys(columns))
+        )
+        cache = trials.Trials(Path("-"), settings, corpus, str(path), programs=programs)
         found[path.relative_to(ROOT).as_posix()] = {
             trial.name: cache.path(trial).name
-            for name, flags in variants.items()
+            for name, flags in of_recipe.items()
             for seed in seeds
-            for trial in trials.one_a_fold(flags, 5, seed, name)
+            for trial in one_a_fold(flags, 5, seed, name)
         }
     print(json.dumps(found))
 

@@ -4,14 +4,12 @@ from transformers import TrainingArguments
 
 import run_reproduce
 from trainer_ext import ChildTuningArguments
-from trainer_ext.arguments import (
-    CLASSIFY_ARGUMENTS,
-    CheckpointArguments,
-    DataArguments,
-    PretrainingArguments,
-    RecipeParser,
-)
+from trainer_ext.data.load import DataArguments
+from trainer_ext.data.pretraining_texts import PretrainingArguments
 from trainer_ext.errors import InputError
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
+from trainer_ext.training.warm_start import CheckpointArguments
 
 # Flags of the library's run_classification.py that people type from memory.
 FAMILIAR = """

@@ -14,25 +14,29 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from trainer_ext.arguments import TransferArguments
-from trainer_ext.augmentation import (
-    LABEL_MAPS,
-    TransferRows,
+from trainer_ext.data.augmentation import (
     add_rows,
     balanced_augmentation,
     choose_rows,
-    join_texts,
-    load_transfer_rows,
     random_augmentation,
-    read_label_map,
     rows_by_label,
 )
-from trainer_ext.corpora import WASSA_LABELS, hold_out_folds, load_corpus
-from trainer_ext.emotion_corpora import MASKS, normalised
+from trainer_ext.data.emotion_corpora import MASKS, normalised
+from trainer_ext.data.folds import hold_out_folds
+from trainer_ext.data.label_maps import (
+    LABEL_MAPS,
+    TransferArguments,
+    TransferRows,
+    join_texts,
+    load_transfer_rows,
+    read_label_map,
+)
+from trainer_ext.data.leakage import LeakageGuard
+from trainer_ext.data.load import load_corpus
+from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
-from trainer_ext.hub import licence_of
-from trainer_ext.leakage import LeakageGuard
-from trainer_ext.warm_start import resolve_checkpoint
+from trainer_ext.release.licence import licence_of
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 BOTH = ["go_emotions", "xed"]
 # Label ids as the two corpora number them, for small files in their form.

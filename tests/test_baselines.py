@@ -17,11 +17,13 @@ from baselines import mtl, small_checkpoint, t5
 from baselines.mtl import MultiTaskModel
 from baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
 from modeling_emodeberta import EmoDebertaModel
-from trainer_ext.arguments import CLASSIFY_ARGUMENTS, DataArguments, RecipeParser
-from trainer_ext.corpora import WASSA_LABELS
+from trainer_ext.data.load import DataArguments
+from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
-from trainer_ext.metrics import SEVEN_FIGURES
-from trainer_ext.warm_start import warm_start
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
+from trainer_ext.training.warm_start import warm_start
 
 TEXTS = ["They knew about the cracks.", "She laughed, and so did we, all the way to the harbour.", "No."]
 

@@ -9,17 +9,17 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer_ext.corpora import (
-    WASSA_LABELS,
-    Corpus,
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import (
     bootstrap_groups,
     check_trainable,
     cross_validation_folds,
     hold_out_folds,
     limit_rows,
-    load_corpus,
     split_off_validation,
 )
+from trainer_ext.data.load import load_corpus
+from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
 
 

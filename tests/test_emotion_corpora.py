@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer_ext.emotion_corpora import normalised, read_emotion_corpus
+from trainer_ext.data.emotion_corpora import normalised, read_emotion_corpus
+from trainer_ext.data.leakage import LeakageGuard
 from trainer_ext.errors import InputError
-from trainer_ext.leakage import LeakageGuard
 
 
 @pytest.mark.realdata

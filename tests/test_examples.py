@@ -11,10 +11,11 @@ import pyarrow.parquet
 import pytest
 from conftest import ESSAYS, ROOT, call
 
-from trainer_ext.corpora import WASSA_LABELS, load_corpus
-from trainer_ext.emotion_corpora import LICENCE, normalised
+from trainer_ext.data.emotion_corpora import LICENCE, normalised
+from trainer_ext.data.leakage import LeakageGuard
+from trainer_ext.data.load import load_corpus
+from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
-from trainer_ext.leakage import LeakageGuard
 
 EMOTIONS = ROOT / "examples" / "emotions.parquet"
 SENTENCES = ROOT / "examples" / "plain_sentences.tsv"

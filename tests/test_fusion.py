@@ -27,17 +27,19 @@ from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
-from trainer_ext.augmentation import TransferRows
-from trainer_ext.calibration import (
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import cross_validation_folds, group_folds
+from trainer_ext.data.label_maps import TransferRows
+from trainer_ext.data.load import load_corpus
+from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.errors import InputError
+from trainer_ext.evaluation.calibration import (
     apply_temperature,
     brier_score,
     expected_calibration_error,
     fit_temperature,
 )
-from trainer_ext.corpora import WASSA_LABELS, Corpus, cross_validation_folds, group_folds, load_corpus
-from trainer_ext.distillation import soften_labels, write_out_of_fold
-from trainer_ext.errors import InputError
-from trainer_ext.fusion import (
+from trainer_ext.evaluation.fusion import (
     _macro_f1,
     apply,
     cross_fitted,
@@ -48,10 +50,12 @@ from trainer_ext.fusion import (
     select_greedily,
     soft_vote,
 )
-from trainer_ext.hub import restricted_upstream
-from trainer_ext.report import read_rows
-from trainer_ext.run_folder import file_digest
-from trainer_ext.trials import OWN, SHARED, Trials, read_variants
+from trainer_ext.evaluation.predictions import read_rows
+from trainer_ext.files import file_digest
+from trainer_ext.release.licence import restricted_upstream
+from trainer_ext.runs.trials import Trials
+from trainer_ext.runs.variants import OWN, SHARED, read_variants
+from trainer_ext.training.distillation import soften_labels, write_out_of_fold
 
 
 def random_members(members, rows, labels, seed, sharpness=1.0):

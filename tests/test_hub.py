@@ -19,8 +19,8 @@ from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
-from trainer_ext.folder_check import check_folder
-from trainer_ext.hub import push_folder
+from trainer_ext.release.folder_check import check_folder
+from trainer_ext.release.hub import push_folder
 
 TEXTS = ["Nobody told us that the river would come.", "She laughed, and so did we."]
 
@@ -69,10 +69,11 @@ def client(hub, tmp_path_factory):
 
 
 def push(client: Client, *arguments: object, check: bool = True) -> dict:
-    """`python -m trainer_ext.hub`, without its start; waits between tries cut short."""
-    argv = ["hub.py", *map(str, arguments)]
+    """`run_publish.py`, without its start; waits between tries cut short."""
+    argv = ["run_publish.py", *map(str, arguments)]
     return client(
-        f"import sys; from trainer_ext import hub; hub.time.sleep = lambda _: None; sys.argv = {argv!r}; hub.main()",
+        f"import sys, run_publish; from trainer_ext.release import hub; hub.time.sleep = lambda _: None; "
+        f"sys.argv = {argv!r}; run_publish.main()",
         check,
     )
 
@@ -101,7 +102,7 @@ def test_a_model_and_an_ensemble_go_up_and_come_down_the_same(hub, client, finis
     assert f"pushed to {hub.url}/owner/single/commit/" in said
     # Once more, with nothing changed: nothing happens. With something changed, the tag stands in the way. What is
     # public is not written to by mistake. (The folders are not looked at again.)
-    client("from trainer_ext import hub; looked, hub.check_folder = hub.check_folder, lambda *_, **__: []")
+    client("from trainer_ext.release import hub; looked, hub.check_folder = hub.check_folder, lambda *_, **__: []")
     commits = len(hub.repos["models", "owner/single"].commits)
     push(client, single, "--repo_id", "owner/single", "--tag", "v1.0")
     assert len(hub.repos["models", "owner/single"].commits) == commits
@@ -207,7 +208,7 @@ def test_a_reader_sees_the_old_revision_or_the_whole_new_one(hub, client, faults
         (model / name).write_text(content)
     name = f"owner/{tmp_path.name.replace('_', '-')}"
     code = (
-        "from pathlib import Path; from trainer_ext import hub; hub.time.sleep = lambda _: None; "
+        "from pathlib import Path; from trainer_ext.release import hub; hub.time.sleep = lambda _: None; "
         f"print(hub.push_space(Path({str(model)!r}), {name!r}, 'owner/single', revision='abc'))"
     )
     client(code)
@@ -270,7 +271,7 @@ def test_a_run_publishes_itself(hub, client, v3_folder, tmp_path):
     assert not [path for path in there if path.endswith(".bin") or path.startswith(("checkpoints", "predictions"))]
 
     hub.faults[:] = [Fault("POST", "/commit/", 403)]
-    client("from trainer_ext import hub; looked, hub.check_folder = hub.check_folder, lambda *_, **__: []")
+    client("from trainer_ext.release import hub; looked, hub.check_folder = hub.check_folder, lambda *_, **__: []")
     trained = train(tmp_path / "kept", "--hub_model_id", "owner/kept")
     client("hub.check_folder = looked")
     hub.faults.clear()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import run_classify
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from trainer_ext.errors import InputError
-from trainer_ext.lora import add_lora, merge_lora
-from trainer_ext.warm_start import warm_start
+from trainer_ext.training.lora import add_lora, merge_lora
+from trainer_ext.training.warm_start import warm_start
 
 RANK = 2
 

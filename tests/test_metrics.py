@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from trainer_ext.metrics import SEVEN_FIGURES, EmotionMetric
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES, EmotionMetric
 
 NAMES = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 classes = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40)

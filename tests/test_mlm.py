@@ -20,20 +20,21 @@ from transformers import BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2
 
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM
-from trainer_ext.arguments import CheckpointArguments, PretrainingArguments, RecipeParser
 from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.data.pretraining_texts import PretrainingArguments, load_pretraining_corpus
 from trainer_ext.errors import InputError
-from trainer_ext.pretraining import (
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.training.masking import (
     MaskedTexts,
     Masking,
     PaddingCollator,
-    ReturnMemory,
     Tokenising,
-    load_pretraining_corpus,
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.warm_start import load_tokenizer, warm_start
+from trainer_ext.training.memory import ReturnMemory
+from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 # ---- Model --------------------------------------------------------------------------------------------------------
 
@@ -377,7 +378,7 @@ def test_a_stream_is_trained_on_without_being_held(v3_folder, tmp_path):
 
 def test_a_stream_lets_go_of_what_it_read_and_numbers_its_rows(tmp_path, monkeypatch):
     """Of a parquet file, pyarrow holds no more than a few row groups; a planted text is named by its row."""
-    monkeypatch.setattr("trainer_ext.pretraining.SHUFFLE_BUFFER", 100)
+    monkeypatch.setattr("trainer_ext.data.pretraining_texts.SHUFFLE_BUFFER", 100)
     texts = [f"{i} " + f"word{i} " * 100 for i in range(12_000)]
     planted = "They knew about the cracks in the bridge and did nothing for a year."
     texts[7000] = planted
@@ -426,7 +427,7 @@ def test_a_planted_target_text_is_found_and_named(plant, tmp_path):
 
 @pytest.mark.realdata
 def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
-    from trainer_ext.corpora import load_corpus
+    from trainer_ext.data.load import load_corpus
 
     dev = load_corpus(dataset_name="wassa2022", data_dir=data_dir).splits["validation"]
     (tmp_path / "corpus.txt").write_text("The river took the road.\n" + dev["text"][7].replace("\n", " ") + "\n" * 2)

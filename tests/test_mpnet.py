@@ -18,9 +18,16 @@ from transformers import AutoTokenizer, MPNetConfig, MPNetModel, MPNetTokenizer,
 import run_export
 import run_mlm
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification, EmoDebertaModel
-from trainer_ext.checkpoint_source import PINNED, WEIGHTS, PinnedCheckpoint, resolve_checkpoint, wheels_installed
 from trainer_ext.errors import InputError
-from trainer_ext.warm_start import load_tokenizer, warm_start
+from trainer_ext.training.checkpoint_source import (
+    PINNED,
+    WEIGHTS,
+    PinnedCheckpoint,
+    resolve_checkpoint,
+    wheels_installed,
+)
+from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.warm_start import warm_start
 
 MPNET = "sentence-transformers/all-mpnet-base-v2"
 SHAPE = {

@@ -9,7 +9,7 @@ from transformers import TextClassificationPipeline
 
 import pipeline_emodeberta as module
 from pipeline_emodeberta import EmotionPipeline, token_budget_batches
-from trainer_ext.warm_start import warm_start
+from trainer_ext.training.warm_start import warm_start
 
 TEXTS = [f"{'the river took the road and ' * (i * 7 % 23)}nobody {i}" for i in range(60)]
 

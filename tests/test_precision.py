@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import ESSAY_FLAGS, ROOT
 
-from trainer_ext import arguments, precision
-from trainer_ext.arguments import RecipeParser
+from trainer_ext import precision, recipes
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.precision import Choice, Timing, choose, measure, timed
+from trainer_ext.recipes import RecipeParser
 
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def test_processes_that_start_together_agree(cache):
 
 @pytest.mark.parametrize("faster", ["bf16", "float32"])
 def test_training_takes_the_faster_one_unless_told_otherwise(faster, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(arguments, "choose", lambda device: Choice(faster, "as the test says"))
+    monkeypatch.setattr(recipes, "choose", lambda device: Choice(faster, "as the test says"))
     parser = RecipeParser((ChildTuningArguments,))
 
     def parse(*flags: str) -> tuple[bool, str]:
@@ -113,7 +113,7 @@ def test_training_takes_the_faster_one_unless_told_otherwise(faster, cache, tmp_
 @pytest.mark.parametrize("began", ["bf16", "float32"])
 def test_a_run_resumes_in_its_own_precision_on_another_machine(began, cache, tmp_path, monkeypatch):
     other = "float32" if began == "bf16" else "bf16"
-    monkeypatch.setattr(arguments, "choose", lambda device: Choice(other, "as the test says"))
+    monkeypatch.setattr(recipes, "choose", lambda device: Choice(other, "as the test says"))
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "checkpoint-3").mkdir(parents=True)
     (checkpoints / "run.json").write_text(json.dumps({"bf16": began == "bf16", "fp16": False}))

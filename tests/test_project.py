@@ -8,15 +8,19 @@ import re
 import runpy
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from benchmarks import bench_scaling
-from trainer_ext.comparison import score_cells
-from trainer_ext.metrics import SEVEN_FIGURES
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES
+from trainer_ext.evaluation.pages import score_cells
 
 SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
+TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))
+MODULES = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts for path in TRAINER_EXT}
 OURS = SCRIPTS | {"trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
 
 
@@ -31,12 +35,51 @@ def imports_of(path) -> set[str]:
     return {name for name in names if name in OURS or name.startswith(".")}
 
 
+# What each wing of trainer_ext may import. The ground: errors, files, precision and child_tuning.
+GROUND = {"errors", "files", "precision"}
+RECIPES = GROUND | {"child_tuning", "recipes"}
+ARROWS = {
+    "errors": set(),
+    "child_tuning": {"child_tuning"},
+    "precision": set(),
+    "files": GROUND,
+    "recipes": RECIPES,
+    "data": RECIPES | {"data"},
+    "training": RECIPES | {"data", "training"},
+    "evaluation": RECIPES | {"data", "evaluation"},
+    "runs": RECIPES | {"data", "training", "evaluation", "runs"},
+    "scoring": RECIPES | {"data", "training", "evaluation", "scoring"},
+    "release": RECIPES | {"data", "training", "evaluation", "release"},
+    "hub": set(),  # the old spelling of run_publish.py
+    "__init__": {"child_tuning"},
+}
+
+
+def package_imports(path: Path) -> set[tuple[str, ...]]:
+    """What a module of trainer_ext imports from it, as paths from its root, wherever in the file it does so."""
+    package = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            start = (*package[: -node.level], *filter(None, (node.module or "").split(".")))
+            names = [(*start, alias.name) for alias in node.names]
+            found |= {start} if start in MODULES else set(names)
+    return found
+
+
 def test_arrows_point_one_way():
     for path in ROOT.glob("*_emodeberta.py"):
         assert not imports_of(path) & (SCRIPTS | {"trainer_ext"}), path
-    for path in (ROOT / "trainer_ext").glob("*.py"):
-        assert not imports_of(path) & (SCRIPTS | {"trainer_ext"}), path
-    assert not imports_of(ROOT / "trainer_ext" / "child_tuning.py")
+    for path in TRAINER_EXT:
+        assert not imports_of(path) & (SCRIPTS | {"trainer_ext", "baselines", "benchmarks"}), path
+        assert "import_module" not in path.read_text(encoding="utf-8"), path  # would hide an arrow
+        wing = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts[0]
+        assert {imported[0] for imported in package_imports(path)} <= ARROWS[wing], path
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    of = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts: package_imports(path) for path in TRAINER_EXT}
+    assert list(TopologicalSorter(of).static_order())  # raises CycleError
 
 
 def test_everything_installed_is_pinned():
@@ -59,13 +102,16 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta, run_classify, run_compare, run_export, run_fuse, run_mlm, run_reproduce, run_score
-import trainer_ext.model_card
-scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_reproduce, run_score)
-for module in (modeling_emodeberta, *scripts, trainer_ext.model_card):
+import modeling_emodeberta
+import run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score
+from trainer_ext.data import label_maps
+from trainer_ext.release import model_card
+scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score)
+for module in (modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
-assert trainer_ext.model_card.TEMPLATE.is_file() and trainer_ext.model_card.PRETRAINING_TEMPLATE.is_file()
-assert trainer_ext.model_card.ENSEMBLE_TEMPLATE.is_file()
+assert model_card.TEMPLATE.is_file() and model_card.PRETRAINING_TEMPLATE.is_file()
+assert model_card.ENSEMBLE_TEMPLATE.is_file()
+assert len(list(label_maps.LABEL_MAPS.glob("*.yaml"))) == 2
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)

@@ -1,6 +1,6 @@
 """What a training computes, against losses recorded before: cached members are valid as long as these hold.
 
-Where a change is meant to compute otherwise, raise `trainer_ext.trials.COMPUTATION` and record anew:
+Where a change is meant to compute otherwise, raise `trainer_ext.runs.trials.COMPUTATION` and record anew:
 
     RECORD_LOSSES=1 python -m pytest tests/test_reference.py -n 0
 """
@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import baselines.mtl
 import run_classify
-from trainer_ext.trials import COMPUTATION
+from trainer_ext.runs.trials import COMPUTATION
 
 RECORDED = Path(__file__).parent / "reference" / "losses.json"
 ESSAYS_AS_A_CORPUS = Path(__file__).parent / "reference" / "essays.yaml"

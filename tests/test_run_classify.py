@@ -19,11 +19,14 @@ from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import run_classify as script
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from trainer_ext import arguments, run_folder
-from trainer_ext.arguments import CLASSIFY_ARGUMENTS, RecipeParser
-from trainer_ext.corpora import WASSA_LABELS
+from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
-from trainer_ext.metrics import SEVEN_FIGURES
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES
+from trainer_ext.files import digest
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.runs.checkpoints import checkpoints
+from trainer_ext.runs.provenance import without_secrets
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
 
 
 def read_predictions(folder) -> list[dict]:
@@ -182,11 +185,11 @@ def test_average_is_the_mean_of_the_last_epochs(in_process, tmp_path):
         *("--train_file", path, "--select", "average", "--average_epochs", 2, "--num_train_epochs", 3),
         *("--learning_rate", "1e-2"),
     )
-    checkpoints = [load_file(p / "model.safetensors") for p in run_folder.checkpoints(tmp_path / "out")]
-    assert len(checkpoints) == 2
+    saved = [load_file(p / "model.safetensors") for p in checkpoints(tmp_path / "out")]
+    assert len(saved) == 2
     for name, weight in load_file(tmp_path / "out" / "model.safetensors").items():
-        torch.testing.assert_close(weight, (checkpoints[0][name] + checkpoints[1][name]) / 2)
-    assert not torch.equal(checkpoints[0]["classifier.out_proj.weight"], checkpoints[1]["classifier.out_proj.weight"])
+        torch.testing.assert_close(weight, (saved[0][name] + saved[1][name]) / 2)
+    assert not torch.equal(saved[0]["classifier.out_proj.weight"], saved[1]["classifier.out_proj.weight"])
 
 
 def test_best_on_dev_keeps_the_best_epoch(in_process, tmp_path):
@@ -236,7 +239,7 @@ def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
         assert process.poll() is None, process.stderr[-3000:]
         time.sleep(0.01)
     process.kill()
-    assert [p.name for p in run_folder.checkpoints(tmp_path / "killed")] == ["checkpoint-6", "checkpoint-12"]
+    assert [p.name for p in checkpoints(tmp_path / "killed")] == ["checkpoint-6", "checkpoint-12"]
     assert not (tmp_path / "killed" / "model.safetensors").exists()
 
     # what a kill in the middle of a save leaves: no complete checkpoint, and passed over
@@ -315,7 +318,7 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     settings = json.loads((tmp_path / "out" / "checkpoints" / "run.json").read_text())
     model_args, data_args, transfer_args, _, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*map(str, flags)])
     corpus, transferred, _ = script.read_corpus(data_args, model_args, transfer_args, args.seed)
-    assert settings["training data"] == run_folder.digest(corpus.splits["train"].remove_columns("id").to_list())
+    assert settings["training data"] == digest(corpus.splits["train"].remove_columns("id").to_list())
     assert len(transferred) == 7 * 9
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_rows"] > 100
 
@@ -388,7 +391,7 @@ def test_positions_limit_the_length(bert_folder, in_process, tmp_path):
 
 def test_secrets_do_not_reach_the_card():
     argv = ["r.yaml", "--token", "hf_a", "--hub_token=hf_b", "--hub-token", "hf_c", "--seed", "1"]
-    assert run_folder.without_secrets(argv) == [
+    assert without_secrets(argv) == [
         "r.yaml",
         "--token",
         "***",
@@ -482,7 +485,7 @@ def test_a_share_of_the_checkpoints_weights_is_mixed_in_at_the_end(in_process, t
 def test_trainings_keep_the_names_they_had_before_a_later_flag_came():
     parser = RecipeParser(CLASSIFY_ARGUMENTS)
     plain, mixed = (
-        arguments.training_settings(*parser.parse(["--output_dir", "x", "--bf16", "false", *more]))
+        training_settings(*parser.parse(["--output_dir", "x", "--bf16", "false", *more]))
         for more in ([], ["--pretrained_share", "0.2"])
     )
     assert mixed == plain | {"pretrained_share": 0.2}

@@ -20,19 +20,25 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 import run_classify
 import run_compare
-from trainer_ext import arguments, run_folder, trials
-from trainer_ext.comparison import analyse_errors, banded, compare, comparison_page, errors_page
-from trainer_ext.corpora import load_corpus
+from trainer_ext import recipes
+from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import InputError
+from trainer_ext.evaluation.comparison import compare
+from trainer_ext.evaluation.error_analysis import analyse_errors, banded
+from trainer_ext.evaluation.pages import comparison_page, errors_page
 from trainer_ext.precision import Choice
-from trainer_ext.trial_archive import (
+from trainer_ext.runs import trials
+from trainer_ext.runs.checkpoints import checkpoint_digest
+from trainer_ext.runs.run import start
+from trainer_ext.runs.trial import Trial
+from trainer_ext.runs.trial_archive import (
     ARCHIVE,
     PROBABILITIES,
     read_probabilities,
     write_archive,
     write_probabilities,
 )
-from trainer_ext.trials import Trial, Trials
+from trainer_ext.runs.trials import Trials
 
 
 def figures(path) -> dict:
@@ -364,7 +370,7 @@ def test_a_stage_counts_by_what_decided_its_run_and_other_folders_by_their_weigh
         folder = tmp_path / "stages" / name
         shutil.copytree(v3_folder, folder)
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + weights)
-        run_folder.start(folder, settings, overwrite=False)
+        start(folder, settings, overwrite=False)
         if finished:
             (folder / "all_results.json").write_text("{}")
         return folder
@@ -391,14 +397,14 @@ def test_a_run_notes_what_it_started_from_by_what_decided_that_not_by_its_path(b
         call(run_classify.main, "--model_name_or_path", bert_folder, *flags, "--seed", seed, "--output_dir", first)
         call(run_classify.main, "--model_name_or_path", first, *flags, "--output_dir", second)
         shutil.rmtree(first)
-        found.append(run_folder.checkpoint_digest(str(second)))
+        found.append(checkpoint_digest(str(second)))
     assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("unit", [False, True])
 def test_precision_is_part_of_a_trials_name_whoever_chose_it(cache, monkeypatch, unit):
     make, _ = cache
-    monkeypatch.setattr(arguments, "choose", lambda device: Choice("bf16" if unit else "float32", "for the test"))
+    monkeypatch.setattr(recipes, "choose", lambda device: Choice("bf16" if unit else "float32", "for the test"))
     paths = [make({"bf16": bf16}).path(Trial({}, (2, 0), 1, "")) for bf16 in (None, False, True)]
     assert (paths[0] == paths[1], paths[0] == paths[2]) == (not unit, unit)
 

@@ -10,9 +10,9 @@ import yaml
 from conftest import ESSAY_FLAGS, ROOT, call
 
 import run_reproduce
-from trainer_ext.corpora import WASSA_LABELS
-from trainer_ext.metrics import SEVEN_FIGURES
-from trainer_ext.run_folder import checkpoints
+from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES
+from trainer_ext.runs.checkpoints import checkpoints
 
 
 def stage(command: str, output_dir: str, minutes: float = 1) -> dict:

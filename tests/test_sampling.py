@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer_ext.errors import InputError
-from trainer_ext.sampling import TokenBudgetSampler
+from trainer_ext.training.token_budget import TokenBudgetSampler
 
 LENGTHS = [5 + (7 * i * i) % 120 for i in range(400)]
 

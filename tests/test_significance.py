@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from trainer_ext.significance import (
+from trainer_ext.evaluation.significance import (
     GroupCounts,
     bootstrap_macro_f1,
     holm,

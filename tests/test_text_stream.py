@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer_ext import text_stream
 from trainer_ext.errors import InputError
-from trainer_ext.text_stream import open_source
+from trainer_ext.scoring import text_stream
+from trainer_ext.scoring.text_stream import open_source
 
 WANTED = [("The river took the road.", "a"), ("Nobody told us;\n\nnobody.", "b"), ("Käse, “quoted” and so on", "7")]
 

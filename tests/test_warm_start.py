@@ -35,9 +35,9 @@ from transformers import (
 )
 
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification, EmoDebertaModel
-from trainer_ext.checkpoint_source import PINNED, resolve_checkpoint
 from trainer_ext.errors import InputError
-from trainer_ext.warm_start import warm_start
+from trainer_ext.training.checkpoint_source import PINNED, resolve_checkpoint
+from trainer_ext.training.warm_start import warm_start
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LABELS = {0: "anger", 1: "fear", 2: "joy"}

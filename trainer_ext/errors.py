@@ -25,3 +25,7 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\nstopped; start it again in the same way", file=sys.stderr)
         sys.exit(130)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-from trainer_ext.warm_start import warm_start
+from trainer_ext.training.warm_start import warm_start
 
 STEPS = 20
 

@@ -1,0 +1,1 @@
+"""Rows: corpora, label maps, augmentation, folds, and the guard against leakage."""

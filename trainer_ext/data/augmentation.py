@@ -1,0 +1,155 @@
+"""Supervised transfer (section 2.3.1 of the paper): rows of other corpora under the labels of the target, as a training
+stage of their own or added to the rows of the target.
+
+The paper takes Random and Balanced Augmentation over from the year before without a description; this one is Mundra et
+al.'s (WASSA 2021, https://arxiv.org/abs/2104.09827): 1,000 random rows, or 400 of each class.
+"""
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from ..errors import InputError
+from .corpus import Corpus
+from .emotion_corpora import text_groups
+from .label_maps import TransferArguments, TransferRows
+
+RANDOM_ROWS = 1000
+BALANCED_ROWS = 400
+
+
+def check_transfer(args: TransferArguments, described: dict[str, Any]) -> bool:
+    """Whether `--transfer_datasets` are what is trained on, and not added to the rows of a target.
+
+    Args:
+        described: Arguments of [`trainer_ext.data.load.load_corpus`], from the flags.
+
+    Raises:
+        InputError: for flags that do not go together.
+    """
+    has_target = bool(described["dataset_name"] or described["files"])
+    used = {
+        "--augmentation": args.augmentation != "none",
+        "--augmentation_rows": args.augmentation_rows is not None,
+        "--ba_mode": args.ba_mode != "added",
+        "--join_to_words": args.join_to_words is not None,
+    }
+    if not args.transfer_datasets:
+        if given := [flag for flag, is_used in used.items() if is_used]:
+            raise InputError(f"{given[0]} needs --transfer_datasets, for example go_emotions xed")
+        return False
+    for flag, value in (("augmentation_rows", args.augmentation_rows), ("join_to_words", args.join_to_words)):
+        if value is not None and value < 1:
+            raise InputError(f"--{flag} is {value}; want at least 1")
+    if used["--augmentation_rows"] and not used["--augmentation"]:
+        raise InputError("--augmentation_rows says how many rows; say which with --augmentation RA or BA")
+    if used["--ba_mode"] and (args.augmentation != "BA" or not has_target):
+        raise InputError("--ba_mode topped_up counts the target's rows in; it needs a target and --augmentation BA")
+    if has_target:
+        if not used["--augmentation"]:
+            raise InputError(
+                "which rows of --transfer_datasets are to be added? Give --augmentation RA or BA; or leave out "
+                "--dataset_name and --train_file to train on --transfer_datasets alone"
+            )
+        return False
+    own = {"text_column", "label_column", "group_column", "id_column", "split_column", "split_names"}
+    if given := sorted(key for key in own if described[key]):
+        raise InputError(
+            f"{given[0]} is for --train_file and Hub datasets; what --transfer_datasets holds, its .yaml says"
+        )
+    return True
+
+
+# ---- Choosing -----------------------------------------------------------------------------------------------------
+def random_augmentation(rows: TransferRows, count: int, seed: int) -> TransferRows:
+    """RA: `count` of all rows, each as likely as any other.
+
+    Raises:
+        InputError: if there are fewer.
+    """
+    if count > len(rows):
+        raise InputError(
+            f"--augmentation_rows {count}: {', '.join(rows.licences)} have {len(rows)} usable rows; ask for fewer, or "
+            "add a corpus"
+        )
+    return rows.select(sorted(np.random.default_rng(seed).choice(len(rows), count, replace=False)))
+
+
+def balanced_augmentation(
+    rows: TransferRows, count: int, seed: int, present: dict[str, int] | None = None
+) -> TransferRows:
+    """BA: `count` of each label; with `present`, as many as a label with so many rows lacks to `count`.
+
+    What is drawn of a label depends on its own rows and the seed only.
+
+    Raises:
+        InputError: if a label has fewer.
+    """
+    chosen = []
+    labels = np.asarray(rows.labels, dtype=object)
+    for number, label in enumerate(rows.label_names):
+        candidates = np.flatnonzero(labels == label)
+        wanted = max(0, count - (present or {}).get(label, 0))
+        if wanted > len(candidates):
+            raise InputError(
+                f"--augmentation_rows {count}: {', '.join(rows.licences)} have {len(candidates)} usable rows of "
+                f"{label}; {wanted} are wanted. Ask for fewer, or add a corpus"
+            )
+        chosen += sorted(np.random.default_rng([seed, number]).choice(candidates, wanted, replace=False))
+    return rows.select(chosen)
+
+
+def choose_rows(
+    rows: TransferRows, args: TransferArguments, seed: int, present: dict[str, int] | None = None
+) -> TransferRows:
+    """What the flags ask for; all rows under `--augmentation none`.
+
+    Args:
+        present: Rows of the target by label, which `--ba_mode topped_up` counts in.
+    """
+    if args.augmentation == "RA":
+        return random_augmentation(rows, args.augmentation_rows or RANDOM_ROWS, seed)
+    if args.augmentation == "BA":
+        topped_up = present if args.ba_mode == "topped_up" else None
+        return balanced_augmentation(rows, args.augmentation_rows or BALANCED_ROWS, seed, topped_up)
+    return rows
+
+
+# ---- Using --------------------------------------------------------------------------------------------------------
+def as_corpus(rows: TransferRows) -> Corpus:
+    """The rows as a corpus to train a stage on."""
+    index = {label: position for position, label in enumerate(rows.label_names)}
+    columns = {
+        "id": rows.ids,
+        "text": rows.texts,
+        "group": text_groups(rows.texts),
+        "labels": [index[label] for label in rows.labels],
+    }
+    return Corpus(
+        {"train": Dataset.from_dict(columns)},
+        rows.label_names,
+        "single_label_classification",
+        source=", ".join(rows.licences),
+    )
+
+
+def add_rows(corpus: Corpus, rows: TransferRows) -> None:
+    """Append the rows to the training split, in place; the rows that are there stay as they are, in their order."""
+    train = corpus.splits["train"]
+    index = {label: position for position, label in enumerate(corpus.label_names)}
+    labels: list[Any] = [index[label] for label in rows.labels]
+    if isinstance(train[0]["labels"], list):
+        labels = np.eye(len(corpus.label_names))[labels].tolist()
+    columns: dict[str, list] = {"id": rows.ids, "text": rows.texts, "labels": labels}
+    for name in train.column_names:
+        columns.setdefault(name, rows.ids if name == "group" else [""] * len(rows))
+    added = Dataset.from_dict({name: columns[name] for name in train.column_names}, features=train.features)
+    corpus.splits["train"] = concatenate_datasets([train, added])
+
+
+def rows_by_label(corpus: Corpus) -> dict[str, int]:
+    """How many training rows have each label; of a distribution the most probable one."""
+    classes = corpus.classes("train")
+    counts = classes.sum(axis=0) if classes.ndim == 2 else np.bincount(classes, minlength=len(corpus.label_names))
+    return dict(zip(corpus.label_names, counts.tolist(), strict=True))

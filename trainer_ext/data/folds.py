@@ -1,0 +1,160 @@
+"""Rows by writer: cross-validation folds, validation splits, bootstrap samples."""
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from ..errors import InputError
+from .corpus import Corpus
+
+logger = logging.getLogger(__name__)
+_MANY_GROUPS = 5000
+
+
+def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
+    """Move about `percentage` percent of the training rows into `validation`, in place.
+
+    Rows of one group stay together; the classes keep their shares as far as the groups allow.
+
+    Raises:
+        InputError: if that leaves too few groups or rows on one side.
+    """
+    train = corpus.splits["train"]
+    groups = train["group"] if "group" in train.column_names else train["id"]
+    folds = max(2, round(100 / percentage))
+    classes = corpus.classes("train")
+    if classes.ndim == 2:
+        classes = classes.argmax(axis=1)
+    if len(set(groups)) < folds:
+        raise InputError(
+            f"{corpus.source}: {len(set(groups))} groups in train cannot give {percentage}% for validation; "
+            "name a validation file"
+        )
+    if len(set(groups)) > _MANY_GROUPS:
+        kept, held_out = _split_many_groups(np.asarray(groups), classes, percentage, seed)
+    else:
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        kept, held_out = next(splitter.split(classes, classes, groups))
+    corpus.splits["train"], corpus.splits["validation"] = train.select(kept), train.select(held_out)
+
+
+def _split_many_groups(
+    groups: np.ndarray, classes: np.ndarray, percentage: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of both sides: of the groups whose first row has a class, the same share of each class is held out.
+
+    `StratifiedGroupKFold` weighs every group against every fold, minutes for a corpus of unrelated rows."""
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(first), dtype=bool)
+    for label in np.unique(classes):
+        of_class = np.flatnonzero(classes[first] == label)
+        chosen[rng.permutation(of_class)[: round(len(of_class) * percentage / 100)]] = True
+    return np.flatnonzero(~chosen[group_of]), np.flatnonzero(chosen[group_of])
+
+
+def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
+    """The fold, 0 to `folds - 1`, of each training row: `(rows,)`.
+
+    Rows of one group share a fold; folds are alike in size and in their classes' shares, as far as groups allow: of
+    scikit-learn's `StratifiedGroupKFold` under 20 seeds, the one whose worst share is closest to the whole's. The
+    same rows always give the same folds.
+
+    Raises:
+        InputError: if there are fewer groups than folds, or no class has as many rows as folds.
+    """
+    train = corpus.splits["train"]
+    groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
+    if not 2 <= folds <= len(set(groups)):
+        raise InputError(
+            f"{corpus.source}: {folds} folds of {len(set(groups))} groups in train; want 2 folds or more, and no more "
+            "than groups"
+        )
+    classes = corpus.classes("train")
+    classes = classes.argmax(axis=1) if classes.ndim == 2 else classes
+    if folds > (most := int(np.bincount(classes).max())):
+        raise InputError(
+            f"{corpus.source}: {folds} folds, but no class has more than {most} rows in train; want {most} or fewer"
+        )
+    return group_folds(classes, groups, folds)
+
+
+def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> np.ndarray:
+    """The fold, 0 to `folds - 1`, of rows with these class ids and groups; see [`cross_validation_folds`]."""
+    one_hot = np.eye(classes.max() + 1)[classes]
+    best, found = np.inf, np.zeros(len(classes), dtype=int)
+    for seed in range(20):
+        assigned = np.zeros(len(classes), dtype=int)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds
+            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+            for fold, (_, held_out) in enumerate(splitter.split(classes, classes, groups)):
+                assigned[held_out] = fold
+        sizes = np.bincount(assigned, minlength=folds)
+        shares = np.stack([one_hot[assigned == fold].sum(axis=0) / max(sizes[fold], 1) for fold in range(folds)])
+        worst = max(np.abs(shares - one_hot.mean(axis=0)).max(), np.abs(sizes / len(classes) - 1 / folds).max())
+        if worst < best:
+            best, found = worst, assigned
+    return found
+
+
+def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> None:
+    """Make these folds of the training rows, by number, the test split, in place; other splits are left out.
+
+    Raises:
+        InputError: as [`cross_validation_folds`], or if there is no such fold, or none is left to train on.
+    """
+    if wrong := [fold for fold in which if not 0 <= fold < folds]:
+        raise InputError(f"fold {wrong[0]} of {folds}; want 0 to {folds - 1}")
+    if len(set(which)) == folds:
+        raise InputError(f"all {folds} folds are held out; leave at least one to train on")
+    train, assigned = corpus.splits["train"], cross_validation_folds(corpus, folds)
+    held_out = np.isin(assigned, which)
+    corpus.splits = {"train": train.select(np.flatnonzero(~held_out)), "test": train.select(np.flatnonzero(held_out))}
+
+
+def bootstrap_groups(corpus: Corpus, seed: int) -> None:
+    """Make the training rows a bootstrap sample of themselves, in place, for bagging (Breiman 1996): as many groups as
+    there are, drawn with replacement, each with all of its rows, once for each time that it is drawn."""
+    train = corpus.splits["train"]
+    groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
+    names, of_row = np.unique(groups, return_inverse=True)
+    times = np.bincount(np.random.default_rng(seed).integers(len(names), size=len(names)), minlength=len(names))
+    corpus.splits["train"] = train.select(np.repeat(np.arange(len(groups)), times[of_row]))
+
+
+def check_trainable(corpus: Corpus) -> None:
+    """Raises InputError if the training split cannot teach a classifier; logs labels that it lacks."""
+    if "train" not in corpus.splits:
+        raise InputError(f"{corpus.source}: no train split; name it with --train_file or --train_split_name")
+    if "labels" not in corpus.splits["train"].column_names:
+        raise InputError(f"{corpus.source}: the train split has no labels; name their column with --label_column_name")
+    classes = corpus.classes("train")
+    if classes.ndim == 2:
+        counts = dict(zip(corpus.label_names, classes.sum(axis=0).tolist(), strict=True))
+    else:
+        counts = Counter(corpus.label_names[label] for label in classes)
+    present = [name for name in corpus.label_names if counts.get(name)]
+    if len(present) < 2:
+        raise InputError(
+            f"{corpus.source}: the train split has one class only ({', '.join(present) or 'none'}); want at least two"
+        )
+    for name in corpus.label_names:
+        if not counts.get(name):
+            logger.warning(f"{corpus.source}: no training row has the label {name!r}; it cannot be learnt")
+
+
+def limit_rows(corpus: Corpus, train: int | None, validation: int | None, test: int | None) -> None:
+    """Keep the first so many rows of each split, in place; all where no number is given.
+
+    Raises:
+        InputError: for a number below 1.
+    """
+    for split, limit in (("train", train), ("validation", validation), ("test", test)):
+        if limit is not None and limit < 1:
+            raise InputError(f"the sample limit of {split} is {limit}; want at least 1")
+        if limit is not None and split in corpus.splits:
+            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))

@@ -1,0 +1,276 @@
+"""Load a corpus: files, a Hub dataset, or a built-in corpus."""
+
+import csv
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ..errors import InputError
+from ..recipes import flag
+from .corpus import Corpus
+from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
+from .labels import read_labels
+from .tables import check_column, check_extra_columns, divide_by_split, read_common_columns, read_file, read_hub_dataset
+from .wassa2022 import load_wassa2022
+
+
+@dataclass
+class DataArguments:
+    """What to read."""
+
+    _argument_group_name = "Data"
+
+    dataset_name: str | None = flag(
+        None,
+        "wassa2022 (built in; needs --data_dir), go_emotions or xed with their own labels, several a row (built in; "
+        "from --data_dir, else from the Hub), or a dataset on the Hub.",
+    )
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub dataset.")
+    data_dir: str | None = field(
+        default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
+        metadata={
+            "help": "Folder with wassa2022/, goemotions/ and xed/; the environment's EMODEBERTA_DATA if not given."
+        },
+    )
+    train_file: str | None = flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet.")
+    validation_file: str | None = flag(None, "Validation file.")
+    test_file: str | None = flag(None, "Test file; its labels may be missing.")
+    train_split_name: str | None = flag(None, "The Hub dataset's name for train.")
+    validation_split_name: str | None = flag(None, "The Hub dataset's name for validation.")
+    test_split_name: str | None = flag(None, "The Hub dataset's name for test.")
+    split_column_name: str | None = flag(
+        None, "Column of the training file that says train, validation (or dev) or test for each row."
+    )
+    validation_split_percentage: float = flag(
+        0.0, "Without a validation split, take about this share of the training rows, whole groups only."
+    )
+    cv_folds: int | None = flag(
+        None,
+        "Cross-validation: divide the training rows into so many folds, the same ones every time, whole groups only, "
+        "and hold out --cv_fold as the test split; other splits are left out. run_compare.py runs them all.",
+    )
+    cv_fold: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Which of --cv_folds to hold out, counted from 0; one or several."},
+    )
+    bagging: bool = flag(
+        False,
+        "Train on a bootstrap sample: as many writers as there are, drawn by --seed with replacement, each with all "
+        "rows (Breiman 1996; how the paper's late fusion makes its models differ).",
+    )
+    text_column_name: str | None = flag(
+        None, "Column with the text; text if not given.", aliases=["--text_column_names"]
+    )
+    label_column_name: str | None = flag(
+        None,
+        "Column with the label: a name, an integer, a list of names (several classes) or of numbers (one-hot, or a "
+        "distribution); or several columns separated by commas, one per label. label if not given.",
+    )
+    group_column_name: str | None = flag(
+        None,
+        "Column that names the writer of a row: writers are split, and resampled for intervals, as a whole.",
+        aliases=["--group_column"],
+    )
+    id_column_name: str | None = flag(None, "Column that identifies a row in predictions.tsv; else the row number.")
+    label_set: list[str] = field(
+        default_factory=list,
+        metadata={"help": "The label set, in order; else all labels of all splits, sorted."},
+    )
+    max_seq_length: int = flag(256, "Longest text in tokens; longer ones are cut, counted and reported.")
+    max_train_samples: int | None = flag(None, "Use only the first rows of train, for a quick try.")
+    max_eval_samples: int | None = flag(None, "Use only the first rows of validation.")
+    max_predict_samples: int | None = flag(None, "Use only the first rows of test, and of each of --extra_tests.")
+
+
+def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Any]:
+    """The arguments of [`load_corpus`] that the flags give."""
+    files = {split: getattr(data_args, f"{split}_file") for split in ("train", "validation", "test")}
+    split_names = {split: getattr(data_args, f"{split}_split_name") for split in files}
+    return {
+        "dataset_name": data_args.dataset_name,
+        "dataset_config_name": data_args.dataset_config_name,
+        "data_dir": data_args.data_dir,
+        "files": {split: path for split, path in files.items() if path},
+        "split_names": {split: name for split, name in split_names.items() if name},
+        "text_column": data_args.text_column_name,
+        "label_column": data_args.label_column_name,
+        "group_column": data_args.group_column_name,
+        "id_column": data_args.id_column_name,
+        "split_column": data_args.split_column_name,
+        "label_names": data_args.label_set or None,
+        "cache_dir": cache_dir,
+        "token": token,
+    }
+
+
+logger = logging.getLogger(__name__)
+csv.field_size_limit(2**31 - 1)
+
+
+def load_corpus(
+    *,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    data_dir: str | None = None,
+    files: dict[str, str] | None = None,
+    split_names: dict[str, str] | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    id_column: str | None = None,
+    split_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    extra_columns: Sequence[str] = (),
+    cache_dir: str | None = None,
+    token: str | None = None,
+) -> Corpus:
+    """Read a corpus.
+
+    Args:
+        dataset_name: `wassa2022` (built in, needs `data_dir`), `go_emotions` or `xed` (built in, their training rows
+            with their own labels) or a dataset on the Hub; or give `files`.
+        dataset_config_name: Configuration of a Hub dataset.
+        data_dir: Folder that holds the built-in corpora.
+        files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
+        split_names: Names of a Hub dataset's splits, where they differ from `train`, `validation` and `test`.
+        text_column: Column with the text; `text` if not given.
+        label_column: Column with the label: a name, an integer, a list of names (several classes), or a list of
+            numbers, one per label; several columns separated by commas give such a list. Numbers that are all 0 or 1
+            with a single 1 a row are one-hot, those of which each row adds up to 1 are distributions, other 0/1 rows
+            are several classes. `label` if not given. A test split may be without labels.
+        group_column: Column that names the writer (or any group) of a row; in wassa2022 the writer if not given.
+        id_column: Column that identifies a row; the row number if not given.
+        split_column: Column of the train file that names each row's split.
+        label_names: The label set and its order; by default all labels of all splits, sorted.
+        extra_columns: Other columns to keep, as strings, for example those that an error analysis goes by.
+        cache_dir, token: As in `datasets.load_dataset`.
+
+    Raises:
+        InputError: for anything that cannot be read as described.
+    """
+    if dataset_name in ("wassa2022", *BUILT_IN):
+        described = {
+            "files": files, "text_column": text_column, "label_column": label_column, "id_column": id_column,
+            "split_column": split_column, "split_names": split_names, "label_names": label_names,
+            **({} if dataset_name == "wassa2022" else {"group_column": group_column, "extra_columns": extra_columns}),
+        }  # fmt: skip
+        if given := [name for name, value in described.items() if value]:
+            raise InputError(f"{dataset_name} has its own {', '.join(given)}; leave out the flags that say otherwise")
+        if dataset_name == "wassa2022":
+            return load_wassa2022(data_dir, group_column or "response_id", extra_columns)
+        return _load_emotion_corpus(dataset_name, data_dir, cache_dir, token)
+    if dataset_name and files:
+        raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
+    if dataset_name:
+        tables = read_hub_dataset(dataset_name, dataset_config_name, split_names or {}, cache_dir, token)
+        source = dataset_name
+    elif files:
+        tables = {split: read_file(path) for split, path in files.items()}
+        source = ", ".join(Path(path).name for path in files.values())
+    else:
+        raise InputError("no data: give --dataset_name (wassa2022, or a Hub dataset) or --train_file")
+    if split_column:
+        tables = divide_by_split(tables, split_column)
+
+    text_column, label_column = text_column or "text", label_column or "label"
+    check_extra_columns(tables, extra_columns)
+    for table in tables.values():
+        if not table.rows:
+            raise InputError(f"{table.name}: no rows; want at least one")
+        for column in [text_column, group_column, id_column]:
+            if column:
+                check_column(table, column)
+    columns = {
+        split: read_common_columns(t, text_column, group_column, id_column, extra_columns)
+        for split, t in tables.items()
+    }
+    labels, names, problem_type = read_labels(tables, label_column.split(","), label_names)
+    for split, values in labels.items():
+        columns[split]["labels"] = values
+    credited = " ".join(dict.fromkeys(table.attribution for table in tables.values() if table.attribution)) or None
+    splits = {split: Dataset.from_dict(content) for split, content in columns.items()}
+    return Corpus(splits, names, problem_type, source, attribution=credited)
+
+
+def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
+    """The texts of a file, in its order.
+
+    Raises:
+        InputError: as [`load_corpus`]; also if there are none.
+    """
+    table = read_file(path)
+    if not table.rows:
+        raise InputError(f"{path}: no rows")
+    check_column(table, text_column)
+    return read_common_columns(table, text_column, None, None, ())["text"]
+
+
+def extra_test_name(source: str) -> str:
+    """Return the name of an extra test in figures: its file's name without the ending."""
+    return re.sub(r"\W+", "_", Path(source).stem)
+
+
+def load_extra_test(
+    source: str,
+    corpus: Corpus,
+    *,
+    data_dir: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    id_column: str | None = None,
+) -> Dataset:
+    """Read a labelled test set beside the corpus' own: all rows of a file, or the training essays of `wassa2022`.
+
+    Args:
+        source: A file as in [`load_corpus`], or `wassa2022`, which needs `data_dir`.
+        corpus: Whose labels the test set must have, all or some of them.
+        text_column, label_column: As in [`load_corpus`].
+        group_column, id_column: As there, but read only where the file has them.
+
+    Raises:
+        InputError: for anything that cannot be read as described, or a label that the corpus does not have.
+    """
+    if source == "wassa2022":
+        read = load_wassa2022(data_dir, "response_id", ())
+        if lacking := [name for name in read.label_names if name not in corpus.label_names]:
+            raise InputError(
+                f"--extra_tests wassa2022: its label {lacking[0]!r} is not one of {', '.join(corpus.label_names)}"
+            )
+        rows = read.splits["train"]
+        ids = [corpus.label_names.index(read.label_names[label]) for label in rows["labels"]]
+        return rows.remove_columns("labels").add_column("labels", ids)
+    table = read_file(source)
+    text_column, label_columns = text_column or "text", (label_column or "label").split(",")
+    if not table.rows:
+        raise InputError(f"{source}: no rows; want at least one")
+    for column in (text_column, *label_columns):
+        check_column(table, column)
+    own = {name: name if name in table.rows[0] else None for name in (group_column, id_column) if name}
+    columns = read_common_columns(table, text_column, own.get(group_column), own.get(id_column), ())
+    labels, _, problem_type = read_labels({"test": table}, label_columns, corpus.label_names)
+    if problem_type != corpus.problem_type:
+        have = "one class" if problem_type == "single_label_classification" else "several classes"
+        raise InputError(f"{source}: its rows have {have}, unlike those that are trained on")
+    return Dataset.from_dict(columns | {"labels": labels["test"]})
+
+
+def _load_emotion_corpus(name: str, data_dir: str | None, cache_dir: str | None, token: str | None) -> Corpus:
+    """Its training rows under its own labels, several a row; texts that differ in case and punctuation alone are one
+    group."""
+    read = read_emotion_corpus(name, data_dir, cache_dir, token)
+    for reason, count in read.left_out.items():
+        logger.info(f"{name}: left out: {count} ({reason})")
+    index = {label: position for position, label in enumerate(read.label_names)}
+    labels = np.zeros((len(read.ids), len(index)))
+    for row, names in enumerate(read.labels):
+        labels[row, [index[label] for label in names]] = 1
+    columns = {"id": read.ids, "text": read.texts, "group": text_groups(read.texts), "labels": labels.tolist()}
+    return Corpus({"train": Dataset.from_dict(columns)}, read.label_names, "multi_label_classification", source=name)

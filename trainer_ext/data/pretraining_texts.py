@@ -1,0 +1,273 @@
+"""Continued pre-training on texts without labels: what is read, what is left out, and how tokens are masked."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, IterableDataset, load_dataset
+
+from ..errors import InputError
+from ..recipes import PUBLISH_RESTRICTED, flag
+from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
+from .leakage import LeakageGuard, TargetArguments, guard_of_target
+from .load import read_texts
+
+
+@dataclass
+class PretrainingArguments(TargetArguments):
+    """What `run_mlm.py` reads, masks and leaves out."""
+
+    _argument_group_name = "Pre-training"
+
+    dataset_name: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "go_emotions and xed (built in: from --data_dir, else from the Hub), or one dataset on the Hub."
+        },
+    )
+    dataset_config_name: str | None = flag(None, "Configuration of the Hub dataset.")
+    data_dir: str | None = field(
+        default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
+        metadata={
+            "help": "Folder with goemotions/, xed/ and wassa2022/; the environment's EMODEBERTA_DATA if not given."
+        },
+    )
+    train_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Files of texts: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet."},
+    )
+    validation_file: list[str] = field(
+        default_factory=list, metadata={"help": "Files of texts to measure perplexity on; else see the next flag."}
+    )
+    validation_split_percentage: float = flag(
+        5.0, "Without --validation_file, hold out about this share of the texts for perplexity; 0 for none."
+    )
+    text_column_name: str = flag("text", "Column with the text.")
+    streaming: bool = flag(
+        False,
+        "Read --train_file or the Hub dataset as it is trained on, for corpora larger than memory: give --max_steps. "
+        "Texts are then not deduplicated, and --tokens_per_batch is not offered.",
+    )
+    line_by_line: bool = flag(
+        True,
+        "A text is one row, cut at --max_seq_length; false: a longer text becomes several rows and nothing is cut. "
+        "Either way no attention goes from one text to another.",
+    )
+    max_seq_length: int = flag(256, "Longest row in tokens.")
+    mlm_probability: float = flag(0.15, "Share of tokens to predict (the paper's, after BERT).")
+    whole_word_masking: bool = flag(False, "Choose whole words instead of tokens. Needs a fast tokenizer.")
+    include_target_train: bool = flag(
+        False, "Also train on the training essays of --target_dataset_name (not the paper's way)."
+    )
+    max_train_samples: int | None = flag(None, "Use only so many texts, for a quick try.")
+    max_eval_samples: int | None = flag(None, "Measure perplexity on only so many; of a stream 1,000.")
+    preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
+    head_warmup_steps: int = flag(
+        0,
+        "Where the checkpoint has no usable head for masked words (DeBERTa-v3, MiniLM), train the new one alone for so "
+        "many steps first, the encoder frozen.",
+    )
+    head_learning_rate: float = flag(1e-3, "Of these steps.")
+    tokens_per_batch: int | None = flag(
+        None,
+        "Pack batches: texts of like length, as many as make so many tokens, one after the other without padding in "
+        "the layers or attention across them; in place of --per_device_train_batch_size.",
+    )
+    overwrite_output_dir: bool = flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
+
+
+logger = logging.getLogger(__name__)
+STREAM_VALIDATION_ROWS = 1000
+SHUFFLE_BUFFER = 10_000
+_STREAMED = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+@dataclass
+class PretrainingCorpus:
+    """Texts to train on and to measure perplexity on.
+
+    Attributes:
+        train, validation: With a column `text`; `validation` may be `None`.
+        source: What was read, for the card.
+        licences: By source, where one is known.
+        left_out: Rows that are not in here, by reason. Of a stream it fills as the stream is read.
+        guard: Its `found` names the texts that copy one of the target's.
+        target_licence: Terms of a target whose training texts are in `train`.
+    """
+
+    train: Dataset | IterableDataset
+    validation: Dataset | None
+    source: str
+    licences: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    guard: LeakageGuard | None = None
+    target_licence: str | None = None
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.left_out[reason] = self.left_out.get(reason, 0) + count
+
+
+def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int):
+    """The [`PretrainingCorpus`] of the flags.
+
+    Raises:
+        InputError: for what cannot be read, or flags that exclude each other.
+    """
+    if bool(data.dataset_name) == bool(data.train_file):
+        raise InputError("give either --dataset_name (go_emotions xed, or a dataset on the Hub) or --train_file")
+    if not 0 <= data.validation_split_percentage <= 50:
+        raise InputError(f"--validation_split_percentage is {data.validation_split_percentage}; want 0 to 50")
+    built_in = [name for name in data.dataset_name if name in BUILT_IN]
+    if built_in and len(built_in) < len(data.dataset_name):
+        raise InputError(f"--dataset_name {' '.join(data.dataset_name)}: want {' and '.join(BUILT_IN)}, or one other")
+    if len(data.dataset_name) > 1 and not built_in:
+        raise InputError(f"--dataset_name {' '.join(data.dataset_name)}: want one dataset of the Hub")
+    names = data.dataset_name or [Path(path).name for path in data.train_file]
+    guard, target_texts, licence = _target(data)
+    corpus = PretrainingCorpus(None, None, ", ".join(names), guard=guard)
+    if data.streaming:
+        _stream(corpus, data, cache_dir, token, seed)
+        return corpus
+
+    rows: list[tuple[str, str]] = []  # row id and text
+    for name in built_in:
+        part = read_emotion_corpus(name, data.data_dir, cache_dir, token)
+        rows += zip((f"{name}, {row_id}" for row_id in part.ids), part.texts, strict=True)
+        corpus.licences[name] = part.licence
+        for reason, count in part.left_out.items():
+            corpus.leave_out(f"{name}: {reason}", count)
+    if data.dataset_name and not built_in:
+        rows += _hub_texts(data, cache_dir, token)
+    for path in data.train_file:
+        rows += _file_texts(path, data.text_column_name, corpus)
+    if data.include_target_train:
+        rows += target_texts
+        corpus.target_licence = licence
+    kept, seen = [], set()
+    for row_id, text in rows:
+        key = normalised(text) or text.strip()
+        if not key:
+            corpus.leave_out("empty")
+        elif key in seen:
+            corpus.leave_out("a second time, letters and digits compared")
+        elif guard is None or guard.keeps(row_id, text):
+            seen.add(key)
+            kept.append(text)
+    if not kept:
+        raise InputError(f"{corpus.source}: no texts are left; left out: {corpus.left_out}")
+    if data.validation_file:
+        held_out = [text for path in data.validation_file for _, text in _file_texts(path, data.text_column_name)]
+        held_out = [text for text in held_out if text.strip()]
+    else:
+        order = np.random.default_rng(seed).permutation(len(kept))
+        count = round(len(kept) * data.validation_split_percentage / 100)
+        held_out = [kept[i] for i in sorted(order[:count])]
+        kept = [kept[i] for i in sorted(order[count:])]
+    corpus.train = Dataset.from_dict({"text": kept[: data.max_train_samples]})
+    if held_out:
+        corpus.validation = Dataset.from_dict({"text": held_out[: data.max_eval_samples]})
+    return corpus
+
+
+def _target(data: PretrainingArguments) -> tuple[LeakageGuard | None, list[tuple[str, str]], str | None]:
+    """A guard over the target's texts, but not over training texts that are to be read; those, and their terms."""
+    guard, target = guard_of_target(data, data.data_dir, train=not data.include_target_train)
+    if target is None:
+        if data.include_target_train:
+            raise InputError("--include_target_train needs --target_dataset_name")
+        return guard, [], None
+    ids, texts = target.splits["train"]["id"][:], target.splits["train"]["text"][:]
+    train = [(f"{data.target_dataset_name} train, {i}", text) for i, text in zip(ids, texts, strict=True)]
+    return guard, train, target.licence
+
+
+def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | None) -> list[tuple[str, str]]:
+    name = data.dataset_name[0]
+    try:
+        rows = load_dataset(name, data.dataset_config_name, split="train", cache_dir=cache_dir, token=token)
+    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
+        raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
+    if data.text_column_name not in rows.column_names:
+        raise InputError(f"dataset {name}: no column {data.text_column_name!r}; it has {', '.join(rows.column_names)}")
+    return [(f"{name}, row {i}", text or "") for i, text in enumerate(rows[data.text_column_name], start=1)]
+
+
+def _file_texts(path: str, column: str, corpus: PretrainingCorpus | None = None) -> list[tuple[str, str]]:
+    """Row id and text; the empty lines of a text file are counted in `corpus`."""
+    name = Path(path).name
+    if Path(path).suffix.lower() != ".txt":
+        return [(f"{name}, text {i}", text) for i, text in enumerate(read_texts(path, column), start=1)]
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        lines = Path(path).read_bytes().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file with encoding UTF-8") from error
+    empty = sum(not line.strip() for line in lines)
+    if corpus is not None:
+        corpus.leave_out(f"{name}: empty line", empty)
+    return [(f"{name}, line {i}", line) for i, line in enumerate(lines, start=1) if line.strip()]
+
+
+# ---- Streams ------------------------------------------------------------------------------------------------------
+def _stream(
+    corpus: PretrainingCorpus, data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int
+) -> None:
+    """Fill `corpus` from a stream: its first rows for perplexity, the rest shuffled through a buffer."""
+    if set(data.dataset_name) & set(BUILT_IN):
+        raise InputError("--streaming is for files and Hub datasets; go_emotions and xed fit in memory")
+    if data.include_target_train:
+        raise InputError("--streaming does not read --include_target_train; write the texts into a --train_file")
+    if data.train_file:
+        kinds = {_STREAMED.get(Path(path).suffix.lower()) for path in data.train_file}
+        for path in [*data.train_file, *data.validation_file]:
+            if not Path(path).is_file():
+                raise InputError(f"{path}: no such file")
+        if len(kinds) > 1 or None in kinds:
+            raise InputError(f"--streaming reads files of one kind, {', '.join(_STREAMED)}; got {corpus.source}")
+        options = {"delimiter": "\t"} if data.train_file[0].lower().endswith(".tsv") else {}
+        arguments = {"path": kinds.pop(), "data_files": data.train_file, **options}
+    else:
+        arguments = {"path": data.dataset_name[0], "name": data.dataset_config_name, "token": token}
+    try:
+        rows = load_dataset(**arguments, split="train", streaming=True, cache_dir=cache_dir)
+        if data.train_file:
+            # Pyarrow keeps what it reads of a parquet file to the file's end (arrow#39808); so one row group at a time.
+            # On the Hub this would fetch something of each file first.
+            rows = rows.reshard()
+        first = next(iter(rows), None)
+    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
+        raise InputError(f"{corpus.source}: {str(error).strip().splitlines()[0]}") from error
+    if first is None:
+        raise InputError(f"{corpus.source}: no rows")
+    if data.text_column_name not in first:
+        raise InputError(f"{corpus.source}: no column {data.text_column_name!r}; it has {', '.join(first)}")
+
+    def keep(row: dict, number: int) -> bool:
+        text = row["text"]
+        if not isinstance(text, str) or not text.strip():
+            corpus.leave_out("empty, or no text")
+            return False
+        return corpus.guard is None or corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
+
+    if data.text_column_name != "text":
+        rows = rows.rename_column(data.text_column_name, "text")
+    rows = rows.select_columns(["text"]).filter(keep, with_indices=True)
+    if data.validation_file:
+        held_out = [text for path in data.validation_file for _, text in _file_texts(path, data.text_column_name)]
+        count = 0
+    else:
+        count = data.max_eval_samples or (STREAM_VALIDATION_ROWS if data.validation_split_percentage else 0)
+        held_out = [row["text"] for row in rows.take(count)]
+    rows = rows.skip(count)  # 0, too: after it only the buffer is shuffled, so that the guard's row numbers are right
+    if data.max_train_samples is not None:
+        rows = rows.take(data.max_train_samples)
+    corpus.left_out.clear()  # the rows for perplexity are read a second time
+    if corpus.guard is not None:
+        corpus.guard.found.clear()
+    corpus.train = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    corpus.validation = Dataset.from_dict({"text": held_out[: data.max_eval_samples]}) if held_out else None

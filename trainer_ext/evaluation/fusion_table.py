@@ -1,0 +1,105 @@
+"""Fusion rules compared on rows that no member was trained on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import InputError
+from .calibration import apply_temperature, calibration, fit_temperature
+from .comparison import compare
+from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
+
+FOLDS = 5  # that fitted fusions are scored by
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises InputError for members that cannot be told apart, or not from a fusion."""
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two members are called {sorted(twice)[0]!r}; tell them apart with --names")
+    if taken := [name for name in names if name in map(_shown, FUSIONS)]:
+        raise InputError(f"a member is called {taken[0]!r}, as one of the fusions; give it another name")
+
+
+def _shown(fusion: str) -> str:
+    return f"{fusion} vote" if fusion in ("hard", "soft") else fusion
+
+
+def plain_votes(of: str, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """By name, `(rows, labels)`: the hard and the soft vote of some systems, `of` says whose."""
+    return {f"{_shown(rule)}, {of}": apply(rule, probabilities, None) for rule in ("hard", "soft")}
+
+
+# ---- Figures ------------------------------------------------------------------------------------------------------
+def compare_fusions(
+    names: Sequence[str],
+    probabilities: np.ndarray,
+    gold: np.ndarray,
+    groups: Sequence[str] | None,
+    folds: np.ndarray,
+    labels: Sequence[str],
+    kept: str,
+    further: dict[str, np.ndarray] | None = None,
+) -> tuple[dict, np.ndarray]:
+    """Members and rules on rows that no member was trained on.
+
+    Args:
+        names: Of the members.
+        probabilities: `(members, rows, labels)`.
+        gold: Class ids `(rows,)`.
+        groups: The writer of each row, if known.
+        folds: `(rows,)`, by which what is fitted is scored on other rows than those it was fitted on.
+        labels: Their names.
+        kept: The rule of the folder; its weights and temperature are fitted on all of the rows.
+        further: By name, `(rows, labels)` of systems that stand in the table, too.
+
+    Returns:
+        As JSON values `variants` (as [`compare`] gives them, the members first), `disagreement` of each two members,
+        `calibration` of the kept rule before and after its temperature, `weights` and `temperature`; and what the kept
+        rule says, cross-fitted, `(rows, labels)`.
+
+    Raises:
+        InputError: if a member is called as one of the further systems.
+    """
+    further = further or {}
+    if taken := sorted(further.keys() & set(names)):
+        raise InputError(f"a member is called {taken[0]!r}, as another row of the table; give it another name")
+    systems = dict(zip(names, probabilities, strict=True))
+    fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
+    systems |= {_shown(rule): values for rule, values in fused.items()} | further
+    weights = fit(kept, probabilities, gold)
+
+    def fit_both(rows: np.ndarray) -> tuple[np.ndarray | None, float]:
+        of_rows = fit(kept, probabilities[:, rows], gold[rows])
+        return of_rows, fit_temperature(apply(kept, probabilities[:, rows], of_rows), gold[rows])
+
+    cooled = cross_fitted(
+        fit_both,
+        lambda fitted, rows: apply_temperature(apply(kept, probabilities[:, rows], fitted[0]), fitted[1]),
+        folds,
+    )
+    figures = without_figures(names, labels, kept) | {
+        "weights": None if weights is None else weights.tolist(),
+        "temperature": fit_temperature(apply(kept, probabilities, weights), gold),
+        "rows": len(gold),
+        "grouped": groups is not None,
+        "groups": len(set(groups)) if groups is not None else len(gold),
+        "variants": compare({name: values[None] for name, values in systems.items()}, gold, groups, labels),
+        "disagreement": disagreement(probabilities).tolist(),
+        "calibration": {"before": calibration(fused[kept], gold), "after": calibration(cooled, gold)},
+    }
+    return figures, fused[kept]
+
+
+def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> dict:
+    """What [`compare_fusions`] gives where there is no row to compare on."""
+    return {
+        "members": list(names), "labels": list(labels), "fusion": kept, "weights": None, "temperature": 1.0,
+        "rows": 0, "variants": [],
+    }  # fmt: skip
+
+
+def voters(figures: dict) -> dict[str, float | None]:
+    """Name of each member that the kept rule counts, with its weight if there are weights; greedy selection leaves some
+    out, and the folder need not hold them."""
+    weights = figures["weights"] or [None] * len(figures["members"])
+    return {name: weight for name, weight in zip(figures["members"], weights, strict=True) if weight != 0}

@@ -1,0 +1,87 @@
+"""Tables of a comparison and of its errors, as markdown."""
+
+from .error_analysis import FEWEST_ROWS
+
+
+# ---- Pages --------------------------------------------------------------------------------------------------------
+def score_cells(row: dict) -> list[str]:
+    """Of a row of [`compare`]: name, macro F1 and difference with their intervals, p; the first has no difference."""
+    low, high = row["interval"]
+    cells = [row["name"], f"{row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", "", ""]
+    if "difference" in row:
+        found = row["difference"]
+        low, high = found["interval"]
+        p = found["p_holm"]
+        cells[2:] = [f"{found['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})", f"{p:.3f}" if p >= 0.0005 else "<0.001"]
+    return cells
+
+
+def comparison_page(content: dict) -> str:
+    """The comparison as Markdown, from its JSON."""
+    seeds = ", ".join(map(str, content["seeds"]))
+    scored = f"{content['folds']}-fold cross-validation" if content["folds"] else "the validation split"
+    drawn = f"{content['groups']} writers" if content["grouped"] else "rows"
+    lines = [
+        f"# {content['name']}\n",
+        f"{content['rows']} rows of {content['source']}, {scored}, seed{'s' * (len(content['seeds']) > 1)} {seeds}. "
+        f"Macro F1 with 95% intervals, {drawn} resampled; the difference is to the first line, paired; p from a "
+        f"randomization test, Holm-corrected over {max(1, len(content['variants']) - 1)} comparisons. Intervals and p "
+        "are about these trained models: what another seed would change is not in them. The training loss is the last "
+        "one logged: how far a training got on its own rows.\n",
+        f"`{content['command']}`\n",
+        "| | macro F1 | difference | p (Holm) | over seeds | micro F1 | training loss | minutes a training |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in content["variants"]:
+        cells = score_cells(row)
+        values = row["macro_f1_by_seed"]
+        cells.append(f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else "")
+        loss, minutes = row["last_training_loss"], row["minutes_a_training"]
+        cells += [f"{row['figures']['micro_f1']:.3f}", "" if loss is None else f"{loss:.2f}"]
+        cells.append("" if minutes is None else f"{minutes:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    labels = content["labels"]
+    lines += ["", "F1 of each class:\n", f"| | {' | '.join(labels)} |", f"|---{'|---' * len(labels)}|"]
+    for row in content["variants"]:
+        lines.append(f"| {row['name']} | {' | '.join(f'{value:.3f}' for value in row['f1'].values())} |")
+    lines += ["", f"Measured on {content['machine']}.", "", "![macro F1 and differences](comparison.png)", ""]
+    return "\n".join(lines)
+
+
+def errors_page(content: dict) -> str:
+    """The error analysis as Markdown, from its JSON: ids and figures, no text."""
+    lines = [f"# Errors of {content['of']}\n"]
+    if "confusions" in content:
+        lines += ["## Most frequent confusions\n", "| gold | predicted | of gold | rows | their ids |"]
+        lines.append("|---|---|---|---|---|")
+        for row in content["confusions"]:
+            more = row["number_of_rows"] - len(row["rows"])
+            shown = ", ".join(row["rows"]) + (f" and {more} more" if more else "")
+            cells = [row["gold"], row["predicted"], f"{row['share_of_gold']:.0%}", str(row["number_of_rows"]), shown]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += [
+            "",
+            "## Most contested rows\n",
+            f"Rows whose gold label all {content['models']} models together find least probable: errors of theirs, or "
+            "of the annotation.\n",
+            "| id | gold | probability | models say | probability | of the models |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in content["contested"]:
+            lines.append(
+                f"| {row['id']} | {row['gold']} | {row['probability_of_gold']:.3f} | {row['models_say']} "
+                f"| {row['probability']:.3f} | {row['share_of_models']:.0%} |"
+            )
+        lines.append("")
+    for name, rows in content["columns"].items():
+        grouped = "groups" in rows[0]
+        lines += [f"## By {name}\n", f"| {name} | rows |{' writers |' * grouped} macro F1 |"]
+        lines.append(f"|---|---|{'---|' * grouped}---|")
+        for row in rows:
+            score = f"fewer than {FEWEST_ROWS} rows"
+            if "macro_f1" in row:
+                score = f"{row['macro_f1']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})"
+            writers = f" {row['groups']} |" if grouped else ""
+            lines.append(f"| {row['value'] or '(empty)'} | {row['rows']} |{writers} {score} |")
+        lines.append("")
+    return "\n".join(lines)

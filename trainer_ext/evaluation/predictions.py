@@ -1,0 +1,147 @@
+"""What every trained classifier leaves behind, whatever its kind: predictions, intervals, plots, a table."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.corpus import Corpus
+from ..files import write_json
+from .calibration import calibration
+from .metrics import SEVEN_FIGURES, confusion_counts
+from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
+from .significance import bootstrap_macro_f1
+
+
+def prefix_of(split: str) -> str:
+    """Return the prefix of a split's figures: `eval` for validation, as in the library, else the split's name."""
+    return "eval" if split == "validation" else split
+
+
+def evaluated(corpus: Corpus) -> list[str]:
+    """Return the splits that a trained model predicts: validation, test, then the extra test sets."""
+    return sorted((split for split in corpus.splits if split != "train"), key=_position)
+
+
+def is_labelled(corpus: Corpus, split: str) -> bool:
+    """Whether the split's classes are known."""
+    return "labels" in corpus.splits[split].column_names
+
+
+def _position(split: str) -> int:
+    return ("validation", "test", split).index(split)
+
+
+def interval(corpus: Corpus, split: str, predicted: np.ndarray) -> dict[str, float]:
+    """`eval_macro_f1_low` and `_high`, or `test_…`: 95%, by a bootstrap over the split's writers."""
+    groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else None
+    low, high = bootstrap_macro_f1(corpus.classes(split), predicted, groups)
+    return {f"{prefix_of(split)}_macro_f1_low": low, f"{prefix_of(split)}_macro_f1_high": high}
+
+
+def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
+    """[`write_rows`] of a corpus' splits, by the probabilities of each, `(rows, labels)`."""
+    multi_label = corpus.problem_type == "multi_label_classification"
+
+    def name(classes: np.ndarray) -> str:
+        if multi_label:
+            return ",".join(corpus.label_names[i] for i in np.flatnonzero(classes))
+        return corpus.label_names[int(classes)]
+
+    rows: list[tuple[str, ...]] = []
+    for split, values in probabilities.items():
+        columns = corpus.splits[split].column_names
+        gold = map(name, corpus.classes(split)) if is_labelled(corpus, split) else [""] * len(values)
+        predicted = map(name, values > 0.5 if multi_label else values.argmax(axis=1))
+        ids = corpus.splits[split]["id"]
+        groups = corpus.splits[split]["group"] if "group" in columns else [""] * len(ids)
+        rows += [(split, *row) for row in zip(ids, groups, gold, predicted, strict=True)]
+    values = np.concatenate([np.empty((0, len(corpus.label_names))), *probabilities.values()])
+    write_rows(folder, corpus.label_names, rows, values, not multi_label)
+
+
+def write_rows(
+    folder: Path, label_names: Sequence[str], rows: list[tuple[str, ...]], probabilities: np.ndarray, one_label: bool
+) -> None:
+    """predictions.tsv: split, id, group (its writer, if known), gold, predicted and a probability per label; and, if
+    rows have `one_label`, predictions_EMO.tsv for those of test in the shared task's form, one label a line."""
+    with open(folder / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["split", "id", "group", "gold", "predicted", *label_names])
+        for row, values in zip(rows, probabilities, strict=True):
+            writer.writerow([*row, *(f"{value:.9g}" for value in values)])
+    lines = [predicted for split, *_, predicted in rows if split == "test"]
+    if lines and one_label:
+        (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a folder's predictions.tsv."""
+    with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
+    """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
+    none)."""
+    write_json(folder / "learning_curve.json", history)
+    plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
+    labelled = [split for split in probabilities if is_labelled(corpus, split)]
+    if labelled and corpus.problem_type == "single_label_classification":
+        split = labelled[0]
+        counts = confusion_counts(corpus.classes(split), probabilities[split].argmax(axis=1), len(corpus.label_names))
+        content = {"split": split, "labels": corpus.label_names, "counts": counts}
+        write_json(folder / "confusion_matrix.json", content)
+        plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
+        content = {"calibration": {split: calibration(probabilities[split], corpus.classes(split))}}
+        write_json(folder / "reliability.json", content)
+        plot_reliability(folder / "reliability.json", folder / "reliability.png")
+
+
+def print_results(results: dict[str, float], splits: Sequence[str], systems: dict[str, str]) -> None:
+    """Print the seven figures of each system on validation and test, and one line for each test set side by side.
+
+    Args:
+        results: Figures by name, as in all_results.json.
+        splits: Those that were predicted.
+        systems: What stands before the names of a system's figures, by what to call it.
+    """
+    width = max(map(len, systems))
+    for split in splits:
+        prefix = prefix_of(split)
+        if split not in ("validation", "test") or f"{prefix}_macro_f1" not in results:
+            continue
+        print(f"\n{split}, {results[f'{split}_rows']:,} rows")
+        print(f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in SEVEN_FIGURES))
+        for system, infix in systems.items():
+            if f"{prefix}_{infix}macro_f1" in results:
+                figures = "  ".join(f"{results[f'{prefix}_{infix}{name}']:>15.4f}" for name in SEVEN_FIGURES)
+                print(f"{system:{width}}  {figures}")
+        low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
+        print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
+    if any(split not in ("validation", "test") for split in splits):
+        rows = side_by_side(results, splits)
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        print()
+        for first, *others in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+            print(f"{first:{widths[0]}}  " + "  ".join(cells))
+
+
+def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[str]]:
+    """Return a table of the labelled test sets, header first: rows, share right, macro F1, interval, TF-IDF's macro F1.
+
+    Validation is in it only where there is no test set of the corpus' own.
+    """
+    with_tfidf = any(name.endswith("_tfidf_macro_f1") for name in results)
+    lines = [["test set", "rows", "right", "macro F1", "95% interval", *["macro F1 of TF-IDF"] * with_tfidf]]
+    for split in splits:
+        prefix = prefix_of(split)
+        if f"{prefix}_macro_f1" not in results or (split == "validation" and "test_macro_f1" in results):
+            continue
+        low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
+        cells = [split.replace("_", " "), f"{results[f'{split}_rows']:,}", f"{results[f'{prefix}_accuracy']:.1%}"]
+        cells += [f"{results[f'{prefix}_macro_f1']:.3f}", f"{low:.3f} to {high:.3f}"]
+        lines.append(cells + ([f"{results[f'{prefix}_tfidf_macro_f1']:.3f}"] if with_tfidf else []))
+    return lines

@@ -1,0 +1,204 @@
+"""Flags and YAML recipes: the dataclasses of the scripts, parsed by `HfArgumentParser`.
+
+A recipe is a YAML file of flag names and values. It is read as if its entries stood on the command line before the
+real ones, so every flag overrides it, and both are checked alike.
+"""
+
+import difflib
+import json
+import os
+import sys
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .child_tuning import ChildTuningArguments
+from .errors import InputError
+from .files import CHECKPOINTS, begun_settings
+from .precision import Choice, choose
+
+PUBLISH_RESTRICTED = (
+    "With --push_to_hub: also a model that saw data for restricted use, whose terms you have read and which let you "
+    "publish it. Its card names them."
+)
+
+
+def flag(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+class RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line.
+
+    Attributes:
+        precision: Once parsed, the precision of training and why; `None` where nothing is trained.
+    """
+
+    precision: Choice | None = None
+
+    def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
+        super().__init__(
+            dataclass_types,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            usage="%(prog)s [RECIPE.yaml] [--flag value ...]",
+            **kwargs,
+        )
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        """A subclass of `TrainingArguments` in two sections: its own fields, then the library's hundred and more."""
+        if not issubclass(dtype, TrainingArguments) or dtype is TrainingArguments:
+            super()._add_dataclass_arguments(dtype)
+            return
+        library, hints = {f.name for f in fields(TrainingArguments)}, get_type_hints(dtype)
+        name = "Child-Tuning" if issubclass(dtype, ChildTuningArguments) else "Sequence to sequence"
+        for title, own in ((name, True), ("Training", False)):
+            section = self.add_argument_group(title)
+            for f in fields(dtype):
+                if f.init and own == (f.name not in library):
+                    f.type = hints[f.name]
+                    self._parse_dataclass_field(section, f)
+
+    def _parse_dataclass_field(self, parser, field):
+        """The library's twin spelling of every flag (`--max-steps`) works but is not printed a second time."""
+        before = set(map(id, parser._actions))
+        HfArgumentParser._parse_dataclass_field(parser, field)
+        for action in parser._actions:
+            if id(action) not in before and action.nargs == 0:  # --no_x, which --x false says too
+                action.help = SUPPRESS
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """The dataclasses, from a recipe (if the first argument is no flag) and the flags after it.
+
+        Raises:
+            InputError: for an unreadable recipe, an unknown key or flag, or a value that does not fit.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        recipe = []
+        if argv and not argv[0].startswith("-"):
+            path = Path(argv.pop(0))
+            recipe = recipe_arguments(self, read_recipe(path), path)
+        namespace, unknown = self.parse_known_args([*recipe, *argv])
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if "_" in flag or "-" not in flag[2:]]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            raise InputError(
+                f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
+            )
+        values = vars(namespace)
+        if "bf16" in values:
+            tokens = (token.partition("=")[0] for token in [*recipe, *argv])
+            given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
+            self.precision = choose_precision(values, given)
+        try:
+            return tuple(
+                kind(
+                    **{name: values[name] for name, f in kind.__dataclass_fields__.items() if f.init and name in values}
+                )
+                for kind in self.dataclass_types
+            )
+        except (ValueError, ImportError) as error:
+            raise InputError(" ".join(str(error).split())) from error
+
+    def error(self, message: str) -> None:
+        """argparse calls this for a value that does not fit."""
+        raise InputError(message)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A YAML file of names and values.
+
+    Raises:
+        InputError: if there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
+    return content
+
+
+def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: object) -> list[str]:
+    """Flags by name as they would stand on a command line.
+
+    Raises:
+        InputError: for an unknown name or a value that does not fit; begins with `source`, where the recipe is from.
+    """
+    arguments: list[str] = []
+    for key, value in recipe.items():
+        if f"--{key}" not in parser._option_string_actions:
+            known = [flag[2:] for flag in parser._option_string_actions]
+            close = difflib.get_close_matches(str(key), known, n=1)
+            raise InputError(f"{source}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        if value is None:
+            continue  # the flag's own default
+        if isinstance(value, list):
+            arguments += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            arguments.append(f"--{key}={json.dumps(value)}")
+        else:
+            arguments.append(f"--{key}={value}")
+        try:
+            parser.parse_known_args(arguments)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+    return arguments
+
+
+def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
+    """Choose the precision of training, and set `bf16` in place. A resumed run keeps its own; else the faster one wins.
+
+    Args:
+        values: Values of `TrainingArguments`' fields; `bf16` and `use_cpu` may change.
+        given: Names that the recipe or the command line set. `--bf16 false` keeps float32.
+    """
+    on_cpu = values["use_cpu"] or not torch.accelerator.is_available()
+    by_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if given & {"bf16", "fp16"}:
+        name = "bf16" if values["bf16"] else "fp16" if values["fp16"] else "float32"
+        choice = Choice(name, "as the flags say")
+    elif by_launcher != "no":
+        choice = Choice(by_launcher, "as the launcher says")
+    elif begun := _begun_precision(values):
+        values["bf16"], values["fp16"] = begun == "bf16", begun == "fp16"
+        choice = Choice(begun, "as the run that is resumed")
+    else:
+        choice = choose(torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator())
+        values["bf16"] = choice.name == "bf16"
+    if values["bf16"] and on_cpu:
+        values["use_cpu"] = True  # `TrainingArguments` wants the word
+    return choice
+
+
+def _begun_precision(values: dict[str, Any]) -> str | None:
+    """The precision of the unfinished run that these flags resume, so that another machine does not change it."""
+    if checkpoint := values.get("resume_from_checkpoint"):
+        settings = begun_settings(Path(checkpoint).parent)
+    elif values.get("overwrite_output_dir") or not values["output_dir"]:
+        return None
+    else:
+        settings = begun_settings(Path(values["output_dir"]) / CHECKPOINTS)
+    if not settings:
+        return None
+    return "bf16" if settings.get("bf16") else "fp16" if settings.get("fp16") else "float32"
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults after each flag; the description's lines as written; `--max_steps`, not also `--max-steps`."""
+
+    def _format_action_invocation(self, action):
+        shown = [flag for flag in action.option_strings if "-" not in flag[2:]] or action.option_strings
+        metavar = (
+            "" if action.nargs == 0 else f" {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        )
+        return ", ".join(shown) + metavar

@@ -1,0 +1,1 @@
+"""What is published: folders, cards, licences, the Hub."""

@@ -1,0 +1,224 @@
+"""An ensemble's folder: members read, their fusions compared on rows they were not trained on, one repository made."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+
+from ..data.folds import group_folds
+from ..errors import InputError
+from ..evaluation.calibration import apply_temperature
+from ..evaluation.fusion import apply
+from ..evaluation.fusion_table import FOLDS, check_names, compare_fusions, voters, without_figures
+from ..evaluation.predictions import read_rows, write_rows
+from ..training.tokenizer import library_quiet
+from .licence import licence_of
+
+logger = logging.getLogger(__name__)
+_NOT_OF_A_TOKENIZER = ("is_local", "local_files_only", "name_or_path")
+_NOT_OF_A_MEMBER = ("auto_map", "custom_pipelines", "architectures", "transformers_version", "dtype", "model_type")
+
+
+@dataclass
+class Predictions:
+    """Rows of one split of a predictions.tsv that have a gold label.
+
+    Attributes:
+        split: Its name.
+        ids, groups: Of the rows; `groups` are empty strings where the run had none.
+        gold: `(rows,)` class ids.
+        probabilities: `(rows, labels)`.
+    """
+
+    split: str
+    ids: list[str]
+    groups: list[str]
+    gold: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass
+class EnsembleMember:
+    """A member's folder.
+
+    Attributes:
+        folder, name: Where it is and what to call it.
+        config: As it lies there.
+        tokenizer_hash: Equal for tokenizers that are the same, file by file.
+        predictions: On labelled rows, if it has some.
+        licence: Of its card; `other` means that what it was trained on restricts its use.
+    """
+
+    folder: Path
+    name: str
+    config: EmoDebertaConfig
+    tokenizer_hash: str
+    predictions: Predictions | None = field(default=None, repr=False)
+    licence: str | None = None
+
+
+def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[EnsembleMember]:
+    """The members of an ensemble, checked to fit each other.
+
+    Raises:
+        InputError: if one is no EmoDeBERTa classifier, or their labels differ.
+    """
+    names = list(names) if names else [folder.resolve().name for folder in folders]
+    if len(names) != len(folders):
+        raise InputError(f"--names: {len(names)} for {len(folders)} members")
+    check_names(names)
+    members = [_read_member(folder, name) for folder, name in zip(folders, names, strict=True)]
+    first = members[0]
+    for member in members[1:]:
+        if member.config.id2label != first.config.id2label:
+            raise InputError(
+                f"{member.folder}: labels are {', '.join(member.config.id2label.values())}; those of "
+                f"{first.folder} are {', '.join(first.config.id2label.values())}"
+            )
+    return members
+
+
+def _read_member(folder: Path, name: str) -> EnsembleMember:
+    path = folder / "config.json"
+    if not path.is_file() or not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: no config.json and model.safetensors there; want a folder of run_classify.py")
+    values, _ = EmoDebertaConfig.get_config_dict(folder)
+    if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
+        raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
+    config = EmoDebertaConfig.from_dict(values)
+    if config.problem_type == "multi_label_classification":
+        raise InputError(f"{folder}: gives several classes a row; a vote is on one")
+    tokenizer = hashlib.sha256()
+    for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
+        content = file.read_bytes()
+        if file.name == "tokenizer_config.json":  # the library notes where and how it was read
+            values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
+            content = json.dumps(values, sort_keys=True).encode()
+        tokenizer.update(file.name.encode() + content)
+    predictions = _read_predictions(folder, config)
+    return EnsembleMember(folder, name, config, tokenizer.hexdigest(), predictions, licence_of(folder))
+
+
+def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
+    """Validation rows if they have gold labels, else test rows if those have."""
+    if not (folder / "predictions.tsv").is_file():
+        return None
+    rows = read_rows(folder)
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    for split in ("validation", "test"):
+        of_split = [row for row in rows if row["split"] == split and row["gold"]]
+        if of_split:
+            return Predictions(
+                split,
+                [row["id"] for row in of_split],
+                [row.get("group", "") for row in of_split],
+                np.array([config.label2id[row["gold"]] for row in of_split]),
+                np.array([[float(row[name]) for name in names] for row in of_split]),
+            )
+    return None
+
+
+def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
+    """[`compare_fusions`] on the labelled rows of the members' predictions.tsv, `split` says which.
+
+    Raises:
+        InputError: if `kept` is fitted and there is nothing to fit on, or the members' rows differ.
+    """
+    names, of_label = [member.name for member in members], members[0].config.id2label
+    labels = [of_label[label] for label in range(len(of_label))]
+    without = [str(member.folder) for member in members if member.predictions is None]
+    if without:
+        if kept in ("weighted", "selected"):
+            raise InputError(
+                f"--fusion {kept} is fitted on labelled rows; {', '.join(without)} has none in its predictions.tsv"
+            )
+        logger.info(f"no labelled rows in {', '.join(without)}: nothing is compared or calibrated")
+        return without_figures(names, labels, kept)
+    first = members[0].predictions
+    for member in members[1:]:
+        other = member.predictions
+        if other.ids != first.ids or not np.array_equal(other.gold, first.gold):
+            raise InputError(
+                f"{member.folder}: its {other.split} rows are others than the {first.split} rows of "
+                f"{members[0].folder}; members are compared on the same rows with the same gold labels"
+            )
+    groups = first.groups if all(first.groups) else None
+    if len(set(groups or first.ids)) < FOLDS or np.bincount(first.gold).max() < FOLDS:
+        told = f"{len(first.ids)} labelled rows of {len(set(groups or first.ids))} writers are too few to compare on"
+        if kept in ("weighted", "selected"):
+            raise InputError(f"--fusion {kept}: {told}")
+        logger.info(told)
+        return without_figures(names, labels, kept)
+    probabilities = np.stack([member.predictions.probabilities for member in members])
+    folds = group_folds(first.gold, groups or first.ids, FOLDS)
+    figures, _ = compare_fusions(names, probabilities, first.gold, groups, folds, labels, kept)
+    return figures | {"scored_on": f"labelled {first.split} rows"}
+
+
+def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
+    """What the ensemble of these members, the [`voters`], says of the rows that all their predictions.tsv hold, as a
+    predictions.tsv of its own and, of test rows, as predictions_EMO.tsv; nothing if the members' files hold no rows, or
+    others than each other."""
+    tables = []
+    for member in members:
+        if not (member.folder / "predictions.tsv").is_file():
+            logger.info(f"{member.folder}: no predictions.tsv there, so the ensemble gets none")
+            return
+        tables.append(read_rows(member.folder))
+    first, *others = ([(row["split"], row["id"]) for row in table] for table in tables)
+    if not first:  # members without validation and test rows
+        return
+    if any(rows != first for rows in others):
+        logger.info("the members' predictions.tsv are about different rows, so the ensemble gets none")
+        return
+    labels = [members[0].config.id2label[label] for label in range(members[0].config.num_labels)]
+    probabilities = np.array([[[float(row[name]) for name in labels] for row in table] for table in tables])
+    weights = None if figures["weights"] is None else np.array(list(voters(figures).values()))
+    fused = apply_temperature(apply(fusion, probabilities, weights), figures["temperature"])
+    rows = [
+        (row["split"], row["id"], row.get("group", ""), row["gold"], labels[label])
+        for row, label in zip(tables[0], fused.argmax(axis=1), strict=True)
+    ]
+    write_rows(folder, labels, rows, fused, True)
+
+
+# ---- The folder ---------------------------------------------------------------------------------------------------
+def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
+    """Of these members, the [`voters`]: weights, configuration, code and each tokenizer once, as `from_pretrained`
+    wants them."""
+    hashes = list(dict.fromkeys(member.tokenizer_hash for member in members))
+    config = EmoDebertaEnsembleConfig(
+        members=[_member_values(member.config) for member in members],
+        member_names=[member.name for member in members],
+        families=[hashes.index(member.tokenizer_hash) for member in members],
+        fusion="hard" if fusion == "hard" else "soft",
+        weights=None if figures["weights"] is None else list(voters(figures).values()),
+        temperature=figures["temperature"],
+        id2label=dict(members[0].config.id2label),
+        label2id=dict(members[0].config.label2id),
+        problem_type="single_label_classification",
+    )
+    model = EmoDebertaEnsembleForSequenceClassification(config)
+    for slot, member in zip(model.members, members, strict=True):
+        read = EmoDebertaForSequenceClassification.from_pretrained(member.folder, dtype=torch.float32)
+        slot.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    for family, tokenizer_hash in enumerate(hashes):
+        source = next(member.folder for member in members if member.tokenizer_hash == tokenizer_hash)
+        with library_quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer.save_pretrained(folder / f"tokenizer_{family}" if family else folder)
+
+
+def _member_values(config: EmoDebertaConfig) -> dict:
+    return {key: value for key, value in config.to_dict().items() if key not in _NOT_OF_A_MEMBER}

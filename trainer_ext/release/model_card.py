@@ -1,0 +1,162 @@
+"""The README.md of an output folder, filled from the run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..evaluation.fusion_table import voters
+from ..evaluation.metrics import SEVEN_FIGURES
+from ..evaluation.predictions import side_by_side
+from ..files import shown
+from .ensemble_folder import EnsembleMember
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+ENSEMBLE_TEMPLATE = Path(__file__).with_name("ensemble_card_template.md")
+PRETRAINING_TEMPLATE = Path(__file__).with_name("pretraining_card_template.md")
+# Written for this project; what a reader of the card can try.
+TRY = (
+    "I am so happy today!",
+    "They lied to us again, and I am furious.",
+    "I keep thinking of my grandmother, and I miss her so much.",
+    "The bridge reopens on Tuesday at nine.",
+)
+WIDGET = [{"text": text} for text in TRY]
+
+
+def write_model_card(
+    target: Path,
+    *,
+    model_name: str,
+    repo_id: str,
+    base_model: str,
+    labels: list[str],
+    results: dict[str, float],
+    rows: dict[str, int],
+    grouped: bool,
+    **facts: object,
+) -> None:
+    """Write a model card with Hub metadata (`model-index` included).
+
+    Args:
+        target: Path of the README.md.
+        model_name, repo_id, base_model: For the title, the usage snippet and the metadata.
+        labels: The label set.
+        results: Flat figures as in `all_results.json`: `eval_macro_f1`, `test_f1_<label>`, ...
+        rows: Number of rows by split.
+        grouped: Whether intervals were drawn over writers.
+        facts: What else the template prints.
+    """
+    tables, evaluations = [], []
+    splits = [split for split in rows if split != "train"]
+    extra = [split for split in splits if split not in ("validation", "test")]
+    for split, prefix in (("validation", "eval"), ("test", "test")):
+        if f"{prefix}_macro_f1" not in results:
+            continue
+        figures = [["EmoDeBERTa", *(f"{results[f'{prefix}_{name}']:.3f}" for name in SEVEN_FIGURES)]]
+        if f"{prefix}_tfidf_macro_f1" in results:
+            figures.append(
+                ["TF-IDF + logistic regression", *(f"{results[f'{prefix}_tfidf_{n}']:.3f}" for n in SEVEN_FIGURES)]
+            )
+        low, high = results.get(f"{prefix}_macro_f1_low"), results.get(f"{prefix}_macro_f1_high")
+        tables.append(
+            {
+                "split": split,
+                "rows": rows[split],
+                "columns": [name.replace("_", " ").replace("f1", "F1") for name in SEVEN_FIGURES],
+                "figures": figures,
+                "interval": f"{low:.3f} to {high:.3f}",
+                "unit": "writers" if grouped else "rows",
+                "classes": [
+                    [name, *(f"{results[f'{prefix}_{figure}_{name}']:.3f}" for figure in ("precision", "recall", "f1"))]
+                    for name in labels
+                    if f"{prefix}_f1_{name}" in results
+                ],
+            }
+        )
+        evaluations += [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=str(facts["source"]),
+                dataset_name=str(facts["source"]),
+                dataset_split=split,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(results[f"{prefix}_{figure}"], 4),
+            )
+            for figure, metric, name in (("macro_f1", "f1", "macro F1"), ("accuracy", "accuracy", "accuracy"))
+        ]
+    data = ModelCardData(
+        language="en",
+        license="other" if facts["licence"] else None,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["emotion", "emodeberta", "deberta-v2", "child-tuning"],
+        base_model=_hub_id(base_model),
+        model_name=model_name,
+        widget=WIDGET,
+        eval_results=evaluations or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        model_name=model_name,
+        repo_id=repo_id,
+        base_model=shown(base_model),
+        labels=labels,
+        tables=tables,
+        side_by_side=side_by_side(results, splits) if extra else [],
+        rows=", ".join(f"{split} {number}" for split, number in rows.items()),
+        **facts,
+    )
+    target.write_text(str(card), encoding="utf-8")
+
+
+def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **facts: object) -> None:
+    """The card of `run_mlm.py`'s folder; `facts` are what its template prints."""
+    data = ModelCardData(
+        language="en",
+        license="other" if facts["corpus"].target_licence or facts["upstream_licence"] else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["emotion", "emodeberta", "deberta-v2"],
+        base_model=_hub_id(base_model),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=PRETRAINING_TEMPLATE.read_text(encoding="utf-8"),
+        model_name=model_name,
+        base_model=shown(base_model),
+        **facts,
+    )
+    target.write_text(str(card), encoding="utf-8")
+
+
+def write_ensemble_card(
+    target: Path, model_name: str, members: Sequence[EnsembleMember], figures: dict, command: str
+) -> None:
+    """The card of `run_fuse.py`'s folder; `figures` are those of its fusion.json."""
+    data = ModelCardData(
+        language="en",
+        license="other" if any(member.licence == "other" for member in members) else None,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["emotion", "emodeberta", "deberta-v2", "ensemble"],
+        model_name=model_name,
+        widget=WIDGET,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=ENSEMBLE_TEMPLATE.read_text(encoding="utf-8"),
+        model_name=model_name,
+        command=command,
+        restricted=[member.name for member in members if member.licence == "other"],
+        voters=voters(figures),
+        **figures,
+    )
+    target.write_text(str(card), encoding="utf-8")
+
+
+def _hub_id(name: str) -> str | None:
+    """The name, if it is one on the Hub and no folder here."""
+    return name if "/" in name and not Path(name).exists() else None

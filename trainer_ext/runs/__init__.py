@@ -1,0 +1,1 @@
+"""Runs and many of them: their folders, checkpoints, provenance, and the trials of a comparison."""

@@ -1,0 +1,76 @@
+"""What a run was: command line without secrets, hardware, versions, precision."""
+
+import os
+import platform
+import shlex
+import sys
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from ..files import shown
+from ..precision import Choice
+
+
+# ---- What a run was ----------------------------------------------------------------------------------------------
+def provenance(args: TrainingArguments, chosen: Choice) -> dict:
+    """Return what it takes to repeat the run, including how its precision was chosen; no secrets."""
+    return {
+        "command": command_line(),
+        "seed": args.seed,
+        "precision": precision(args),
+        "precision_choice": chosen.record(),
+        "hardware": hardware(args),
+        "versions": {name: version(name) for name in ("torch", "transformers", "datasets", "accelerate")},
+    }
+
+
+def command_line() -> str:
+    """What was typed, tokens blotted out and absolute paths made relative or, outside the working directory, cut to
+    their last part: it goes into cards."""
+    program = Path(sys.argv[0]).name
+    start = ["python", program] if program.endswith(".py") else [program]
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and module.origin == sys.argv[0] and "." in module.name:  # of a package, by `python -m`
+        start = ["python", "-m", module.name]
+    return shlex.join([*start, *map(shown, without_secrets(sys.argv[1:]))])
+
+
+def training_arguments(args: TrainingArguments) -> dict:
+    """Those that differ from their defaults and say how it was trained, as JSON values."""
+    defaults = {field.name: field.default for field in fields(args)}
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if name in defaults
+        and value != defaults[name]
+        and not name.startswith(("hub_", "push_", "log", "report_"))
+        and name not in ("output_dir", "run_name", "resume_from_checkpoint", "disable_tqdm")
+    }
+
+
+def without_secrets(argv: list[str]) -> list[str]:
+    """The command line with tokens blotted out."""
+    shown = list(argv)
+    for index, argument in enumerate(shown):
+        flag = argument.partition("=")[0].replace("-", "_")
+        if flag in ("__token", "__hub_token"):
+            if "=" in argument:
+                shown[index] = argument.partition("=")[0] + "=***"
+            elif index + 1 < len(shown):
+                shown[index + 1] = "***"
+    return shown
+
+
+def hardware(args: TrainingArguments) -> str:
+    if args.device.type == "cuda":
+        return f"{args.world_size} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {args.world_size} process(es)"
+
+
+def precision(args: TrainingArguments) -> str:
+    """Of training: float32, bf16 or fp16."""
+    return "float32" if args.mixed_precision == "no" else args.mixed_precision

@@ -1,0 +1,148 @@
+"""The folder of a run: whether it may be used, what its flags are, and results that appear whole."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..child_tuning import ChildTuningArguments
+from ..data.label_maps import TransferArguments
+from ..data.load import DataArguments
+from ..errors import InputError
+from ..files import CHECKPOINTS, RESULTS, SETTINGS, write_json
+from ..recipes import PUBLISH_RESTRICTED, flag
+from ..training.warm_start import ModelArguments
+
+# Flags that do not change what is learnt; a run may go on with others.
+_NOT_SETTINGS = {
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
+    "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
+    "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
+}  # fmt: skip
+# Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
+_LATER = {"pretrained_share": 0.0}
+
+
+@dataclass
+class RunArguments:
+    """What to do around training."""
+
+    _argument_group_name = "Run"
+
+    select: Literal["last", "best_on_dev", "average"] = flag(
+        "last",
+        "Weights to keep: of the last epoch; of the epoch with the best validation macro F1 (the paper's; its score "
+        "is then a selection score); or the mean of the last --average_epochs epochs.",
+    )
+    average_epochs: int = flag(3, "How many epochs --select average takes the mean of.")
+    pretrained_share: float = flag(
+        0.0,
+        "Mix this share of the checkpoint's encoder weights into the trained ones at the end (WiSE-FT, Wortsman et al. "
+        "2022, https://arxiv.org/abs/2109.01903). It helps on texts unlike those in training; 0.2 is a start.",
+    )
+    overwrite_output_dir: bool = flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    tokens_per_batch: int | None = flag(
+        None,
+        "Training batches of texts of like length, as many as make at most so many tokens with padding, instead of "
+        "a fixed number of texts. Bounds memory; speeds up models that compute padding, which sdpa's do "
+        "not. The batch size then varies, and a text in a batch of few weighs more.",
+    )
+    tfidf_baseline: bool = flag(
+        False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
+    )
+    extra_tests: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Labelled files to test the finished model on, besides the test split: every row of each, columns "
+            "named as in --train_file, figures named after the file. Or wassa2022, for its 1,860 training essays. "
+            "Training texts that copy one of theirs are left out."
+        },
+    )
+    publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
+
+
+# What run_classify.py takes.
+CLASSIFY_ARGUMENTS = (ModelArguments, DataArguments, TransferArguments, RunArguments, ChildTuningArguments)
+
+
+def training_settings(*parts: Any) -> dict[str, Any]:
+    """The flags that decide what is learnt, from the dataclasses of a script; `TrainingArguments` come last."""
+    *parts, args = parts
+    settings = {key: value for part in parts for key, value in asdict(part).items()} | args.to_dict()
+    left_out = _NOT_SETTINGS | {key for key, default in _LATER.items() if settings.get(key) == default}
+    return {key: value for key, value in settings.items() if key not in left_out}
+
+
+_STAGING = ".incomplete"
+# What a run leaves in its folder; an overwritten run's files go, so that none of them passes for the new one's.
+_OUTPUTS = (
+    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*", "learning_curve.*",
+    "left_out.json", "reliability.*",
+    "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "training_args.json", "*token*",
+    "vocab.txt", "spm.model",
+)  # fmt: skip
+
+
+def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
+    """Look at the output folder; changes nothing.
+
+    Args:
+        folder: May be absent.
+        settings: What decides the run's result, as JSON values; an unfinished run goes on only with the same.
+        overwrite: The user's word that what is there may go.
+
+    Raises:
+        InputError: if it holds something else than a run (with `overwrite` too), a finished run, or an unfinished one
+            with other settings.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path}: is a file; want a folder for --output_dir")
+    if not folder.exists():
+        return
+    started = folder / CHECKPOINTS / SETTINGS
+    ours = started.exists() or (folder / RESULTS).exists()
+    # A run that was killed at its very start leaves an empty folder, or this file half-written.
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(f".{SETTINGS}."))
+    if not ours and any(files):
+        raise InputError(f"{folder}: is in use (not empty, and no run of this script); give another --output_dir")
+    if overwrite:
+        return
+    if (folder / RESULTS).exists():
+        raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
+    if started.exists():
+        before = json.loads(started.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(settings))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            raise InputError(
+                f"{folder}: holds an unfinished run with another {', '.join(sorted(changed))}; give the same to go on, "
+                "another --output_dir, or --overwrite_output_dir"
+            )
+
+
+def start(folder: Path, settings: dict, overwrite: bool) -> None:
+    """Make the folder and note the settings; with `overwrite`, remove an earlier run's checkpoints and results."""
+    if overwrite:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for pattern in _OUTPUTS:
+            for path in folder.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    write_json(folder / CHECKPOINTS / SETTINGS, settings)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write results into; on success its files move into `folder`, `all_results.json` last."""
+    staging = folder / _STAGING
+    staging.mkdir(parents=True)
+    yield staging
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
+        path.replace(folder / path.name)
+    staging.rmdir()

@@ -1,0 +1,377 @@
+"""Many trainings by `run_classify.py`, or another program, each its own process, each done once.
+
+A trial is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of what
+its result is meant to depend on: the resolved flags, the data, the stage it starts from (by that stage's own flags and
+data), the version of what a training computes. Machine and library versions, which change a training's rounding and
+random draws but not what it does, are recorded beside it. One that is finished is not trained again, one that was
+killed goes on from its last checkpoint, and none is trained twice at a time: a lock is held by the driver and by the
+training process, whichever lives longer.
+"""
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
+
+from ..data.corpus import Corpus
+from ..data.label_maps import transfer_digest
+from ..errors import InputError
+from ..files import RESULTS, digest, file_digest, lock, write_json, write_text
+from ..training.checkpoint_source import resolve_checkpoint
+from ..training.distillation import OUT_OF_FOLD
+from .checkpoints import checkpoint_digest
+from .estimate import machine, matrix_gflops
+from .run import training_settings
+from .trial import Probabilities, Trial, convert_predictions, last_loss
+from .trial_archive import ARCHIVE, PROBABILITIES, RECORD, TrialArchive, read_probabilities, write_archive
+from .variants import CLASSIFY, Programs, extra_columns, resolve, split_program
+
+ROOT = Path(__file__).resolve().parents[2]
+# Of what a training computes, given flags and data. Raised where tests/test_reference.py finds other losses than those
+# recorded; a change of code that leaves them alone leaves finished trials valid.
+COMPUTATION = 1
+LIBRARIES = ("torch", "transformers", "accelerate", "scikit-learn")
+RUN = "run"
+
+
+def add_trials_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says where trials are kept; --members_dir is its old name."""
+    default = Path("outputs") / "trials"
+    parser.add_argument(
+        "--trials_dir",
+        "--members_dir",
+        type=Path,
+        default=default,
+        help=f"where trainings are kept (default: {default})",
+    )
+
+
+def archives_for(output_dir: Path) -> list[Path]:
+    """Return the files of finished trials: that of this folder first, then all that results/ holds."""
+    found = [output_dir / ARCHIVE, *sorted(Path("results").glob(f"*/*/{ARCHIVE}"))]
+    return [path for path in dict.fromkeys(found) if path.is_file()]
+
+
+class Trials:
+    """A cache folder of trainings.
+
+    Args:
+        folder: Where trials are kept, one folder each.
+        recipe: Flags that they share.
+        corpus: The rows that they read, with every trial's [`extra_columns`].
+        source: Where the flags come from, for messages.
+        jobs: Trainings at a time, spread over the GPUs, or sharing the CPU's cores; by default one a GPU, or one.
+        archives: Files of finished trials. One that is wanted and not in the folder is taken from there.
+        programs: What the trials' flags may name as their program.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: dict[str, Any],
+        corpus: Corpus,
+        source: str,
+        jobs: int | None = None,
+        archives: Sequence[Path] = (),
+        programs: Programs = CLASSIFY,
+    ):
+        self.folder, self.recipe, self.source = folder, recipe, source
+        self.jobs = max(1, torch.cuda.device_count()) if jobs is None else jobs
+        if self.jobs < 1:
+            raise InputError(f"{self.jobs} trainings at a time; want at least 1")
+        self._programs = programs
+        self._archives = list(map(TrialArchive, archives))
+        self._corpus = corpus
+        self._texts = corpus.splits["train"]["text"][:]
+        self._data = self._digest_of(["id", "text", "group", "labels"])
+        self._settings: dict[str, dict] = {}
+        self._paths: dict[str, Path] = {}
+        self._collected: dict[Path, str] = {}
+        self._weights: dict[str, int] = {}
+        self._transfer: dict[tuple[str, ...], str] = {}
+
+    def _digest_of(self, columns: Sequence[str]) -> str:
+        """Hash of these columns, where a split has them."""
+        return digest(
+            {
+                split: {name: rows[name][:] for name in columns if name in rows.column_names}
+                for split, rows in self._corpus.splits.items()
+            }
+        )
+
+    def settings(self, trial: Trial) -> dict[str, Any]:
+        """The flags that decide the trial's result, resolved."""
+        key = self._key(trial)
+        if key not in self._settings:
+            parsed = resolve(trial.flags(self.recipe), f"{self.source}, {trial.name}", self._programs)
+            self._settings[key] = settings = training_settings(*parsed)
+            if settings.get("target_dataset_name") or settings.get("target_file"):
+                raise InputError(
+                    f"{self.source}, {trial.name}: target_dataset_name and target_file would take rows out of the "
+                    "folds; they are for a stage on other corpora"
+                )
+        return self._settings[key]
+
+    def identity(self, trial: Trial) -> dict[str, Any]:
+        """What names the trial: flags that are not at their defaults, data, version of what is computed."""
+        settings = self.settings(trial)
+        if not settings["model_name_or_path"]:
+            raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
+        program, flags = split_program(trial.flags(self.recipe))
+        # Against float32, whatever this machine would take by itself: bf16 gives other trials.
+        defaults = training_settings(*resolve({"program": program, "bf16": False}, self.source, self._programs))
+        changed = {name: value for name, value in settings.items() if value != defaults.get(name)}
+        for name in ("train_file", "validation_file", "test_file"):
+            changed.pop(name, None)  # their rows are in `data`
+        if len(changed.get("cv_fold", [])) == 1:
+            [changed["cv_fold"]] = changed["cv_fold"]  # as trials were named before there could be several
+        if changed.get("model_name_or_path"):
+            changed["model_name_or_path"] = self._checkpoint_digest(changed["model_name_or_path"])
+        if teacher := changed.get("distill_from"):
+            # Of the target's own rows the student learns what that file says; the ensemble is asked about other texts.
+            said = Path(teacher) / OUT_OF_FOLD
+            alone = said.is_file() and not settings.get("transfer_datasets")
+            changed["distill_from"] = file_digest(said) if alone else checkpoint_digest(teacher)
+        identity = {"settings": changed, "data": self._data, "computation": COMPUTATION}
+        if settings.get("transfer_datasets"):
+            identity["transfer_data"] = self._transfer_digest(settings)
+        if program not in CLASSIFY:
+            columns = extra_columns({**flags, "program": program}, self.source, self._programs)
+            identity |= {"program": program, "columns": self._digest_of([f"column_{name}" for name in columns])}
+        return identity
+
+    def _checkpoint_digest(self, name: str) -> str:
+        """As [`checkpoint_digest`]; of a stage's folder that is not here, what archived trials say of it."""
+        if not Path(name).exists():
+            for archive in self._archives:
+                if name in archive.stages:
+                    return archive.stages[name]
+        return checkpoint_digest(name)
+
+    def _transfer_digest(self, settings: dict[str, Any]) -> str:
+        names = tuple(settings["transfer_datasets"])
+        if names not in self._transfer:
+            # `data_dir` is no setting: where the files lie does not matter
+            data_dir = self.recipe.get("data_dir") or os.environ.get("EMODEBERTA_DATA")
+            self._transfer[names] = transfer_digest(names, data_dir)
+        return self._transfer[names]
+
+    def path(self, trial: Trial) -> Path:
+        """Return the trial's folder, filled from an archive if one has the trial and the folder does not."""
+        key = self._key(trial)
+        if key not in self._paths:
+            identity = json.loads(json.dumps(self.identity(trial), sort_keys=True))  # whatever the flags' order
+            self._paths[key] = path = self.folder / digest(identity)
+            holding = [archive for archive in self._archives if path.name in archive]
+            if holding and not (path / RECORD).exists():
+                holding[0].restore(path)
+        return self._paths[key]
+
+    def _key(self, trial: Trial) -> str:
+        return json.dumps(trial.flags(self.recipe), sort_keys=True, default=str)
+
+    def finished(self, trial: Trial) -> bool:
+        return (self.path(trial) / RECORD).exists()
+
+    def record(self, trial: Trial) -> dict[str, Any]:
+        """Of a finished trial: what was run, how long it took, on what."""
+        return json.loads((self.path(trial) / RECORD).read_text(encoding="utf-8"))
+
+    def probabilities(self, trial: Trial) -> Probabilities:
+        """Of a finished trial."""
+        return Probabilities(*read_probabilities(self.path(trial) / PROBABILITIES))
+
+    def collect(self, of_folds: Sequence[Trial], ids: Sequence[str], split: str) -> np.ndarray:
+        """Probabilities `(rows, labels)` in the order of `ids`, each row's from the trial that held it out."""
+        found: dict[str, np.ndarray] = {}
+        for trial in of_folds:
+            probabilities = self.probabilities(trial)
+            self._collected[self.path(trial)] = trial.variant
+            found |= dict(zip(probabilities.ids[split], probabilities.values[split], strict=True))
+        return np.stack([found[row_id] for row_id in ids])
+
+    def write_archive(self, path: Path) -> None:
+        """Write all trials whose probabilities were collected to one parquet file."""
+        write_archive(path, self._collected.items())
+
+    def plan(self, trials: Sequence[Trial]) -> str:
+        """How many trainings these are, how many of them are done, and about how long the others take."""
+        different = {self.path(trial): trial for trial in trials}
+        done, hours = sum(map(self.finished, different.values())), self.estimate(trials) / 3600
+        return f"{len(different)} trainings, {done} of them done; the rest takes about {hours:.1f} h"
+
+    def estimate(self, trials: Sequence[Trial]) -> float:
+        """About how many seconds the unfinished ones of these would take, so many jobs at a time.
+
+        From the trainings in the cache that went through on this machine without a break; if there are none, from the
+        rate of a matrix product timed now.
+        """
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"*/{RECORD}")]
+        rates = [
+            record["seconds"] / record["gflop"]
+            for record in records
+            if record["machine"] == machine(self.jobs) and not record["resumed"] and record["gflop"]
+        ]
+        todo = {self.path(trial): trial for trial in trials if not self.finished(trial)}
+        work = sum(self._gflop(trial) for trial in todo.values())
+        if rates:
+            return statistics.median(rates) * work / self.jobs
+        return work / (0.4 * matrix_gflops() * max(1, min(torch.cuda.device_count(), self.jobs)))
+
+    def _gflop(self, trial: Trial) -> float:
+        """About how many billion operations the training's matrix products take: 6 for each weight and token."""
+        settings = self.settings(trial)
+        tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in self._texts]
+        kept = 1 if trial.fold is None else 1 - len(trial.fold[1:]) / trial.fold[0]
+        rows = len(tokens) * kept * settings["num_train_epochs"]
+        if settings["max_steps"] > 0:
+            rows = settings["max_steps"] * settings["per_device_train_batch_size"]
+        name = trial.flags(self.recipe)["model_name_or_path"]
+        if name not in self._weights:
+            try:
+                config, _ = PreTrainedConfig.get_config_dict(resolve_checkpoint(name))
+            except OSError as error:
+                raise InputError(f"{name}: no config.json there ({str(error).strip().splitlines()[0]})") from error
+            width, inner = config["hidden_size"], config["intermediate_size"]
+            self._weights[name] = config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)
+        return 6e-9 * self._weights[name] * rows * statistics.mean(tokens)
+
+    def train(self, trials: Sequence[Trial], keep_models: bool = False) -> None:
+        """Train those that are not finished.
+
+        Args:
+            keep_models: Keep the output folder of `run_classify.py`, as `run/`; else it goes when the trial is done.
+
+        Raises:
+            InputError: if a training fails; says with what, and where its log is.
+        """
+        waiting = {}
+        for trial in trials:
+            path = self.path(trial)
+            if not (path / RECORD).exists() or (keep_models and not (path / RUN / RESULTS).exists()):
+                waiting[path] = trial
+        count = torch.cuda.device_count()
+        devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for job in range(self.jobs):
+            devices.put(str(job % count) if count else None)
+        running: set[subprocess.Popen] = set()
+        total = len({self.path(trial) for trial in trials})
+        done = total - len(waiting)
+        if done:
+            print(f"{done} of {total} trainings are done already", flush=True)
+        if waiting:
+            hours = self.estimate(list(waiting.values())) / 3600
+            print(f"{len(waiting)} trainings to do, about {hours:.1f} h; logs in {self.folder}/*/log.txt", flush=True)
+
+        def one(path: Path, trial: Trial) -> None:
+            device = devices.get()
+            try:
+                self._train_one(path, trial, device, keep_models, running)
+            finally:
+                devices.put(device)
+
+        with (
+            tqdm(total=total, initial=done, desc="trainings", unit="training", smoothing=0) as bar,
+            ThreadPoolExecutor(max_workers=self.jobs) as pool,
+        ):
+            futures = {pool.submit(one, path, trial): trial for path, trial in waiting.items()}
+            for future, trial in futures.items():
+                future.add_done_callback(lambda _, name=trial.name: (bar.set_postfix_str(name), bar.update()))
+            try:
+                left = set(futures)
+                while left:
+                    over, left = wait(left, timeout=1, return_when=FIRST_EXCEPTION)
+                    for future in over:
+                        future.result()
+                    if sys.stderr.isatty():
+                        bar.refresh()  # the time goes on between two trainings
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list(running):
+                    process.terminate()
+                raise
+
+    def _train_one(
+        self, path: Path, trial: Trial, device: str | None, keep_models: bool, running: set[subprocess.Popen]
+    ) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        with lock(path / "lock", trial.name) as held:
+            run = path / RUN
+            if (path / RECORD).exists() and ((run / RESULTS).exists() or not keep_models):
+                return  # by whoever had the lock
+            if not (run / RESULTS).exists():
+                resumed = run.exists()
+                program, flags = split_program(trial.flags(self.recipe) | {"output_dir": str(run)})
+                # The precision in the trial's name. Its own process might choose another while others run.
+                flags["bf16"] = self.settings(trial)["bf16"]
+                write_text(path / "recipe.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
+                start = time.time()
+                self._run_script(path, program, device, held, running, trial.name)
+                write_json(path / "time.json", {"seconds": round(time.time() - start, 1), "resumed": resumed})
+            # A driver killed right after a training leaves no time; that of the process alone stands in.
+            results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+            spent = {"seconds": round(results["train_runtime"], 1), "resumed": True}
+            if (path / "time.json").exists():
+                spent = json.loads((path / "time.json").read_text(encoding="utf-8"))
+            convert_predictions(run / "predictions.tsv", path / PROBABILITIES)
+            write_json(
+                path / RECORD,
+                {
+                    "trial": asdict(trial),
+                    **spent,
+                    "machine": machine(self.jobs),
+                    "libraries": {name: version(name).partition("+")[0] for name in LIBRARIES},  # 2.9.0+cpu is 2.9.0
+                    "gflop": round(self._gflop(trial), 1),
+                    "last_loss": last_loss(run),
+                    **self.identity(trial),
+                    "rows": {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")},
+                },
+            )
+            if keep_models:
+                shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            else:
+                (run / RESULTS).unlink()  # first: what a kill leaves of the folder does not pass for a finished run
+                shutil.rmtree(run)
+
+    def _run_script(
+        self, path: Path, program: str, device: str | None, held: int, running: set[subprocess.Popen], name: str
+    ) -> None:
+        environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        if device is None and self.jobs > 1:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        with open(path / "log.txt", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", program, path / "recipe.yaml"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[held],  # held on if this process dies first
+            )
+            running.add(process)
+            try:
+                code = process.wait()
+            finally:
+                running.discard(process)
+        if code:
+            lines = (path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            said = lines[-1] if lines else f"exit status {code}"
+            raise InputError(f"training {name} failed: {said.removeprefix('error: ')} (its log: {path}/log.txt)")

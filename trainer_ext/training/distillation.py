@@ -1,0 +1,76 @@
+"""Distillation: one student learns the distribution of an ensemble (Hinton et al. 2015, arXiv:1503.02531)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers import AutoTokenizer
+
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from pipeline_emodeberta import EmotionPipeline
+
+from ..data.corpus import Corpus
+from ..data.label_maps import TransferRows
+from ..errors import InputError
+from ..files import digest
+from .tokenizer import library_quiet
+
+# Of the training rows of an ensemble's recipe, by row id: what members that did not see a row say of it, fused.
+OUT_OF_FOLD = "out_of_fold.safetensors"
+
+
+def write_out_of_fold(
+    folder: Path, ids: list[str], texts: list[str], probabilities: np.ndarray, label_names: list[str]
+) -> None:
+    """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id, and a hash of each text."""
+    described = json.dumps({"rows": list(map(_key, ids, texts)), "labels": label_names})
+    # One entry: several would stand in any order, and the file's hash is part of what a student is.
+    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, {"emodeberta": described})
+
+
+def _key(row_id: str, text: str) -> str:
+    """Row numbers name other texts in another file."""
+    return f"{row_id} {digest(text)}"
+
+
+def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> None:
+    """Replace the training rows' labels by a teacher's distributions, in place; other splits keep theirs.
+
+    Args:
+        teacher: A folder of `run_fuse.py`'s recipe.
+        added: The rows that are not the target's own; these the ensemble itself is asked about.
+
+    Raises:
+        InputError: if the folder is no such ensemble, its labels are others, or it does not know a row.
+    """
+    if not (teacher / OUT_OF_FOLD).is_file():
+        raise InputError(
+            f"--distill_from {teacher}: no {OUT_OF_FOLD} there; want the folder of a run_fuse.py recipe, whose members "
+            "were cross-validated"
+        )
+    with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
+        described = json.loads(file.metadata()["emodeberta"])
+        known = dict(zip(described["rows"], file.get_tensor("probabilities"), strict=True))
+    if described["labels"] != corpus.label_names:
+        theirs, ours = (", ".join(labels) for labels in (described["labels"], corpus.label_names))
+        raise InputError(f"--distill_from {teacher}: its labels are {theirs}; those here {ours}")
+    if added is not None:
+        model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(teacher)
+        with library_quiet():
+            tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
+        classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)
+        model.config.temperature = 1.0  # as the rows' above
+        for row_id, text, scores in zip(added.ids, added.texts, classify(added.texts, top_k=None), strict=True):
+            of_label = {entry["label"]: entry["score"] for entry in scores}
+            known[_key(row_id, text)] = np.array([of_label[label] for label in corpus.label_names])
+    train = corpus.splits["train"]
+    keys = list(map(_key, train["id"], train["text"]))
+    if unknown := [row_id for row_id, key in zip(train["id"], keys, strict=True) if key not in known]:
+        raise InputError(
+            f"--distill_from {teacher}: its members were not cross-validated on row {unknown[0]} and "
+            f"{len(unknown) - 1} more, or on another text under these ids"
+        )
+    softened = [(known[key] / known[key].sum()).tolist() for key in keys]
+    corpus.splits["train"] = train.remove_columns("labels").add_column("labels", softened)

@@ -1,0 +1,349 @@
+"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT and its relatives, its own, or none."""
+
+import logging
+import re
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, DebertaV2Config, PretrainedConfig, PreTrainedModel
+
+from configuration_emodeberta import EmoDebertaConfig
+from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification
+
+from ..errors import InputError, first_line
+from ..recipes import flag
+from .checkpoint_source import resolve_checkpoint
+from .tokenizer import library_quiet
+
+
+@dataclass
+class CheckpointArguments:
+    """What to start from."""
+
+    _argument_group_name = "Model"
+
+    model_name_or_path: str | None = flag(
+        None,
+        "Checkpoint to start from, a folder or a Hub id: DeBERTa-v2/v3, BERT-shaped (BERT, MiniLM, RoBERTa, "
+        "XLM-R, DistilBERT, ELECTRA, MPNet; the same function at step 0) or an EmoDeBERTa of an earlier stage.",
+    )
+    model_revision: str | None = flag(None, "Branch, tag or commit of the checkpoint on the Hub.")
+    tokenizer_name: str | None = flag(None, "Tokenizer, if it is not the checkpoint's own.")
+    from_scratch: bool = flag(
+        False, "Take only the checkpoint's configuration and tokenizer; weights are random (the paper's w/o PLM row)."
+    )
+    relative_attention: bool = flag(
+        False, "Give a BERT-shaped checkpoint DeBERTa's relative positions; it still computes the same at step 0."
+    )
+    cache_dir: str | None = flag(None, "Where downloads from the Hub are kept.")
+    token: str | None = flag(None, "Hub token, if not the one of `hf auth login`.")
+
+
+@dataclass
+class ModelArguments(CheckpointArguments):
+    """What to start from, and the head."""
+
+    pooling: Literal["mean", "cls"] | None = flag(
+        None, "Text vector: mean of the token states (the paper), or [CLS]; as in an EmoDeBERTa checkpoint, else mean."
+    )
+    classifier_hidden_size: int | None = flag(
+        None,
+        "Width of the head's hidden layer, 0 to leave it out; as in an EmoDeBERTa checkpoint, else 1024 (the paper's).",
+    )
+    classifier_dropout: float | None = flag(
+        None, "Dropout in the head; as in an EmoDeBERTa checkpoint, else 0.1 (the paper's)."
+    )
+    class_weights: Literal["none", "balanced"] = flag(
+        "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
+    )
+    lora_rank: int | None = flag(
+        None,
+        "Train low-rank updates of this rank in the encoder's linear layers, and the head, in place of all weights "
+        "(LoRA, by PEFT); they are merged at the end. Wants a rate some ten times as high.",
+    )
+
+
+logger = logging.getLogger(__name__)
+# Heads that other models keep beside the encoder; dropped, and said.
+_OTHER_HEADS = (
+    *("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs."),
+    *("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "lm_head."),
+    *("pre_classifier.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
+)
+# Besides, buffers, and a twin of the word embeddings that Microsoft's training code left in some checkpoints.
+_NOT_READ = (*_OTHER_HEADS, "embeddings.position_", "embeddings.word_embeddings._weight")
+# Model types whose encoder is BERT's, and how their names become DeBERTa's.
+_PROJECTIONS = {rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")}
+_ROBERTA = {r"^roberta\.": ""} | _PROJECTIONS
+_BERT_SHAPED = {
+    "bert": {r"^bert\.": ""} | _PROJECTIONS,
+    "electra": {r"^electra\.": ""} | _PROJECTIONS,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": {
+        r"^distilbert\.": "",
+        r"transformer\.layer\.": "encoder.layer.",
+        r"attention\.q_lin\.": "attention.self.query_proj.",
+        r"attention\.k_lin\.": "attention.self.key_proj.",
+        r"attention\.v_lin\.": "attention.self.value_proj.",
+        r"attention\.out_lin\.": "attention.output.dense.",
+        r"sa_layer_norm\.": "attention.output.LayerNorm.",
+        r"ffn\.lin1\.": "intermediate.dense.",
+        r"ffn\.lin2\.": "output.dense.",
+        r"output_layer_norm\.": "output.LayerNorm.",
+    },
+    "mpnet": {
+        r"^mpnet\.": "",
+        r"attention\.attn\.q\.": "attention.self.query_proj.",
+        r"attention\.attn\.k\.": "attention.self.key_proj.",
+        r"attention\.attn\.v\.": "attention.self.value_proj.",
+        r"attention\.attn\.o\.": "attention.output.dense.",
+        r"attention\.LayerNorm\.": "attention.output.LayerNorm.",
+        r"encoder\.relative_attention_bias\.": "encoder.position_bias.",
+    },
+}
+_MPNET_BUCKETS = 32  # what the library's MPNetEncoder counts with, whatever its configuration says
+# The heads for masked words of BERT, RoBERTa, MPNet and DistilBERT, and the one the library makes for DeBERTa under
+# `legacy=True`: the same layers.
+_TO_LM_HEAD = {
+    r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
+    r"^cls\.predictions\.bias$": "lm_predictions.lm_head.bias",
+    r"^lm_head\.dense\.": "lm_predictions.lm_head.dense.",
+    r"^lm_head\.layer_norm\.": "lm_predictions.lm_head.LayerNorm.",
+    r"^lm_head\.bias$": "lm_predictions.lm_head.bias",
+    r"^vocab_transform\.": "lm_predictions.lm_head.dense.",
+    r"^vocab_layer_norm\.": "lm_predictions.lm_head.LayerNorm.",
+    r"^vocab_projector\.bias$": "lm_predictions.lm_head.bias",
+}
+
+
+def warm_start(
+    name_or_path: str,
+    model_class: type[PreTrainedModel] = EmoDebertaForSequenceClassification,
+    *,
+    from_scratch: bool = False,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    **config_overrides,
+) -> PreTrainedModel:
+    """Build `model_class` from a checkpoint.
+
+    - `deberta-v2` (v2 and v3; v2-xxlarge's convolution included): same parameter names, loaded as they are.
+    - `bert` (BERT, MiniLM), `roberta`, `xlm-roberta`, `distilbert` and `electra` (base and large; the small one's
+      narrow embeddings have no place here): renamed; computes the same function at step 0. With
+      `relative_attention=True` too: the position projections start at zero and the query projection is multiplied by
+      sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
+    - `mpnet`: likewise, with its position bias, which is added after the division and stays as it is.
+    - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
+    - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT's relatives is taken over. One beside
+      `mask_predictions` is not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never
+      used.
+    - `from_scratch`: the configuration alone, weights drawn anew (the paper's "w/o PLM" row).
+
+    Args:
+        name_or_path: Folder or Hub id. Weights are read from safetensors only.
+        model_class: `EmoDebertaForSequenceClassification`, `EmoDebertaForMaskedLM` or `EmoDebertaModel`.
+        from_scratch: Take nothing but the configuration.
+        revision, cache_dir, token: As in `from_pretrained`.
+        config_overrides: Fields of `EmoDebertaConfig` to set, for example `id2label`, `pooling` or
+            `relative_attention` (of a BERT-shaped checkpoint).
+
+    Returns:
+        The model; its attribute `drawn_anew` names the modules that the checkpoint did not have.
+
+    Raises:
+        InputError: if there is no such checkpoint, it has another architecture, a setting is out of range, or the
+            checkpoint's parameters do not fit; the message names the keys.
+    """
+    hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    path = resolve_checkpoint(name_or_path, **hub)
+    if path != name_or_path:
+        hub["revision"] = None
+    source = _read_config(path, hub)
+    config = _emodeberta_config(source, name_or_path, config_overrides)
+    if from_scratch:
+        logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
+        config.max_position_embeddings -= _first_position(source)
+        model = model_class(config)
+        model.drawn_anew = set()
+        return model
+
+    fresh = ["classifier.", "lm_predictions."]  # parameters that may be missing from the checkpoint, by prefix
+    renames = dict(_TO_LM_HEAD) if model_class is EmoDebertaForMaskedLM else {}
+    if source.model_type in _BERT_SHAPED:
+        renames |= _BERT_SHAPED[source.model_type]
+        if config.relative_attention:
+            fresh += ["encoder.rel_embeddings.", "encoder.LayerNorm.", ".pos_key_proj.", ".pos_query_proj."]
+    try:
+        with library_quiet():
+            model, info = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                key_mapping=renames,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **hub,
+            )
+    except OSError as error:
+        raise InputError(
+            f"{name_or_path}: no weights in safetensors format found (pickled ones are not read); "
+            f"want a model.safetensors beside its config.json. {first_line(error)}"
+        ) from error
+    model._weight_conversions = None  # else `save_pretrained` would give the checkpoint's names back to the parameters
+    model.drawn_anew = _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
+    if model_class is EmoDebertaForMaskedLM:
+        if any(key.startswith("mask_predictions.") for key in info["unexpected_keys"]):
+            model.lm_predictions = type(model.lm_predictions)(config)
+            model.lm_predictions.apply(model._init_weights)
+            model.drawn_anew.add("lm_predictions.lm_head")
+        if any(module.startswith("lm_predictions") for module in model.drawn_anew):
+            logger.info(f"{name_or_path}: no usable head for masked words; a new one is tied to the word embeddings")
+    others_head = source.model_type == "emodeberta" and source.id2label != config.id2label
+    if source.model_type in _BERT_SHAPED:  # RoBERTa's has the names of ours; nobody knows in which order its labels are
+        others_head = "classifier.out_proj" not in model.drawn_anew
+    if others_head and hasattr(model, "classifier"):
+        logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
+        model.classifier = type(model.classifier)(config)
+        model.classifier.apply(model._init_weights)
+    if first := _first_position(source):
+        _count_positions_from_0(model, first)
+    if source.model_type in _BERT_SHAPED and config.relative_attention:
+        _keep_function_under_relative_attention(model)
+    return model
+
+
+def _read_config(path: str, hub: dict) -> PretrainedConfig:
+    if Path(path).exists() or path[0] in "./~" or path.count("/") > 1:
+        file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+        if file.name != "config.json" or not file.is_file():
+            raise InputError(f"{path}: no config.json there; want a checkpoint folder or a Hub id (owner/name)")
+    try:
+        kwargs = {key: value for key, value in hub.items() if value is not None}
+        content, _ = PretrainedConfig.get_config_dict(path, **kwargs)
+        if content.get("model_type") == "emodeberta":
+            return EmoDebertaConfig.from_dict(content)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its config.json cannot be read. {first_line(error)}") from error
+
+
+def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> EmoDebertaConfig:
+    fields = source.to_dict()
+    if source.model_type in _BERT_SHAPED:
+        if getattr(source, "embedding_size", source.hidden_size) != source.hidden_size:
+            raise InputError(
+                f"{name}: its embeddings are {source.embedding_size} wide, its layers {source.hidden_size}; want an "
+                "ELECTRA of one width, as base and large are"
+            )
+        names = DebertaV2Config.__dataclass_fields__
+        fields = {key: value for key, value in fields.items() if key in names} | {
+            "relative_attention": False,
+            "position_biased_input": True,
+        }
+        if source.model_type == "distilbert":  # other names for the same, no token types, a fixed epsilon
+            fields |= {
+                "hidden_size": source.dim,
+                "num_hidden_layers": source.n_layers,
+                "num_attention_heads": source.n_heads,
+                "intermediate_size": source.hidden_dim,
+                "hidden_act": source.activation,
+                "hidden_dropout_prob": source.dropout,
+                "attention_probs_dropout_prob": source.attention_dropout,
+                "type_vocab_size": 0,
+                "layer_norm_eps": 1e-12,
+            }
+        if source.model_type == "mpnet":
+            if source.relative_attention_num_buckets != _MPNET_BUCKETS:
+                raise InputError(
+                    f"{name}: its relative_attention_num_buckets is {source.relative_attention_num_buckets}; want "
+                    f"{_MPNET_BUCKETS}, the only number that transformers' MPNet computes with"
+                )
+            fields["position_bias_buckets"] = _MPNET_BUCKETS
+        if overrides.get("relative_attention"):
+            fields |= {
+                "pos_att_type": ["c2p", "p2c"],
+                "position_buckets": 256,
+                "share_att_key": False,
+                "norm_rel_ebd": "layer_norm",
+                "max_relative_positions": source.max_position_embeddings - _first_position(source),
+            }
+    elif source.model_type not in ("deberta-v2", "emodeberta"):
+        raise InputError(
+            f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), {', '.join(_BERT_SHAPED)} "
+            "or emodeberta"
+        )
+    for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "problem_type"):
+        fields.pop(key, None)
+    if "id2label" in overrides:
+        fields.pop("label2id", None)
+        fields.pop("class_weights", None)
+    try:
+        return EmoDebertaConfig(**fields | overrides)
+    except StrictDataclassError as error:
+        raise InputError(f"{name}: {first_line(error.__cause__ or error)}") from error
+
+
+def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[str]:
+    """The modules that were drawn anew, and a line about them and one about what was not used."""
+
+    def fits(key: str, allowed: list[str] | tuple[str, ...]) -> bool:
+        return any(f".{part}" in f".{key}" if part[0] != "." else part in key for part in allowed)
+
+    missing = [key for key in info["missing_keys"] if not fits(key, fresh)]
+    mismatched = [key for key, *_ in info["mismatched_keys"] if not fits(key, ["classifier."])]
+    unexpected = [key for key in info["unexpected_keys"] if not fits(key, _NOT_READ)]
+    problems = [
+        f"{what}: {', '.join(sorted(keys)[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}"
+        for what, keys in (("missing", missing), ("of another shape", mismatched), ("not known", unexpected))
+        if keys
+    ]
+    if problems:
+        raise InputError(f"{name}: the checkpoint does not fit its configuration. Parameters {'; '.join(problems)}")
+    new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    drawn = {_module(key, prefix) for key in new}
+    if drawn:
+        logger.info(f"{name}: drawn anew: {', '.join(sorted(drawn))}")
+    if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
+        logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
+    return drawn
+
+
+def _module(key: str, prefix: str) -> str:
+    """`deberta.encoder.layer.3.attention.self.pos_key_proj.weight` as `encoder.layer.*.attention.self.pos_key_proj`."""
+    return re.sub(r"\.\d+\.", ".*.", key.removeprefix(f"{prefix}.")).rpartition(".")[0]
+
+
+def _first_position(source: PretrainedConfig) -> int:
+    """Of a text's first token: RoBERTa counts from the token after padding's number on, MPNet from 2 on."""
+    if source.model_type == "mpnet":
+        return 2
+    return source.pad_token_id + 1 if source.model_type in ("roberta", "xlm-roberta") else 0
+
+
+@torch.no_grad()
+def _count_positions_from_0(model: PreTrainedModel, first: int) -> None:
+    """Drop the rows of positions that no token has."""
+    embeddings = model.base_model.embeddings
+    rows = embeddings.position_embeddings.weight[first:].clone()
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(rows, freeze=False)
+    embeddings.position_ids = embeddings.position_ids[:, : len(rows)]
+    model.config.max_position_embeddings = len(rows)
+
+
+@torch.no_grad()
+def _keep_function_under_relative_attention(model: PreTrainedModel) -> None:
+    for layer in model.base_model.encoder.layer:
+        attention = layer.attention.self
+        for projection in (attention.pos_key_proj, attention.pos_query_proj):
+            projection.weight.zero_()
+            projection.bias.zero_()
+        attention.query_proj.weight.mul_(sqrt(3))
+        attention.query_proj.bias.mul_(sqrt(3))
