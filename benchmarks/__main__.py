@@ -26,9 +26,9 @@ from benchmarks import (
     bench_scoring,
     bench_streaming,
     bench_training,
-    page,
 )
 from benchmarks.measure import ROOT, Results, machine, machine_slug
+from docs.generate import performance
 from trainer_ext.run_folder import write_json
 
 PARTS = [
@@ -100,7 +100,7 @@ def main() -> None:
     unfinished.unlink()
     if args.full and "scaling" in args.parts:
         bench_scaling.write(ROOT / "docs" / "scaling.md")
-    print(f"\nwrote {target.relative_to(ROOT)} and {page.write(ROOT / 'docs').relative_to(ROOT)}")
+    print(f"\nwrote {target.relative_to(ROOT)} and {performance.write(ROOT / 'docs').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

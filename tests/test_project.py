@@ -303,7 +303,7 @@ def test_the_plan_for_larger_backbones_is_that_of_the_measured_layers(tmp_path):
 
 
 def test_the_page_of_results_is_that_of_their_json():
-    made = runpy.run_path(str(ROOT / "results" / "page.py"))
+    made = runpy.run_path(str(ROOT / "docs" / "generate" / "results.py"))
     compared, fused, submitted = made["comparisons"](), made["fusions"](), made["submission"]()
     assert made["page"](compared, fused, submitted) == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert all(row["command"].startswith("python run_compare.py ") for row in compared.values())

@@ -1,6 +1,6 @@
-"""Write docs/results.md from the JSON files of this folder: ours beside the paper's, ingredient by ingredient.
+"""Write docs/results.md from the JSON files in results/: ours beside the paper's, ingredient by ingredient.
 
-python results/page.py
+python docs/generate/results.py
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer_ext.comparison import score_cells
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Li et al. 2022, Tables 1 and 3: macro F1 on WASSA 2022's test set.
 PAPER = 0.698
 PAPER_WITHOUT = {
@@ -83,11 +83,11 @@ def page(found: dict[str, dict], fused: dict[str, dict], submitted: dict) -> str
     """docs/results.md."""
     lines = [
         "# Results\n",
-        "Written by `python results/page.py` from the JSON files in `results/`; do not edit. The paper's figures are "
-        "of DeBERTa-v2-xxlarge (1.5B parameters) on WASSA 2022's test set; ours of MiniLM (22M) by writer-grouped "
-        "cross-validation over the 1,860 training essays, so the levels cannot be compared, only what an ingredient "
-        "brings. Intervals (95%) and p (Holm-corrected within a comparison) are about the trained models at hand; one "
-        "seed says little about another.\n",
+        "Written by `python docs/generate/results.py` from the JSON files in `results/`; do not edit. The paper's "
+        "figures are of DeBERTa-v2-xxlarge (1.5B parameters) on WASSA 2022's test set; ours of MiniLM (22M) by "
+        "writer-grouped cross-validation over the 1,860 training essays, so the levels cannot be compared, only what"
+        " an ingredient brings. Intervals (95%) and p (Holm-corrected within a comparison) are about the trained "
+        "models at hand; one seed says little about another.\n",
         *without_each(found["ablation"]),
         *left_out(fused["wassa2022"]),
         *added(found, fused["wassa2022"]),

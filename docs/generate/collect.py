@@ -1,6 +1,6 @@
 """Put several finished runs of one recipe, one a seed, into one JSON of figures with mean and spread.
 
-python results/collect.py outputs/wassa2022/seed-* --output results/wassa2022-minilm.json --note "what it shows"
+python docs/generate/collect.py outputs/wassa2022/seed-* --output results/wassa2022-minilm.json --note "what it shows"
 """
 
 import argparse
