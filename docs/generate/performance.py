@@ -1,173 +1,258 @@
-"""The page `docs/performance.md` and its plots, from every `results/bench-*.json`."""
+"""Make the block of docs/performance.md, and its plots, from every bench-*.json in results/."""
 
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.bench_encoder import LENGTHS, ROWS
-from benchmarks.measure import ROOT
+from docs.generate.blocks import table
 
 NAMES = {"float32": "float32", "bfloat16": "bf16"}
+KEYS = ("forward", "forward_backward")
 STYLES = {
     ("float32", "forward"): {"color": "tab:blue", "label": "float32, forward"},
     ("float32", "forward_backward"): {"color": "tab:blue", "linestyle": "--", "label": "float32, with backward"},
     ("bfloat16", "forward"): {"color": "tab:orange", "label": "bf16, forward"},
     ("bfloat16", "forward_backward"): {"color": "tab:orange", "linestyle": "--", "label": "bf16, with backward"},
 }
-HEAD = """# Performance
-
-Written by `make bench` from `results/bench-*.json`; do not edit. Every figure is a ratio to `transformers`' own code in
-the same run, the sides taking turns, or a share of the rate that the machine's own matrix products reach, measured in
-that run too. Each script first asserts that both sides compute the same: hidden states and gradients in float32 to
-1e-5, logits and decisions on real texts, losses of trainings. Ratios are medians over rounds, with the smallest and
-the largest.
-
-- **Encoder**: base size (12 × 768), texts between half and full length padded to one length, 1,024 tokens a batch and
-  at least two texts. "Products" is the share of our time that its matrix products alone would need at the machine's
-  peak, over tokens without padding: 100% would be the limit. It can pass 100% where a product runs faster among the
-  others than alone.
-- **Inference**: strings to labels, one third essays, two thirds comments, shuffled; `EmotionPipeline` against
-  `pipeline("text-classification")` on the library's model in float32 at its best batch size of 1, 8 and 32.
-- **Fine-tuning**: MiniLM with DeBERTa's relative positions, one epoch of WASSA's training essays, `Trainer` with its
-  default collator on the library's class in float32 against `TokenBudgetTrainer`, same weights, seeds and function.
-- **Child-Tuning**: AdamW on the base size with a vocabulary of 128,100, 8 × 128 tokens, float32; the published
-  algorithm draws a float mask for every parameter.
-- **Masked-language training**: base size, vocabulary 128,100, 8 × 128 tokens, 15% to predict; `DebertaV2ForMaskedLM`
-  and `EmoDebertaForMaskedLM`, same weights and masks, both under plain `Trainer`; memory as below.
-- **Scoring**: `run_score.py`, rows read, scored and written, against a loop over the library's pipeline in batches of
-  32, MiniLM's size, float32, texts as for inference; its growth on generated rows with a tiny model, from the first
-  shard's record to the last; an ensemble's time over that of as many single models.
-- **Space**: `space/app.py` called by `gradio_client`; every answer is compared with the pipeline's. Seconds here are
-  no ratio: there is no peer.
-- **Memory**: peak of a training step at base size, 8 texts of 512 tokens, beyond weights, gradients and optimizer.
-"""
 
 
-def write(folder: Path) -> Path:
-    """Write `performance.md` and a plot for each machine into `folder`; the page's path."""
-    plots = folder / "performance"
-    plots.mkdir(parents=True, exist_ok=True)
-    page = [HEAD]
-    for path in sorted((ROOT / "results").glob("bench-*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if all(name.startswith("steps, ") for name in content):
-            continue  # in docs/scaling.md
-        slug = path.stem.removeprefix("bench-")
-        page += section(content, path.name)
-        if any(name.startswith("encoder") for name in content):
-            draw(content, plots / f"{slug}.svg")
-            page.append(f"![ratios and time per token over length and batch](performance/{slug}.svg)\n")
+def blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of each block, from the JSON files in a folder like results/."""
+    lines = []
+    for source, content in machines(folder):
+        lines += heading(content, source)
+        for part in PARTS:
+            lines += part(content)
+        lines += plot_links(content, slug(source))
+    return {"machines": lines}
+
+
+def plots(folder: Path, target: Path) -> dict[Path, str]:
+    """Return the plots of every machine as SVG, by their files in the folder `target`."""
+    found = {}
+    for source, content in machines(folder):
+        if has_encoder(content):
+            found[target / f"{slug(source)}.svg"] = draw_encoder(content)
         if "scoring" in content:
-            draw_scoring(content, plots / f"{slug}-scoring.svg")
-            page.append(f"![scoring: time per row, memory, members](performance/{slug}-scoring.svg)\n")
-    target = folder / "performance.md"
-    target.write_text("\n".join(page), encoding="utf-8")
-    return target
+            found[target / f"{slug(source)}-scoring.svg"] = draw_scoring(content)
+    return found
 
 
-def section(content: dict, source: str) -> list[str]:
-    """One machine's tables."""
+def machines(folder: Path) -> Iterator[tuple[str, dict]]:
+    """Yield each machine's file name and figures. Machines that only measured whole models are in docs/scaling.md."""
+    for path in sorted(folder.glob("bench-*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not all(name.startswith("steps, ") for name in content):
+            yield path.name, content
+
+
+def slug(source: str) -> str:
+    """Return a machine's name in file names."""
+    return source.removeprefix("bench-").removesuffix(".json")
+
+
+def has_encoder(content: dict) -> bool:
+    """Return whether the encoder was measured."""
+    return any(name.startswith("encoder") for name in content)
+
+
+def heading(content: dict, source: str) -> list[str]:
+    """Return a machine's heading, and what is known about it."""
     machine = next(iter(content.values()))["settings"]["machine"]
     quick = ", quick run" if source.endswith("-quick.json") else ""
-    lines = [f"## {machine['name']}, {machine['cores']} cores{quick}\n"]
-    lines.append(f"torch {machine['torch']}, {machine['threads']} threads; [`results/{source}`](../results/{source}).")
+    lines = [
+        f"## {machine['name']}, {machine['cores']} cores{quick}\n",
+        f"torch {machine['torch']}, {machine['threads']} threads; [`results/{source}`](../results/{source}).",
+    ]
     if {"peak, float32", "peak, bfloat16"} <= content.keys():
         rate = content["peak, bfloat16"]["gflops"] / content["peak, float32"]["gflops"]
         lines.append(f"Matrix products in bf16 run at {rate:.2f}× the rate of float32 here.")
-    lines.append("")
-    lines += encoder_table(content)
+    return [*lines, ""]
+
+
+def plot_links(content: dict, name: str) -> list[str]:
+    """Return the links to a machine's plots."""
+    lines = []
+    if has_encoder(content):
+        lines.append(f"![ratios and time per token over length and batch](performance/{name}.svg)\n")
+    if "scoring" in content:
+        lines.append(f"![scoring: time per row, memory, members](performance/{name}-scoring.svg)\n")
+    return lines
+
+
+def encoder(content: dict) -> list[str]:
+    """Return ratios and shares by length."""
+    lines = []
+    for name in NAMES:
+        if found := by_length(content, name):
+            lines.append(f"Encoder, {NAMES[name]}, library's time / ours, {found[0]['settings']['rounds']} rounds:\n")
+            rows = [
+                [row["length"]] + [cell for key in KEYS for cell in (shown(row[key]), f"{row[key]['products']:.0%}")]
+                for row in found
+            ]
+            lines += table(["tokens", "forward", "products", "forward and backward", "products"], rows)
+            lines.append("")
+    return lines
+
+
+def inference(content: dict) -> list[str]:
+    """Return ratios of strings to labels."""
+    found = {size: part for size in ("base", "MiniLM") if (part := content.get(f"inference, {size}"))}
+    if not found:
+        return []
+    used = next(iter(found.values()))["settings"]
     rows = [
-        f"| {size} | {NAMES[name]} | {shown(content[part][name])} | {content[part][name]['share_of_peak']:.0%} "
-        f"| {100 if name == 'float32' else 100 * content[part]['bf16_equal_decisions']:.1f}% |"
-        for size in ("base", "MiniLM")
-        if (part := f"inference, {size}") in content
+        [
+            size,
+            NAMES[name],
+            shown(part[name]),
+            f"{part[name]['share_of_peak']:.0%}",
+            f"{100 if name == 'float32' else 100 * part['bf16_equal_decisions']:.1f}%",
+        ]
+        for size, part in found.items()
         for name in NAMES
     ]
-    if rows:
-        used = content[next(name for name in content if name.startswith("inference"))]["settings"]
-        lines.append(f"Inference, {used['count']} texts ({used['texts']}), {used['rounds']} rounds:\n")
-        lines += [
-            "| size | ours in | library's time / ours | of the peak | decisions as in float32 |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [*rows, ""]
-    if "training" in content:
-        part = content["training"]
-        lines.append(
-            f"Fine-tuning, {part['settings']['rows']} rows ({part['settings']['texts']}), {part['settings']['epochs']} "
-            f"epoch, seeds {', '.join(map(str, part['settings']['seeds']))}:\n"
-        )
-        lines += ["| | library's time / ours | loss | loss on validation |", "|---|---|---|---|"]
-        for side, row in part["sides"].items():
-            losses = [f"{row[key]['mean']:.3f} ± {row[key]['sd'] or 0:.3f}" for key in ("loss", "validation_loss")]
-            lines.append(f"| {side.replace('bfloat16', 'bf16')} | {shown(row)} | {' | '.join(losses)} |")
-        lines.append("")
-    if "child tuning" in content:
-        part = content["child tuning"]
-        lines.append(
-            f"Child-Tuning, p = {part['settings']['p']}, over the plain step, {part['settings']['rounds']} rounds:\n"
-        )
-        lines += ["| | step / plain step | masking alone, of the plain step |", "|---|---|---|"]
-        for side, step in part["step"].items():
-            name = "published algorithm of F" if side == "published" else side
-            lines.append(f"| {name} | {shown(step)} | {part['masking_alone'][side]:.1%} |")
-        lines.append(f"\nMasking is {shown(part['published_over_F'])} times as fast as published.\n")
+    return [
+        f"Inference, {used['count']} texts ({used['texts']}), {used['rounds']} rounds:\n",
+        *table(["size", "ours in", "library's time / ours", "of the peak", "decisions as in float32"], rows),
+        "",
+    ]
+
+
+def fine_tuning(content: dict) -> list[str]:
+    """Return ratios and losses of trainings."""
+    if "training" not in content:
+        return []
+    used = content["training"]["settings"]
+    rows = []
+    for side, row in content["training"]["sides"].items():
+        losses = [f"{row[key]['mean']:.3f} ± {row[key]['sd'] or 0:.3f}" for key in ("loss", "validation_loss")]
+        rows.append([side.replace("bfloat16", "bf16"), shown(row), *losses])
+    return [
+        f"Fine-tuning, {used['rows']} rows ({used['texts']}), {used['epochs']} epoch, seeds "
+        f"{', '.join(map(str, used['seeds']))}:\n",
+        *table(["", "library's time / ours", "loss", "loss on validation"], rows),
+        "",
+    ]
+
+
+def child_tuning(content: dict) -> list[str]:
+    """Return what masking costs."""
+    if "child tuning" not in content:
+        return []
+    part = content["child tuning"]
+    rows = [
+        ["published algorithm of F" if side == "published" else side, shown(step), f"{part['masking_alone'][side]:.1%}"]
+        for side, step in part["step"].items()
+    ]
+    return [
+        f"Child-Tuning, p = {part['settings']['p']}, time over the plain step, {part['settings']['rounds']} rounds:\n",
+        *table(["", "step / plain step", "masking alone, of the plain step"], rows),
+        "",
+        f"Published masking of F, time / ours: {shown(part['published_over_F'])}.\n",
+    ]
+
+
+def masked_language(content: dict) -> list[str]:
+    """Return ratios of masked-language training, its memory, and the memory of a streamed run."""
+    lines = []
     if "mlm" in content:
         part = content["mlm"]
-        lines.append(f"Masked-language training, {part['settings']['rounds']} rounds:\n")
-        lines += ["| | library's time / ours | tokens a second, library / ours |", "|---|---|---|"]
+        rows = []
         for name in ("float32", "bf16"):
             if name in part:
                 rate = part[name]["tokens_per_second"]
-                lines.append(f"| {name} | {shown(part[name])} | {rate['library']} / {rate['ours']} |")
+                rows.append([name, shown(part[name]), f"{rate['library']} / {rate['ours']}"])
+        lines.append(f"Masked-language training, {part['settings']['rounds']} rounds:\n")
+        lines += table(["", "library's time / ours", "tokens a second, library / ours"], rows)
         if "mlm memory" in content:
             lines.append(f"\nIts memory: {content['mlm memory']['share']:.0%} of the library's.")
         lines.append("")
     if "streaming" in content:
         part = content["streaming"]
-        sizes = ", ".join(f"{size:.0f}" for size in part["megabytes"])
         lines.append(
-            f"`run_mlm.py --streaming` over {part['settings']['rows']:,} rows: {sizes} MB in the tenths of the run; "
-            f"last / first {part['last_over_first']:.3f}.\n"
+            f"`run_mlm.py --streaming` over {part['settings']['rows']:,} rows: {megabytes(part)} MB in the tenths of "
+            f"the run; last / first {part['last_over_first']:.3f}.\n"
         )
-    if "scoring" in content:
-        part = content["scoring"]
-        speeds = part["rows_per_second"]
-        lines.append(
-            f"Scoring, library's time / ours: {shown(part)}; rows a second {speeds['library']} / {speeds['ours']}.\n"
-        )
-        lines += ["| | µs a row | memory of the last tenth / the first | MB in the tenths |", "|---|---|---|---|"]
-        for rows, row in grown(content).items():
-            sizes = ", ".join(f"{size:.0f}" for size in row["megabytes"])
-            lines.append(f"| {rows:,} rows | {row['microseconds_a_row']} | {row['last_over_first']:.3f} | {sizes} |")
-        lines.append("\n| members | time / as many single models |\n|---|---|")
-        of_members = content["scoring, members"]
-        lines += [f"| {count} | {shown(row)} |" for count, row in of_members.items() if count.isdigit()]
-        lines.append("")
-    if "space" in content:
-        part, callers = content["space"], content["space"]["settings"]
-        lines.append(
-            f"The Space under {callers['callers']} callers at once, {callers['requests']} requests each, "
-            f"{callers['model']}, callers on the same cores: median {part['median_seconds']:.2f} s, 95% within "
-            f"{part['p95_seconds']:.2f} s, {part['answers_per_second']} answers a second, none lost or crossed; memory "
-            f"of the last tenth / the first {part['last_over_first']:.3f}.\n"
-        )
-    if "memory" in content:
-        part = content["memory"]
-        lines.append(f"Memory of a training step: {part['share']:.0%} of the library's.\n")
     return lines
 
 
+def scoring(content: dict) -> list[str]:
+    """Return the speed of scoring, its growth with rows, and its growth with members."""
+    if "scoring" not in content:
+        return []
+    part = content["scoring"]
+    speeds = part["rows_per_second"]
+    rows = [
+        [f"{count:,} rows", row["microseconds_a_row"], f"{row['last_over_first']:.3f}", megabytes(row)]
+        for count, row in grown(content).items()
+    ]
+    of_members = [[count, shown(row)] for count, row in content["scoring, members"].items() if count.isdigit()]
+    return [
+        f"Scoring, library's time / ours: {shown(part)}; rows a second {speeds['library']} / {speeds['ours']}.\n",
+        *table(["", "µs a row", "memory of the last tenth / the first", "MB in the tenths"], rows),
+        "",
+        *table(["members", "time / as many single models"], of_members),
+        "",
+    ]
+
+
+def space(content: dict) -> list[str]:
+    """Return what callers of the Space waited for."""
+    if "space" not in content:
+        return []
+    part, callers = content["space"], content["space"]["settings"]
+    return [
+        f"Space, {callers['callers']} callers at once, {callers['requests']} requests each, {callers['model']}: median "
+        f"{part['median_seconds']:.2f} s, 95% within {part['p95_seconds']:.2f} s, {part['answers_per_second']} answers "
+        f"a second; memory of the last tenth / the first {part['last_over_first']:.3f}.\n"
+    ]
+
+
+def memory(content: dict) -> list[str]:
+    """Return the memory of a training step."""
+    if "memory" not in content:
+        return []
+    return [f"Memory of a training step: {content['memory']['share']:.0%} of the library's.\n"]
+
+
+# A machine's section, in order.
+PARTS = (encoder, inference, fine_tuning, child_tuning, masked_language, scoring, space, memory)
+
+
+def megabytes(part: dict) -> str:
+    """Return the memory in each tenth of a run."""
+    return ", ".join(f"{size:.0f}" for size in part["megabytes"])
+
+
+def shown(row: dict) -> str:
+    """Return a ratio with its range."""
+    return f"{row['ratio']:.2f} ({row['range'][0]:.2f}–{row['range'][1]:.2f})"
+
+
 def grown(content: dict) -> dict[int, dict]:
-    """What scoring took, by the number of rows."""
+    """Return what scoring took, by the number of rows."""
     parts = {part["settings"].get("rows"): part for name, part in content.items() if name.startswith("scoring, ")}
     return {rows: parts[rows] for rows in sorted(filter(None, parts))}
 
 
-def draw_scoring(content: dict, target: Path) -> None:
-    """Time per row over rows, memory over the longest run, time over members."""
+def encoder_part(content: dict, name: str, rows: int, length: int) -> dict | None:
+    """Return the encoder's figures at one shape, if it was measured."""
+    return content.get(f"encoder, {name}, {rows} x {length}")
+
+
+def by_length(content: dict, name: str) -> list[dict]:
+    """Return the encoder's figures over length, without the lengths that were not measured."""
+    return list(filter(None, (encoder_part(content, name, max(2, 1024 // length), length) for length in LENGTHS)))
+
+
+def draw_scoring(content: dict) -> str:
+    """Draw time per row over rows, memory over the longest run, and time over members."""
     with matplotlib.rc_context({"svg.hashsalt": "emodeberta", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         rows_axes, memory_axes, member_axes = figure.subplots(1, 3)
@@ -185,41 +270,11 @@ def draw_scoring(content: dict, target: Path) -> None:
         member_axes.plot(list(counts), list(counts), color="gray", linewidth=0.8, label="as many single models")
         member_axes.set(title="Time over members", xlabel="members", ylabel="one model = 1", ylim=(0, None))
         member_axes.legend(frameon=False)
-        figure.savefig(target, metadata={"Date": None})
+        return svg(figure)
 
 
-def shown(row: dict) -> str:
-    """A ratio with its range."""
-    return f"{row['ratio']:.2f} ({row['range'][0]:.2f}–{row['range'][1]:.2f})"
-
-
-def encoder_part(content: dict, name: str, rows: int, length: int) -> dict | None:
-    return content.get(f"encoder, {name}, {rows} x {length}")
-
-
-def by_length(content: dict, name: str) -> list[dict]:
-    """The encoder's rows over length, those that are there."""
-    return list(filter(None, (encoder_part(content, name, max(2, 1024 // length), length) for length in LENGTHS)))
-
-
-def encoder_table(content: dict) -> list[str]:
-    """Ratios and shares by length."""
-    lines = []
-    for name in NAMES:
-        rows = by_length(content, name)
-        if rows:
-            lines += [f"Encoder, {NAMES[name]}, library's time / ours, {rows[0]['settings']['rounds']} rounds:\n"]
-            lines += ["| tokens | forward | products | forward and backward | products |", "|---|---|---|---|---|"]
-        for row in rows:
-            cells = [f"{shown(row[key])} | {row[key]['products']:.0%}" for key in ("forward", "forward_backward")]
-            lines.append(f"| {row['length']} | {' | '.join(cells)} |")
-        if rows:
-            lines.append("")
-    return lines
-
-
-def draw(content: dict, target: Path) -> None:
-    """Ratio over length; time per token, in units of ours at 128 tokens, over length and over batch."""
+def draw_encoder(content: dict) -> str:
+    """Draw ratios over length, and time per token (ours at 128 tokens is 1) over length and over batch."""
     with matplotlib.rc_context({"svg.hashsalt": "emodeberta", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(12, 7), layout="constrained")
         (ratios, products), (length_axes, batch_axes) = figure.subplots(2, 2)
@@ -264,4 +319,11 @@ def draw(content: dict, target: Path) -> None:
             axes.set_xlabel(label)
             if axes.lines:
                 axes.legend(frameon=False)
-        figure.savefig(target, metadata={"Date": None})
+        return svg(figure)
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG, the same on every day."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue()
