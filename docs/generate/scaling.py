@@ -1,0 +1,107 @@
+"""Make the blocks of docs/scaling.md from every bench-*.json in results/."""
+
+import json
+from pathlib import Path
+
+from benchmarks.bench_scaling import (
+    ESSAY_TOKENS,
+    ESSAYS,
+    GPU_TERAFLOPS,
+    MODELS,
+    TIMED_STEPS,
+    TOKENS,
+    WARM_UP_STEPS,
+    plan,
+)
+from docs.generate.blocks import table
+
+SIZES = ("weights", "bf16_weights", "gradients_and_optimizer", "activations")
+
+
+def blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of each block, from the JSON files in a folder like results/."""
+    contents = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in full_runs(folder)}
+    measured = next(content["scaling"] for content in contents.values() if "scaling" in content)
+    plans = {name: plan(name, measured) for name in MODELS}
+    return {
+        "layers": layers(measured),
+        "plan": plan_table(plans),
+        "two-gpus": two_gpus(plans["DeBERTa-v2-xxlarge"]),
+        "steps": [line for source, content in contents.items() for line in steps(source, content, plans)],
+    }
+
+
+def full_runs(folder: Path) -> list[Path]:
+    """Return the files of full runs, by name."""
+    return [path for path in sorted(folder.glob("bench-*.json")) if not path.stem.endswith("-quick")]
+
+
+def layers(measured: dict) -> list[str]:
+    """Return the memory of a layer, as measured and as fitted."""
+    rows = [[row["width"], row["length"], f"{row['bytes_a_token_and_layer']:,}"] for row in measured["layers"]]
+    return [
+        *table(["width", "length", "bytes per token and layer"], rows),
+        "",
+        f"`{measured['command']}` on {measured['settings']['machine']['name']}, {TOKENS:,} tokens a step. Fitted: "
+        f"{measured['bytes_of_width']:g} × width + {measured['bytes_of_heads_and_length']:g} × heads × length, within "
+        f"{measured['largest_relative_error']:.0%}.",
+    ]
+
+
+def total(found: dict) -> float:
+    """Return the gigabytes of a plan."""
+    return sum(found[key] for key in SIZES)
+
+
+def plan_table(plans: dict[str, dict]) -> list[str]:
+    """Return the plan of every model."""
+    rows = []
+    for name, (recipe, _, texts, length, *_) in MODELS.items():
+        found = plans[name]
+        cells = [name, f"`recipes/{recipe}.yaml`", f"{texts} × {length}", f"{found['parameters'] / 1e6:,.0f}M"]
+        cells += [f"{found['trained'] / 1e6:,.0f}M", *(f"{found[key]:.1f}" for key in SIZES), f"{total(found):.1f}"]
+        rows.append([*cells, f"{found['seconds_an_epoch']:.0f}"])
+    header = ["model", "recipe", "batch", "parameters", "trained", "weights", "bf16 copy", "gradients, optimizer"]
+    return [
+        *table([*header, "activations", "sum", "seconds an epoch"], rows),
+        "",
+        f"An epoch is WASSA's {ESSAYS:,} essays at {ESSAY_TOKENS} tokens, at an assumed {GPU_TERAFLOPS} TFLOP/s.",
+    ]
+
+
+def two_gpus(found: dict) -> list[str]:
+    """Return the gigabytes per GPU where two share a model."""
+    shared = (found["weights"] + found["gradients_and_optimizer"]) / 2
+    rows = [["while it trains", f"{shared:.1f}"], ["at the end", f"{shared + found['weights']:.1f}"]]
+    return table(["DeBERTa-v2-xxlarge on two GPUs", "gigabytes per GPU"], rows)
+
+
+def steps(source: str, content: dict, plans: dict[str, dict]) -> list[str]:
+    """Return what the models' own steps took on a GPU, next to the plan; nothing if the file has none."""
+    found = {name: content[f"steps, {name}"] for name in MODELS if f"steps, {name}" in content}
+    if not found:
+        return []
+    (one, *_) = found.values()
+    machine = one["settings"]["machine"]
+    rows = [
+        [
+            name,
+            row["batch"].replace("x", "×"),
+            f"{total(plans[name]):.1f}",
+            row["peak_gigabytes"],
+            row["reserved_gigabytes"],
+            f"{row['seconds_a_step']:.2f}",
+            f"{row['tokens_a_second']:,}",
+            f"{plans[name]['seconds_an_epoch']:.0f}",
+            f"{ESSAYS * ESSAY_TOKENS / row['tokens_a_second']:.0f}",
+        ]
+        for name, row in found.items()
+    ]
+    header = ["model", "texts × accumulation × length", "planned", "tensors", "allocator", "seconds a step"]
+    return [
+        f"### {machine['name']}\n",
+        f"`{one['command']}`: {TIMED_STEPS} steps after {WARM_UP_STEPS} others; torch {machine['torch']} "
+        f"([`results/{source}`](../results/{source})).\n",
+        *table([*header, "tokens a second", "planned seconds an epoch", "at this rate"], rows),
+        "",
+    ]
