@@ -7,7 +7,6 @@ Shipped inside every saved model; loads with `trust_remote_code=True` where the 
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
@@ -19,12 +18,14 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 try:
-    from .attention_emodeberta import Dropout, EmoDebertaEncoder
+    from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
+    from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
 except ImportError:
-    from attention_emodeberta import Dropout, EmoDebertaEncoder
+    from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
+    from kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from pipeline_emodeberta import EmotionPipeline
 
 
@@ -243,61 +244,6 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
         return outputs if return_dict else outputs.to_tuple()
-
-
-class Tie:
-    """What the output end of the tied word embeddings leaves for their input end, within one backward pass.
-
-    Autograd alone would make a gradient of the whole table at each end, keep the first through the encoder's backward
-    pass, and add them up. Here the output end leaves its two small factors, the input end multiplies them and adds its
-    rows: one table. It runs last, since its gradient comes through the encoder from the logits.
-    """
-
-    factors: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-class TiedLookup(torch.autograd.Function):
-    """`(batch, length)` ids to their rows of `(vocabulary, hidden)`."""
-
-    @staticmethod
-    def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding: int | None, tie: Tie) -> torch.Tensor:
-        ctx.save_for_backward(ids)
-        ctx.shape, ctx.dtype, ctx.padding, ctx.tie = weight.shape, weight.dtype, padding, tie
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple:
-        (ids,) = ctx.saved_tensors
-        rows = gradient.flatten(0, -2).to(ctx.dtype)
-        if ctx.padding is not None:
-            rows = rows.masked_fill((ids == ctx.padding).view(-1, 1), 0)
-        if ctx.tie.factors is None:
-            table = rows.new_zeros(ctx.shape)
-        else:
-            for_logits, states = ctx.tie.factors
-            table = (for_logits.T @ states).to(ctx.dtype)
-            ctx.tie.factors = None
-        return table.index_add_(0, ids.flatten(), rows), None, None, None
-
-
-class TiedLogits(torch.autograd.Function):
-    """`(tokens, hidden)` states to `(tokens, vocabulary)` logits; the weight's gradient is left to [`TiedLookup`]."""
-
-    @staticmethod
-    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tie: Tie) -> torch.Tensor:
-        logits = F.linear(states, weight, bias)
-        ctx.save_for_backward(states, weight)
-        ctx.bias_dtype, ctx.tie = bias.dtype, tie
-        return logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple:
-        states, weight = ctx.saved_tensors
-        ctx.tie.factors = (gradient, states.to(gradient.dtype))
-        for_states = (gradient @ weight.to(gradient.dtype)).to(states.dtype)
-        return for_states, None, gradient.sum(0, dtype=ctx.bias_dtype), None
 
 
 class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
