@@ -178,6 +178,58 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         return context.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format).view(query.shape)
 
 
+class ProjectionCache:
+    """Every layer's projections of the relative positions, kept from one inference batch to the next.
+
+    They are computed from the relative embedding, its normalisation and the layers' projections, and from nothing in
+    the batch. They are stale once one of these weights is replaced, moved, cast or written in place, or once autocast
+    computes in another precision. To notice, the cache compares each weight's id, address, dtype and version. It also
+    keeps the weights' memory alive, so that no new weight can come up at an old address. Where a change could go
+    unseen, nothing is reused: in layers of other classes (adapters, quantised ones) and for weights made under
+    `torch.inference_mode`.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        # State of the weights, the weights, projections: one tuple, so that a thread sees all of it or none.
+        self._kept: tuple[tuple | None, list[torch.Tensor], list[tuple]] = (None, [], [])
+
+    def of(self, encoder: "EmoDebertaEncoder") -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """Return what [`EmoDebertaSelfAttention.project_positions`] gives for each layer, computed anew if stale."""
+        state, weights = self._state(encoder)
+        kept = self._kept
+        if state is None or kept[0] != state:
+            positions = encoder.get_rel_embedding()
+            made = [layer.attention.self.project_positions(positions) for layer in encoder.layer]
+            kept = self._kept = (state, weights, made)
+        return kept[2]
+
+    @staticmethod
+    def _state(encoder: "EmoDebertaEncoder") -> tuple[tuple | None, list[torch.Tensor]]:
+        """Return what changes whenever the projections would, `None` if a change could go unseen, and the weights."""
+        modules: list[nn.Module] = [encoder.rel_embeddings]
+        if "layer_norm" in encoder.norm_rel_ebd:
+            modules.append(encoder.LayerNorm)
+        for layer in encoder.layer:
+            attention = layer.attention.self
+            shared = attention.share_att_key
+            if "c2p" in attention.pos_att_type:
+                modules.append(attention.key_proj if shared else attention.pos_key_proj)
+            if "p2c" in attention.pos_att_type:
+                modules.append(attention.query_proj if shared else attention.pos_query_proj)
+        known = (nn.Embedding, nn.Linear, nn.LayerNorm)
+        weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
+        if any(type(module) not in known for module in modules) or any(weight.is_inference() for weight in weights):
+            return None, []
+        device_type = weights[0].device.type
+        precision = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type)
+        state = tuple((id(weight), weight.data_ptr(), weight.dtype, weight._version) for weight in weights)
+        return (precision, state), [weight.detach() for weight in weights]
+
+
 class EmoDebertaEncoder(DebertaV2Encoder):
     """The library's encoder; under `sdpa` its layers see no padding, and only states asked for are kept."""
 
@@ -193,12 +245,12 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         self.position_bias = None
         if config.position_bias_buckets:
             self.position_bias = nn.Embedding(config.position_bias_buckets, config.num_attention_heads)
-        self._projected: tuple = (None, [], [])  # state of the weights, the weights (kept alive), projections
+        self.projection_cache = ProjectionCache()
 
     def train(self, mode: bool = True) -> "EmoDebertaEncoder":
-        """Training also forgets the projections kept for inference."""
+        """Set the mode as the library does; training also empties the cache of projections."""
         if mode:
-            self._projected = (None, [], [])
+            self.projection_cache.clear()
         return super().train(mode)
 
     def forward(
@@ -278,34 +330,8 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             reach = min(length, span)  # no bucket lies further from 0 than its distance
             positions = self.get_rel_embedding()[span - reach : span + reach]
             return rows - (span - reach), [positions] * len(self.layer)
-        state, weights = self._projection_state()
-        if state is None or self._projected[0] != state:
-            positions = self.get_rel_embedding()
-            made = [layer.attention.self.project_positions(positions) for layer in self.layer]
-            self._projected = (state, weights, made)
-        return rows, self._projected[2]
+        return rows, self.projection_cache.of(self)
 
     def _is_sharded(self) -> bool:
         """Whether a layer's weights are whole only while it runs (FSDP2's `DTensor`)."""
         return hasattr(next(self.layer.parameters()), "full_tensor")
-
-    def _projection_state(self) -> tuple[tuple | None, list[torch.Tensor]]:
-        """What tells whether kept projections are still true; `None` where it cannot be told."""
-        modules: list[nn.Module] = [self.rel_embeddings]
-        if "layer_norm" in self.norm_rel_ebd:
-            modules.append(self.LayerNorm)
-        for layer in self.layer:
-            attention = layer.attention.self
-            shared = attention.share_att_key
-            if "c2p" in attention.pos_att_type:
-                modules.append(attention.key_proj if shared else attention.pos_key_proj)
-            if "p2c" in attention.pos_att_type:
-                modules.append(attention.query_proj if shared else attention.pos_query_proj)
-        known = (nn.Embedding, nn.Linear, nn.LayerNorm)
-        weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-        if any(type(module) not in known for module in modules) or any(weight.is_inference() for weight in weights):
-            return None, []
-        device_type = weights[0].device.type
-        precision = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type)
-        state = tuple((id(weight), weight.data_ptr(), weight.dtype, weight._version) for weight in weights)
-        return (precision, state), [weight.detach() for weight in weights]

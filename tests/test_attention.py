@@ -258,7 +258,7 @@ def test_projections_are_made_once_for_all_batches(monkeypatch):
             ours.eval()(**padded_batch(length))
     assert len(made) == 2  # layers
     ours.train()
-    assert ours.encoder._projected == (None, [], [])
+    assert ours.encoder.projection_cache._kept == (None, [], [])
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
