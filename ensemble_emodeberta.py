@@ -11,10 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-try:
+try:  # transformers 5.4 copies the files that this one names, but not those that they name: so name them all
+    from .attention_emodeberta import EmoDebertaEncoder  # noqa: F401
     from .configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+    from .kernels_emodeberta import DisentangledAttention  # noqa: F401
     from .modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
-    from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
+    from .packing_emodeberta import Packing  # noqa: F401
+    from .pipeline_emodeberta import EmotionPipeline
 except ImportError:
     from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
     from modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss

@@ -17,11 +17,12 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2PreTrainedModel,
 )
 
-try:
+try:  # transformers 5.4 copies the files that this one names, but not those that they name: so name them all
     from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
-    from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
+    from .packing_emodeberta import Packing  # noqa: F401
+    from .pipeline_emodeberta import EmotionPipeline
 except ImportError:
     from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
