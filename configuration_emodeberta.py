@@ -129,8 +129,9 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
     Args:
         members: The configuration of each, as the values of an `EmoDebertaConfig`.
         member_names: What to call them.
-        families: The tokenizer of each, counted from 0: that of family 0 lies beside the weights, that of family n in
-            the subfolder `tokenizer_n`.
+        tokenizer_of_member: Number of the tokenizer that each member uses, from 0. Tokenizer 0 is next to the weights,
+            tokenizer n in the subfolder `tokenizer_n`. `None`: all use tokenizer 0. Older folders call it `families`,
+            which is still read.
         fusion: `hard` counts votes, ties go to the higher mean probability (the paper's); `soft` takes the mean of
             the probabilities.
         weights: One a member for the mean of the probabilities, adding up to 1; `None` weighs all alike.
@@ -141,10 +142,11 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
     """
 
     model_type = "emodeberta-ensemble"
+    attribute_map = {"families": "tokenizer_of_member"}  # noqa: RUF012  as the library's own configurations have it
 
     members: list[dict] | None = None
     member_names: list[str] | None = None
-    families: list[int] | None = None
+    tokenizer_of_member: list[int] | None = None
     fusion: Literal["hard", "soft"] = "hard"
     weights: list[float] | None = None
     temperature: float | int = 1.0
@@ -161,12 +163,13 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
     def validate_members(self):
         """Checked by `@strict` after every construction."""
         count = len(self.members or ())
-        for name in ("member_names", "families", "weights"):
+        for name in ("member_names", "tokenizer_of_member", "weights"):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} has {len(values)} values for {count} members")
-        if self.families and set(self.families) != set(range(max(self.families) + 1)):
-            raise ValueError(f"families are {self.families}; want numbers from 0 on, none left out")
+        numbers = self.tokenizer_of_member
+        if numbers and set(numbers) != set(range(max(numbers) + 1)):
+            raise ValueError(f"tokenizer_of_member is {numbers}; want numbers from 0 on, none left out")
         if self.weights is not None and (min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6):
             raise ValueError(f"weights are {self.weights}; want none below 0, and a sum of 1")
         if self.weights is not None and self.fusion == "hard":

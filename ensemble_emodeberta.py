@@ -86,13 +86,14 @@ class _EnsemblePreTrainedModel(PreTrainedModel):
     def with_inputs(
         self, inputs: dict[str, torch.Tensor | None]
     ) -> Iterator[tuple[EmoDebertaForSequenceClassification, dict[str, torch.Tensor]]]:
-        """Each member with its tokenizer's inputs: `input_ids` of family 0, `input_ids_1` of family 1, and so on."""
-        for member, family in zip(self.members, self.config.families or [0] * len(self.members), strict=True):
-            suffix = f"_{family}" if family else ""
+        """Yield each member with its tokenizer's inputs: `input_ids` for tokenizer 0, `input_ids_1` for 1, ..."""
+        tokenizer_of_member = self.config.tokenizer_of_member or [0] * len(self.members)
+        for member, tokenizer in zip(self.members, tokenizer_of_member, strict=True):
+            suffix = f"_{tokenizer}" if tokenizer else ""
             if inputs.get(f"input_ids{suffix}") is None:
                 raise ValueError(
-                    f"no input_ids{suffix}: the members use {max(self.config.families or [0]) + 1} tokenizers, and "
-                    "each wants its own inputs; EmotionPipeline sees to it"
+                    f"no input_ids{suffix}: the members use {max(tokenizer_of_member) + 1} tokenizers, and each needs "
+                    "its own inputs; EmotionPipeline provides them"
                 )
             names = ("input_ids", "attention_mask", "token_type_ids")
             found = {name: inputs.get(f"{name}{suffix}") for name in names}
@@ -111,21 +112,21 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
         output_member_logits: bool = False,
         return_dict: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **other_families: torch.Tensor,
+        **other_tokenizers: torch.Tensor,
     ) -> tuple | EnsembleOutput:
         """Classify a batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, of family 0.
+            input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, from tokenizer 0.
             labels, num_items_in_batch: Of [`classification_loss`].
             output_member_logits: Also return the members' own logits.
-            other_families: `input_ids_1`, `attention_mask_1` and so on, of the other tokenizers' families.
+            other_tokenizers: `input_ids_1`, `attention_mask_1` and so on, from the other tokenizers.
 
         Returns:
             [`EnsembleOutput`], or with `return_dict=False` a tuple of what it holds.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= other_families
+        inputs |= other_tokenizers
         logits = torch.stack([member(**own).logits for member, own in self.with_inputs(inputs)])
         fused = fuse(logits.softmax(dim=-1), self.config.fusion, self.config.weights)
         outputs = EnsembleOutput(
@@ -151,11 +152,11 @@ class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **other_families: torch.Tensor,
+        **other_tokenizers: torch.Tensor,
     ) -> tuple | BaseModelOutputWithPooling:
         """Encode a batch; inputs as `EmoDebertaEnsembleForSequenceClassification`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= other_families
+        inputs |= other_tokenizers
         pooled = [member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)]
         outputs = BaseModelOutputWithPooling(pooler_output=torch.cat(pooled, dim=-1))
         return_dict = self.config.return_dict if return_dict is None else return_dict

@@ -80,15 +80,15 @@ class EmotionPipeline(TextClassificationPipeline):
         super().__init__(*args, **kwargs)
         # The library keeps the code of each commit in a package of that name, and the commit nowhere else.
         commit = re.search(r"\.([0-9a-f]{40})\.", type(self.model).__module__)
-        families = getattr(self.model.config, "families", None) or [0]
+        last = max(getattr(self.model.config, "tokenizer_of_member", None) or [0])
         self.tokenizers = [self.tokenizer] + [
             AutoTokenizer.from_pretrained(
                 self.model.config.name_or_path,
-                subfolder=f"tokenizer_{family}",
+                subfolder=f"tokenizer_{number}",
                 revision=revision or (commit and commit.group(1)),
                 token=token,
             )
-            for family in range(1, max(families) + 1)
+            for number in range(1, last + 1)
         ]
 
     def check_model_type(self, supported_models) -> None:
@@ -109,7 +109,7 @@ class EmotionPipeline(TextClassificationPipeline):
             room = self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
             if not 0 <= stride < room or not self.tokenizer.is_fast:
                 raise ValueError(f"stride is {stride}; want 0 to {room - 1} shared tokens, and a fast tokenizer")
-            if max(getattr(self.model.config, "families", None) or [0]) > 0:
+            if max(getattr(self.model.config, "tokenizer_of_member", None) or [0]) > 0:
                 raise ValueError("stride: the members' tokenizers cut the windows of a text at different places")
             preprocess |= {"stride": stride, "return_overflowing_tokens": True}
         if thresholds is not None:
@@ -199,10 +199,10 @@ class EmotionPipeline(TextClassificationPipeline):
         by_tokenizer = [[len(ids) for ids in of_tokenizer["input_ids"]] for of_tokenizer in encoded]
         for batch in token_budget_batches(list(map(max, *by_tokenizer, by_tokenizer[0])), tokens_per_batch):
             inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
-            for family, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
+            for number, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
                 rows = {name: [values[position] for position in batch] for name, values in values_of.items()}
                 for name, values in tokenizer.pad(rows, return_tensors="pt").items():
-                    inputs[f"{name}_{family}" if family else name] = values
+                    inputs[f"{name}_{number}" if number else name] = values
             outputs = self.forward(inputs)
             yield batch, {name: outputs[name] for name in names}
 
