@@ -1,14 +1,15 @@
-"""Disentangled attention of DeBERTa-v2/v3, exact, with a fraction of the work.
+"""Disentangled attention of DeBERTa-v2/v3: exact, with a fraction of the work.
 
-Same parameters and same numbers as `transformers`' own (He et al. 2021, https://arxiv.org/abs/2006.03654, equation 4),
-which is kept as `attn_implementation="eager"`. What differs, under `"sdpa"`:
+Parameters and numbers are those of `transformers`' own code (He et al. 2021, https://arxiv.org/abs/2006.03654,
+equation 4), which is still there as `attn_implementation="eager"`. Under `"sdpa"`:
 
-- padding is left out: the layers see the batch's tokens one after the other, attention sees groups of texts of like
-  length (as in https://arxiv.org/abs/2208.08124, for an attention with relative positions);
-- only the relative positions that a batch can reach are projected, once per layer instead of once per row, and in
-  inference once for all batches, until the weights change;
-- position scores are a shifted view of a matrix product, not gathered by an index as large as the scores;
-- training keeps the attention probabilities and nothing else of that size; dropped ones carry a minus sign.
+- Padding is left out. Layers see the batch's tokens one after the other, attention sees groups of texts of similar
+  length (packing_emodeberta.py).
+- Only the relative positions that a batch can reach are projected, once per layer instead of once per row. In
+  inference, projections are kept for all batches until the weights change ([`ProjectionCache`]).
+- Position scores are a shifted view of a matrix product, not gathered by an index as large as the scores
+  (kernels_emodeberta.py).
+- Training keeps the attention probabilities and nothing else of that size. Dropped ones carry a minus sign.
 """
 
 import math
@@ -33,17 +34,17 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-# Bytes of one feature of the tokens that attention sees at once on CPU: their scores stay in the cache.
+# Bytes of one feature of the tokens that attention sees at once on CPU, so that their scores stay in its cache.
 GROUP_BYTES = 1024
 
 
 def relative_rows(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> torch.Tensor:
-    """Row of the relative embedding for each distance query - key, from `1 - length` to `length - 1`.
+    """Return the row of the relative embedding for each distance query - key, from `1 - length` to `length - 1`.
 
     Args:
         length: Number of tokens.
         span: Half the rows of the relative embedding.
-        buckets, max_position: DeBERTa's logarithmic buckets; `buckets < 1` for none.
+        buckets, max_position: DeBERTa's logarithmic buckets; none if `buckets < 1`.
 
     Returns:
         `(2 * length - 1,)`, non-decreasing.
@@ -55,16 +56,16 @@ def relative_rows(length: int, span: int, buckets: int, max_position: int, devic
 
 
 def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.device) -> torch.Tensor:
-    """Bucket of each distance key - query, from `1 - length` to `length - 1`, by MPNet's rule.
+    """Return the bucket of each distance key - query, from `1 - length` to `length - 1`, by MPNet's rule.
 
-    Half of the buckets are for keys at or before the query, half for keys after it. In each half, the first half of the
-    buckets holds one distance each, and the rest grow logarithmically up to `max_distance`. The bounds are whole
-    numbers, computed once in Python: a logarithm taken on a device may round a bound into the bucket below.
+    Half of the buckets are for keys at or before the query, half for keys after it. In each half, the nearer half of
+    the buckets hold one distance each, and the rest grow logarithmically up to `max_distance`. The bounds are whole
+    numbers computed in Python, because a logarithm taken on a device may round a bound into the bucket below.
 
     Args:
         length: Number of tokens.
-        buckets: Number of buckets of both directions.
-        max_distance: Distance from which on every key is in the last bucket.
+        buckets: Number of buckets for both directions together.
+        max_distance: From this distance on, every key is in the last bucket.
 
     Returns:
         `(2 * length - 1,)`.
@@ -79,7 +80,7 @@ def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.dev
 
 
 class EmoDebertaSelfAttention(DisentangledSelfAttention):
-    """The library's module, over packed texts, with MPNet's position bias where the configuration has one."""
+    """The library's self-attention over packed texts, with MPNet's position bias if the configuration has one."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -100,16 +101,16 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         relative_pos: torch.Tensor | None = None,
         rel_embeddings: torch.Tensor | tuple | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend; arguments as [`EmoDebertaEncoder`] prepares them, or the library's.
+        """Attend, given what [`EmoDebertaEncoder`] prepares or the library's own arguments.
 
         Args:
             hidden_states: `(tokens, hidden)`.
             attention_mask: How the tokens are packed.
             relative_pos: `(2 * length - 1,)` rows of `rel_embeddings` by distance, from [`relative_rows`].
-            rel_embeddings: `(rows, hidden)`, the reachable ones; or their projections, from [`project_positions`].
+            rel_embeddings: `(rows, hidden)`, the reachable rows; or their projections from [`project_positions`].
 
         Returns:
-            `(tokens, hidden)`, and `None` in place of the attention probabilities.
+            `(tokens, hidden)`, and `None` instead of the attention probabilities.
         """
         if not isinstance(attention_mask, Packing):
             return super().forward(
@@ -134,10 +135,10 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         return attend(*arguments, dropout)[0], None
 
     def disentangled_attention_bias(self, query_layer, key_layer, relative_pos, rel_embeddings, scale_factor):
-        """Return the library's scores of positions plus the position bias, for `eager`.
+        """Return the library's position scores plus the position bias, for `eager`.
 
-        The library adds the result to scaled scores, as MPNet adds its bias. `relative_pos` is the library's, or as
-        [`EmoDebertaEncoder.get_rel_pos`] returns it.
+        The library adds the result to scaled scores, as MPNet adds its bias. `relative_pos` is the library's, or what
+        [`EmoDebertaEncoder.get_rel_pos`] returns.
         """
         if not self.config.position_bias_buckets:
             return super().disentangled_attention_bias(
@@ -151,7 +152,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         return scores + bias
 
     def project_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Keys and scaled queries of the positions, `(rows, hidden)` each; `None` for a term that is off."""
+        """Return keys and scaled queries of the positions, `(rows, hidden)` each; `None` for a term that is off."""
         c2p = p2c = None
         if "c2p" in self.pos_att_type:
             c2p = (self.key_proj if self.share_att_key else self.pos_key_proj)(positions)
@@ -161,7 +162,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
 
     @staticmethod
     def _fused(query, key, value, c2p, p2c, bias, packing, dropout) -> torch.Tensor:
-        """[`attend`] as one graph, for the compiler."""
+        """Do what [`attend`] does in one graph, for the compiler."""
         (group,) = packing.groups
         heads = group.heads
         queries, keys, values = (group.grid(states) for states in (query, key, value))
@@ -231,7 +232,7 @@ class ProjectionCache:
 
 
 class EmoDebertaEncoder(DebertaV2Encoder):
-    """The library's encoder; under `sdpa` its layers see no padding, and only states asked for are kept."""
+    """The library's encoder; under `sdpa` its layers see no padding, and it keeps only the states asked for."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -267,7 +268,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             attention_mask: `(batch, length)`, 1 for a token and 0 for padding.
 
         Returns:
-            States as asked for, `(batch, length, hidden)`; those of padding are zeros.
+            The states asked for, `(batch, length, hidden)`, with zeros for padding.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             logger.warning_once("attention probabilities come from attn_implementation='eager', which is slower")
@@ -300,9 +301,9 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         )
 
     def bias_matrix(self, length: int, device: torch.device) -> torch.Tensor | None:
-        """What MPNet adds to the scores of each query and key: `(heads, length, length)`, or `None` without a bias.
+        """Return what MPNet adds to each query's and key's score, `(heads, length, length)`; `None` without a bias.
 
-        One for all layers and texts of a batch. It is spread from the values by distance, so the gradient of a bucket
+        All layers and texts of a batch share it. It is a view of one value per distance, so the gradient of a bucket
         is the sum over its cells.
         """
         if self.position_bias is None:
@@ -313,13 +314,13 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         return shifted(by_distance[:, None].expand(-1, length, -1), length)
 
     def get_rel_pos(self, hidden_states, query_states=None, relative_pos=None):
-        """As the library's, for `eager`; with a position bias `(relative positions or None, bias matrix)`."""
+        """Return the library's result, for `eager`; with a position bias, `(that result or None, bias matrix)`."""
         relative_pos = super().get_rel_pos(hidden_states, query_states, relative_pos)
         bias = self.bias_matrix(hidden_states.shape[-2], hidden_states.device)
         return relative_pos if bias is None else (relative_pos, bias)
 
     def _positions(self, length: int, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, list]:
-        """Rows by distance, and for each layer what they are rows of: embeddings, or in inference projections."""
+        """Return rows by distance, and for each layer what they index: embeddings, or projections in inference."""
         if not self.relative_attention:
             return None, [None] * len(self.layer)
         span = len(self.rel_embeddings.weight) // 2
@@ -327,11 +328,11 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         if torch.compiler.is_compiling():
             return rows, [self.get_rel_embedding()] * len(self.layer)
         if self.training or torch.is_grad_enabled() or self._is_sharded():
-            reach = min(length, span)  # no bucket lies further from 0 than its distance
+            reach = min(length, span)  # no bucket is further from 0 than its distance
             positions = self.get_rel_embedding()[span - reach : span + reach]
             return rows - (span - reach), [positions] * len(self.layer)
         return rows, self.projection_cache.of(self)
 
     def _is_sharded(self) -> bool:
-        """Whether a layer's weights are whole only while it runs (FSDP2's `DTensor`)."""
+        """Return whether a layer's weights are whole only while it runs (FSDP2's `DTensor`)."""
         return hasattr(next(self.layer.parameters()), "full_tensor")

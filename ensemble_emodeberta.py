@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-try:  # transformers 5.4 copies the files that this one names, but not those that they name: so name them all
+try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
     from .attention_emodeberta import EmoDebertaEncoder  # noqa: F401
     from .configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
     from .kernels_emodeberta import DisentangledAttention  # noqa: F401
@@ -23,18 +23,18 @@ except ImportError:
     from modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
     from pipeline_emodeberta import EmotionPipeline
 
-# Share of the mean probability in a hard vote's distribution: small enough that a vote always outweighs it.
+# Share of the mean probability in a hard vote's distribution, so small that one vote always outweighs it.
 SMOOTHING = 1e-3
 
 
 def fuse(probabilities: torch.Tensor, fusion: str, weights: Sequence[float] | None = None) -> torch.Tensor:
-    """One distribution from those of several members.
+    """Return one distribution from those of several members.
 
     Args:
         probabilities: `(members, rows, labels)`, each row a distribution.
-        fusion: `hard`: the share of members for whom a label is the most probable, and, so that ties and labels
-            without a vote stay in order, a small share of the mean probability. `soft`: the mean probability.
-        weights: One a member, adding up to 1, for `soft`.
+        fusion: `hard` gives each label its share of the votes, plus a small share of the mean probability, which
+            orders ties and labels without a vote. `soft` gives the mean probability.
+        weights: For `soft`: one per member, adding up to 1.
 
     Returns:
         `(rows, labels)`, each row a distribution.
@@ -48,17 +48,17 @@ def fuse(probabilities: torch.Tensor, fusion: str, weights: Sequence[float] | No
 
 
 def to_logits(distribution: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Logarithm of a distribution, divided by the temperature; finite."""
+    """Return the logarithm of a distribution, divided by the temperature; always finite."""
     return distribution.clamp(min=torch.finfo(distribution.dtype).tiny).log() / temperature
 
 
 @dataclass
 class EnsembleOutput(ModelOutput):
-    """Of an ensemble.
+    """Output of an ensemble.
 
     Attributes:
         loss: If there are labels.
-        logits: `(batch, labels)`, the logarithm of the fused distribution over the temperature; float32.
+        logits: `(batch, labels)` in float32, the logarithm of the fused distribution, divided by the temperature.
         member_logits: `(batch, members, labels)`, on request.
     """
 
@@ -101,7 +101,7 @@ class _EnsemblePreTrainedModel(PreTrainedModel):
 
 
 class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
-    """The fused answer of the classifiers in `members`; each keeps its weights, size and pooling."""
+    """The classifiers in `members` with one fused answer; each keeps its weights, size and pooling."""
 
     def forward(
         self,
@@ -118,12 +118,12 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, from tokenizer 0.
-            labels, num_items_in_batch: Of [`classification_loss`].
+            labels, num_items_in_batch: See [`classification_loss`].
             output_member_logits: Also return the members' own logits.
             other_tokenizers: `input_ids_1`, `attention_mask_1` and so on, from the other tokenizers.
 
         Returns:
-            [`EnsembleOutput`], or with `return_dict=False` a tuple of what it holds.
+            [`EnsembleOutput`], or a tuple of its values with `return_dict=False`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= other_tokenizers
@@ -140,10 +140,10 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
 
 
 class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
-    """What `AutoModel` gives: the members' text vectors, side by side.
+    """The members' text vectors side by side, as `AutoModel` gives them.
 
     `pooler_output` is `(batch, sum of the members' hidden sizes)`, in the members' order. There is no
-    `last_hidden_state`: members of several tokenizers have no tokens in common.
+    `last_hidden_state`, because members with different tokenizers share no tokens.
     """
 
     def forward(
@@ -154,7 +154,7 @@ class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
         return_dict: bool | None = None,
         **other_tokenizers: torch.Tensor,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Encode a batch; inputs as `EmoDebertaEnsembleForSequenceClassification`."""
+        """Encode a batch, given the inputs of `EmoDebertaEnsembleForSequenceClassification`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= other_tokenizers
         pooled = [member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)]

@@ -1,7 +1,7 @@
-"""Gradients written by hand: disentangled attention, tied word embeddings; and a cheap dropout and GELU.
+"""Gradients written by hand for disentangled attention and tied word embeddings, and a cheap dropout and GELU.
 
-Autograd would give the same numbers with more memory and time. Attention is He et al. 2021
-(https://arxiv.org/abs/2006.03654, equation 4). Shipped inside every saved model.
+Autograd would compute the same, with more time and memory. Attention is equation 4 of He et al. 2021
+(https://arxiv.org/abs/2006.03654). Shipped inside every saved model.
 """
 
 import math
@@ -16,15 +16,15 @@ try:
 except ImportError:
     from packing_emodeberta import Packing
 
-# Queries (or keys) whose position scores are one matrix product, where a long text is on its own.
+# In a long text on its own, this many queries (or keys) share one matrix product for their position scores.
 BLOCK = 64
 
 
 # ---- Scores by relative position ------------------------------------------------------------------------------------
 def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
-    """A view `(..., m, columns)` of `(..., m, columns + m - 1)` with `view[r, c] = scores[r, c - r + m - 1]`.
+    """Return a view `(..., m, columns)` of `(..., m, columns + m - 1)`: `view[r, c] = scores[r, c - r + m - 1]`.
 
-    Row r of the matrix is read m - 1 - r columns further right: in memory, rows that are one entry shorter.
+    Row r is read m - 1 - r columns further right. In memory, that is a matrix whose rows are one entry shorter.
     """
     m, width = scores.shape[-2:]
     if m == 1:
@@ -34,14 +34,14 @@ def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def blocks(rows: int, length: int) -> list[tuple[int, int, slice]]:
-    """Where the blocks of a text begin and end, and which of its `2 * length - 1` distances they reach."""
+    """Return where the blocks of a text begin and end, and which of its `2 * length - 1` distances each reaches."""
     size = BLOCK if rows == 1 else length
     ends = [(start, min(start + size, length)) for start in range(0, length, size)]
     return [(start, end, slice(length - end, 2 * length - 1 - start)) for start, end in ends]
 
 
 def position_products(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Each token with each distance that its block reaches, moved so that columns are the other tokens.
+    """Multiply each token by each distance that its block reaches, and shift so that columns are the other tokens.
 
     Args:
         states: `(heads, rows, block, size)`.
@@ -58,12 +58,12 @@ def position_products(states: torch.Tensor, positions: torch.Tensor) -> torch.Te
 def position_scores(
     query: torch.Tensor, key: torch.Tensor, c2p: torch.Tensor | None, p2c: torch.Tensor | None
 ) -> torch.Tensor:
-    """Content-to-position plus position-to-content scores.
+    """Return content-to-position plus position-to-content scores.
 
     Args:
         query, key: `(heads, rows, length, size)`; `query` is scaled already.
-        c2p: Keys of the positions, `(heads, 2 * length - 1, size)`, by falling distance query - key.
-        p2c: Queries of the positions, scaled, by rising distance.
+        c2p: Keys of the positions, `(heads, 2 * length - 1, size)`, in order of falling distance query - key.
+        p2c: Queries of the positions, scaled, in order of rising distance.
 
     Returns:
         `(heads, rows, length, length)`.
@@ -96,13 +96,13 @@ def add_position_gradients(
     for_states: torch.Tensor,
     for_positions: torch.Tensor,
 ) -> None:
-    """What [`position_products`] hands back: adds to `for_states` and `for_positions`.
+    """Add the gradients of [`position_products`] to `for_states` and `for_positions`.
 
     Args:
-        scores: Gradient `(heads, rows, length, length)`; for `p2c` transposed.
+        scores: Gradient of the scores, `(heads, rows, length, length)`; transposed for `p2c`.
         states, for_states: `(heads, rows, length, size)`.
         positions: `(heads, 2 * length - 1, size)`.
-        for_positions: Likewise, in float32.
+        for_positions: The same shape, in float32.
     """
     heads, rows, length, size = states.shape
     products = None
@@ -118,9 +118,9 @@ def add_position_gradients(
 
 # ---- Dropout and GELU -----------------------------------------------------------------------------------------------
 def dropout_noise(shape: torch.Size, threshold: int, device: torch.device) -> torch.Tensor:
-    """Float32 noise, negative with probability `threshold / 2**16`, from torch's global generator.
+    """Return float32 noise from torch's global generator, negative with probability `threshold / 2**16`.
 
-    On CPU four decisions come from one 64-bit draw: `Tensor.bernoulli_` takes several times as long.
+    On CPU, one 64-bit draw makes four decisions. `Tensor.bernoulli_` takes several times as long.
     """
     if device.type != "cpu":
         return torch.rand(shape, device=device).sub_(threshold / 2**16)
@@ -130,7 +130,7 @@ def dropout_noise(shape: torch.Size, threshold: int, device: torch.device) -> to
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with masks that are cheap to draw on CPU; p counts in steps of 2**-16."""
+    """`nn.Dropout` with masks that are cheap to draw on CPU; p is rounded to steps of 2**-16."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         threshold = round(self.p * 2**16)
@@ -141,7 +141,7 @@ class Dropout(nn.Dropout):
 
 
 class Gelu(nn.Module):
-    """GELU, in place where nothing needs its argument again: a fresh tensor of that size costs more than the GELU."""
+    """GELU, computed in place if nothing needs its argument again, since a new tensor costs more than the GELU."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -151,7 +151,7 @@ class Gelu(nn.Module):
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
 def by_head(positions: torch.Tensor | None, length: int, heads: int) -> torch.Tensor | None:
-    """The middle of `(2 * longest - 1, heads * size)` that `length` tokens reach: `(heads, 2 * length - 1, size)`."""
+    """Return the middle of `(2 * longest - 1, heads * size)` that a text reaches, `(heads, 2 * length - 1, size)`."""
     if positions is None:
         return None
     beyond = (positions.shape[0] + 1) // 2 - length
@@ -169,17 +169,17 @@ def attend(
     dropout: float = 0.0,
     keep: bool = False,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Attention of each text to itself, group by group.
+    """Attend within each text, group by group.
 
     Args:
         query, key, value: `(tokens, heads * size)`; `query` is scaled already.
         c2p, p2c: `(2 * longest - 1, heads * size)`, see [`position_scores`].
         bias: `(heads, longest, longest)`, see [`Packing`].
-        keep: Return the probabilities.
+        keep: Return the probabilities, too.
 
     Returns:
-        `(tokens, heads * size)`, and for each group the probabilities `(heads * rows, length, length)`, negative
-        where dropout took them.
+        `(tokens, heads * size)`, and if `keep`, the probabilities of each group `(heads * rows, length, length)`,
+        negative where dropout removed them.
     """
     context, kept = torch.empty_like(query), []
     threshold = round(dropout * 2**16)
@@ -216,7 +216,7 @@ def attend(
 
 
 class DisentangledAttention(torch.autograd.Function):
-    """[`attend`] with a gradient that needs only the probabilities: arguments as there, without `keep`."""
+    """[`attend`] with a gradient that needs only the probabilities; same arguments, without `keep`."""
 
     @staticmethod
     def forward(ctx, query, key, value, c2p, p2c, bias, packing, dropout):
@@ -237,7 +237,7 @@ class DisentangledAttention(torch.autograd.Function):
     def _backward(ctx, gradient):
         query, key, value, c2p, p2c, context, *kept = ctx.saved_tensors
         heads, threshold = ctx.packing.heads, ctx.threshold
-        # Sum over keys of probability and its gradient, as in https://arxiv.org/abs/2205.14135, appendix B.
+        # Per query, the sum over keys of probability times gradient: https://arxiv.org/abs/2205.14135, appendix B.
         sums = (gradient * context).unflatten(1, (heads, -1)).sum(-1)
         if threshold:
             gradient = gradient * (2**16 / (2**16 - threshold) if threshold < 2**16 else 0.0)
@@ -280,18 +280,18 @@ class DisentangledAttention(torch.autograd.Function):
 
 # ---- Tied word embeddings -------------------------------------------------------------------------------------------
 class Tie:
-    """What the output end of the tied word embeddings leaves for their input end, within one backward pass.
+    """The note that the output end of the tied word embeddings leaves for the input end, in one backward pass.
 
-    Autograd alone would make a gradient of the whole table at each end, keep the first through the encoder's backward
-    pass, and add them up. Here the output end leaves its two small factors, the input end multiplies them and adds its
-    rows: one table. It runs last, since its gradient comes through the encoder from the logits.
+    Autograd would make a gradient of the whole table at each end, keep the first through the encoder's backward pass,
+    and add the two. Here the output end leaves two small factors. The input end multiplies them and adds its own rows,
+    so there is only one table. It runs last, since its gradient comes from the logits through the encoder.
     """
 
     factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class TiedLookup(torch.autograd.Function):
-    """`(batch, length)` ids to their rows of `(vocabulary, hidden)`."""
+    """Rows of the word embeddings `(vocabulary, hidden)` for ids `(batch, length)`, with the gradient of both ends."""
 
     @staticmethod
     def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding: int | None, tie: Tie) -> torch.Tensor:
@@ -316,7 +316,7 @@ class TiedLookup(torch.autograd.Function):
 
 
 class TiedLogits(torch.autograd.Function):
-    """`(tokens, hidden)` states to `(tokens, vocabulary)` logits; the weight's gradient is left to [`TiedLookup`]."""
+    """Logits `(tokens, vocabulary)` of states `(tokens, hidden)`; [`TiedLookup`] computes the weight's gradient."""
 
     @staticmethod
     def forward(ctx, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tie: Tie) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Padded batch to packed tokens and back, so that attention does no work on padding.
 
-Texts of similar length form groups, as in https://arxiv.org/abs/2208.08124, here for attention with relative positions.
+Texts of similar length form groups, as in https://arxiv.org/abs/2208.08124. Here attention has relative positions.
 Shipped inside every saved model.
 """
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 import torch
 
-# Added to the scores of padding: its probability is 0 in every precision, and no sum overflows float16.
+# Added to the scores of padding. Its probability is then 0 in every precision, and no sum overflows float16.
 MASKED = -3e4
 
 
 @dataclass
 class TextGroup:
-    """Texts of like length that attention sees as one grid.
+    """Texts of similar length that attention sees as one grid.
 
     Attributes:
-        tokens: Where their tokens lie among the batch's.
-        rows, length: Of the grid.
-        heads: Of attention.
-        cells: `(heads * rows * length,)` for each cell of the grid which of the group's `(tokens * heads, size)` states
-            it holds; cells beyond a text's end hold its last. `None` for a single text.
-        back: `(tokens * heads,)` the cell of each state, or `None` likewise.
-        beyond: Cells beyond a text's end, or `None` where there are none.
+        tokens: Which of the batch's packed tokens belong to the group.
+        rows, length: Number of texts, and of tokens in the longest.
+        heads: Number of attention heads.
+        cells: `(heads * rows * length,)`. For each cell of the grid, which of the group's `(tokens * heads, size)`
+            states it holds. Cells past the end of a text hold its last state. `None` for a single text.
+        back: `(tokens * heads,)`. The cell of each state; `None` for a single text.
+        beyond: Cells past the end of a text, or `None` if there are none.
         mask: `(rows, 1, length)` to add to the scores, or `None`.
     """
 
@@ -37,7 +37,7 @@ class TextGroup:
     mask: torch.Tensor | None = None
 
     def grid(self, states: torch.Tensor) -> torch.Tensor:
-        """`(batch's tokens, heads * size)` to `(heads, rows, length, size)`; a view for a single text."""
+        """Return `(batch's tokens, heads * size)` as `(heads, rows, length, size)`; a view for a single text."""
         states = states[self.tokens]
         if self.cells is None:
             return states.view(self.rows, self.length, self.heads, -1).permute(2, 0, 1, 3)
@@ -45,14 +45,14 @@ class TextGroup:
         return states.view(self.heads, self.rows, self.length, -1)
 
     def zero_grid(self, states: torch.Tensor) -> torch.Tensor:
-        """As [`grid`], with zeros beyond the texts' ends."""
+        """Return what [`grid`] does, with zeros past the ends of the texts."""
         states = self.grid(states)
         if self.beyond is not None:
             states.view(-1, states.shape[-1]).index_fill_(0, self.beyond, 0)
         return states
 
     def put(self, grid: torch.Tensor, states: torch.Tensor) -> None:
-        """The way back of [`grid`], into its tokens of `states`."""
+        """Write a grid back to the group's tokens in `states`; undoes [`grid`]."""
         states = states[self.tokens]
         if self.back is None:
             states.view(self.rows, self.length, self.heads, -1).copy_(grid.permute(1, 2, 0, 3))
@@ -63,15 +63,15 @@ class TextGroup:
 
 @dataclass
 class Packing:
-    """The tokens of a padded batch, one text after the other, longest first.
+    """The tokens of a padded batch, one text after the other, longest text first.
 
     Attributes:
         shape: `(batch, length)` of the padded batch.
-        index: `(tokens,)` cells of the padded batch, or `None`: every cell, in order.
-        heads: Of attention.
-        groups: Of the texts that have tokens.
+        heads: Number of attention heads.
+        index: `(tokens,)`. The cell of the padded batch that each token comes from; `None` for every cell in order.
+        groups: The texts that have tokens.
         bias: `(heads, length, length)` to add to the scores of every text in every layer, or `None`. A shorter text
-            takes the upper left corner, since the bias depends on the distance alone.
+            uses the upper left corner, since the bias depends on distance alone.
     """
 
     shape: tuple[int, int]
@@ -82,18 +82,18 @@ class Packing:
 
     @classmethod
     def padded(cls, attention_mask: torch.Tensor, heads: int) -> "Packing":
-        """Nothing is left out, and nothing is looked at: for `torch.compile` and export."""
+        """Return a packing that keeps every cell, whatever the mask's values, for `torch.compile` and export."""
         batch, length = attention_mask.shape
         mask = (1 - attention_mask.to(torch.float32))[:, None] * MASKED
         return cls((batch, length), heads, None, [TextGroup(slice(None), batch, length, heads, mask=mask)])
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor, heads: int, tokens_per_group: int | None) -> "Packing":
-        """Leave out what lies before a text's first token and after its last.
+        """Return a packing without the cells before a text's first token and after its last.
 
         Args:
             attention_mask: `(batch, length)`, 1 for a token and 0 for padding, which may also lie between tokens.
-            tokens_per_group: At most so many cells in a group of several texts; `None`: one group.
+            tokens_per_group: The most cells that a group of several texts may have; `None` makes one group.
         """
         device, mask = attention_mask.device, attention_mask.bool().cpu()
         batch, length = mask.shape
@@ -134,12 +134,12 @@ class Packing:
         return cls((batch, length), heads, None if whole else index.to(device), groups)
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
-        """`(batch, length, hidden)` to `(tokens, hidden)`."""
+        """Return `(batch, length, hidden)` states as `(tokens, hidden)`."""
         states = states.flatten(0, 1)
         return states if self.index is None else states.index_select(0, self.index)
 
     def unpack(self, states: torch.Tensor) -> torch.Tensor:
-        """The way back; padding becomes zeros."""
+        """Return `(tokens, hidden)` states as `(batch, length, hidden)`, with zeros for padding."""
         if self.index is not None:
             cells = states.new_zeros((self.shape[0] * self.shape[1], states.shape[1]))
             states = cells.index_copy(0, self.index, states)
