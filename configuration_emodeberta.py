@@ -5,8 +5,8 @@ from typing import Literal
 
 import transformers
 
-# Before anything that another version may not have. Configurations are dataclasses from 5.4 on. No ImportError: the
-# files beside this one would take it for a missing file.
+# Checked before anything that another version may lack. Configurations are dataclasses from 5.4 on. This is not an
+# ImportError, which the files next to this one would take for a missing file.
 if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
     raise RuntimeError(
         f"EmoDeBERTa's code needs transformers 5.4 or newer, below 6; this is {transformers.__version__}: "
@@ -17,8 +17,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import DebertaV2Config, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-# Written into every config.json, so that each auto class finds the code that lies beside the weights.
-# (`register_for_auto_class` remembers one auto class per class, and only that of the model being saved.)
+# Written into every config.json, so that each auto class finds the code next to the weights.
+# (`register_for_auto_class` remembers one auto class per class, and only for the model being saved.)
 AUTO_MAP = {
     "AutoConfig": "configuration_emodeberta.EmoDebertaConfig",
     "AutoModel": "modeling_emodeberta.EmoDebertaModel",
@@ -30,7 +30,7 @@ ENSEMBLE_AUTO_MAP = {
     "AutoModel": "ensemble_emodeberta.EmoDebertaEnsembleModel",
     "AutoModelForSequenceClassification": "ensemble_emodeberta.EmoDebertaEnsembleForSequenceClassification",
 }
-# Likewise for `pipeline("text-classification", …)`.
+# The same for `pipeline("text-classification", …)`.
 CUSTOM_PIPELINES = {
     "text-classification": {
         "impl": "pipeline_emodeberta.EmotionPipeline",
@@ -44,8 +44,8 @@ CUSTOM_PIPELINES = {
 class EmoDebertaConfig(DebertaV2Config):
     """A DeBERTa-v2/v3 configuration with the pooling and the classification head of LingJing (WASSA 2022).
 
-    Every `DebertaV2Config` field is kept, the ones that published checkpoints carry as plain attributes
-    included (`position_buckets`, `share_att_key`, `norm_rel_ebd`, `conv_kernel_size`, ...).
+    Every `DebertaV2Config` field is kept, including those that published checkpoints carry as plain attributes
+    (`position_buckets`, `share_att_key`, `norm_rel_ebd`, `conv_kernel_size`, ...).
 
     Args:
         pooling: `mean` averages the last hidden states over the unmasked tokens (paper, section 2.2);
@@ -54,15 +54,15 @@ class EmoDebertaConfig(DebertaV2Config):
             The paper sets 1024 for "all uninitialized layers" (section 3.2).
         classifier_dropout: Dropout probability before each linear layer of the head.
         classifier_activation: Activation between the two layers; the paper does not name one.
-        class_weights: One non-negative weight per label, applied in the loss. `None` weighs all alike.
+        class_weights: One non-negative weight per label, applied in the loss. `None` weights all labels equally.
         label_smoothing: Share of each target that is spread evenly over the labels, in [0, 1).
-        position_bias_buckets: Buckets of MPNet's position bias: one learned number per bucket of distances and head,
-            added to the scaled attention scores of every layer. Even; 0 turns it off; MPNet has 32.
-        position_bias_max_distance: Distance from which on all tokens are in the last bucket of their direction.
+        position_bias_buckets: Number of buckets of distances in MPNet's position bias. Each has one learned number per
+            head, added to the scaled attention scores of every layer. Even; 0 turns the bias off; MPNet has 32.
+        position_bias_max_distance: From this distance on, all tokens are in the last bucket of their direction.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: for a value of another type or outside these ranges, or
-            `problem_type="regression"`; its `__cause__` says what is wrong in one line.
+        huggingface_hub.errors.StrictDataclassError: If a value has another type or is outside these ranges, or for
+            `problem_type="regression"`. Its `__cause__` says what is wrong in one line.
     """
 
     model_type = "emodeberta"
@@ -82,11 +82,11 @@ class EmoDebertaConfig(DebertaV2Config):
         self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
 
     def to_dict(self) -> dict:
-        """As the library's. (`pipeline()` puts classes into `custom_pipelines`, which are no JSON.)"""
+        """Return the library's dictionary, without the classes that `pipeline()` puts into `custom_pipelines`."""
         return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_head(self):
-        """Checked by `@strict` after every construction."""
+        """Refuse settings of the head that are out of range; `@strict` calls this after every construction."""
         if self.problem_type == "regression":
             raise ValueError(
                 "EmoDeBERTa classifies: problem_type is single_label_classification or multi_label_classification"
@@ -112,7 +112,7 @@ class EmoDebertaConfig(DebertaV2Config):
                 raise ValueError("class_weights must be non-negative, and not all zero")
 
     def validate_position_bias(self):
-        """Checked by `@strict` after every construction."""
+        """Refuse buckets that do not work; `@strict` calls this after every construction."""
         buckets, distance = self.position_bias_buckets, self.position_bias_max_distance
         if buckets and (buckets < 4 or buckets % 2):
             raise ValueError(f"position_bias_buckets is {buckets}; give an even number of at least 4, or 0 for no bias")
@@ -124,27 +124,29 @@ class EmoDebertaConfig(DebertaV2Config):
 
 @strict
 class EmoDebertaEnsembleConfig(PreTrainedConfig):
-    """Several EmoDeBERTa classifiers with the same labels, and how their answers become one (paper, section 2.4).
+    """Several EmoDeBERTa classifiers with the same labels, and how they are fused (paper, section 2.4).
 
     Args:
-        members: The configuration of each, as the values of an `EmoDebertaConfig`.
-        member_names: What to call them.
-        families: The tokenizer of each, counted from 0: that of family 0 lies beside the weights, that of family n in
-            the subfolder `tokenizer_n`.
-        fusion: `hard` counts votes, ties go to the higher mean probability (the paper's); `soft` takes the mean of
-            the probabilities.
-        weights: One a member for the mean of the probabilities, adding up to 1; `None` weighs all alike.
-        temperature: Divides the logits of the fused distribution; above 1 it makes the ensemble less sure.
+        members: The configuration of each member, as the values of an `EmoDebertaConfig`.
+        member_names: The name of each member.
+        tokenizer_of_member: Number of the tokenizer that each member uses, from 0. Tokenizer 0 is next to the weights,
+            tokenizer n in the subfolder `tokenizer_n`. `None`: all use tokenizer 0. Older folders call it `families`,
+            which is still read.
+        fusion: `hard` counts votes, and ties go to the higher mean probability (the paper's rule). `soft` takes the
+            mean of the probabilities.
+        weights: For `soft`: one per member, adding up to 1. `None` weights all members equally.
+        temperature: Divides the logits of the fused distribution; above 1 makes the ensemble less certain.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: for values of another type, or that do not fit each other.
+        huggingface_hub.errors.StrictDataclassError: If values have another type or do not fit each other.
     """
 
     model_type = "emodeberta-ensemble"
+    attribute_map = {"families": "tokenizer_of_member"}  # noqa: RUF012  as the library's own configurations have it
 
     members: list[dict] | None = None
     member_names: list[str] | None = None
-    families: list[int] | None = None
+    tokenizer_of_member: list[int] | None = None
     fusion: Literal["hard", "soft"] = "hard"
     weights: list[float] | None = None
     temperature: float | int = 1.0
@@ -155,18 +157,19 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
         self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
 
     def to_dict(self) -> dict:
-        """As the library's; see `EmoDebertaConfig.to_dict`."""
+        """Return what `EmoDebertaConfig.to_dict` does."""
         return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_members(self):
-        """Checked by `@strict` after every construction."""
+        """Refuse settings that do not fit each other; `@strict` calls this after every construction."""
         count = len(self.members or ())
-        for name in ("member_names", "families", "weights"):
+        for name in ("member_names", "tokenizer_of_member", "weights"):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} has {len(values)} values for {count} members")
-        if self.families and set(self.families) != set(range(max(self.families) + 1)):
-            raise ValueError(f"families are {self.families}; want numbers from 0 on, none left out")
+        numbers = self.tokenizer_of_member
+        if numbers and set(numbers) != set(range(max(numbers) + 1)):
+            raise ValueError(f"tokenizer_of_member is {numbers}; want numbers from 0 on, none left out")
         if self.weights is not None and (min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6):
             raise ValueError(f"weights are {self.weights}; want none below 0, and a sum of 1")
         if self.weights is not None and self.fusion == "hard":

@@ -11,27 +11,30 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-try:
+try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
+    from .attention_emodeberta import EmoDebertaEncoder  # noqa: F401
     from .configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+    from .kernels_emodeberta import DisentangledAttention  # noqa: F401
     from .modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
-    from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
+    from .packing_emodeberta import Packing  # noqa: F401
+    from .pipeline_emodeberta import EmotionPipeline
 except ImportError:
     from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
     from modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
     from pipeline_emodeberta import EmotionPipeline
 
-# Share of the mean probability in a hard vote's distribution: small enough that a vote always outweighs it.
+# Share of the mean probability in a hard vote's distribution, so small that one vote always outweighs it.
 SMOOTHING = 1e-3
 
 
 def fuse(probabilities: torch.Tensor, fusion: str, weights: Sequence[float] | None = None) -> torch.Tensor:
-    """One distribution from those of several members.
+    """Return one distribution from those of several members.
 
     Args:
         probabilities: `(members, rows, labels)`, each row a distribution.
-        fusion: `hard`: the share of members for whom a label is the most probable, and, so that ties and labels
-            without a vote stay in order, a small share of the mean probability. `soft`: the mean probability.
-        weights: One a member, adding up to 1, for `soft`.
+        fusion: `hard` gives each label its share of the votes, plus a small share of the mean probability, which
+            orders ties and labels without a vote. `soft` gives the mean probability.
+        weights: For `soft`: one per member, adding up to 1.
 
     Returns:
         `(rows, labels)`, each row a distribution.
@@ -45,17 +48,17 @@ def fuse(probabilities: torch.Tensor, fusion: str, weights: Sequence[float] | No
 
 
 def to_logits(distribution: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Logarithm of a distribution, divided by the temperature; finite."""
+    """Return the logarithm of a distribution, divided by the temperature; always finite."""
     return distribution.clamp(min=torch.finfo(distribution.dtype).tiny).log() / temperature
 
 
 @dataclass
 class EnsembleOutput(ModelOutput):
-    """Of an ensemble.
+    """Output of an ensemble.
 
     Attributes:
         loss: If there are labels.
-        logits: `(batch, labels)`, the logarithm of the fused distribution over the temperature; float32.
+        logits: `(batch, labels)` in float32, the logarithm of the fused distribution, divided by the temperature.
         member_logits: `(batch, members, labels)`, on request.
     """
 
@@ -83,13 +86,14 @@ class _EnsemblePreTrainedModel(PreTrainedModel):
     def with_inputs(
         self, inputs: dict[str, torch.Tensor | None]
     ) -> Iterator[tuple[EmoDebertaForSequenceClassification, dict[str, torch.Tensor]]]:
-        """Each member with its tokenizer's inputs: `input_ids` of family 0, `input_ids_1` of family 1, and so on."""
-        for member, family in zip(self.members, self.config.families or [0] * len(self.members), strict=True):
-            suffix = f"_{family}" if family else ""
+        """Yield each member with its tokenizer's inputs: `input_ids` for tokenizer 0, `input_ids_1` for 1, ..."""
+        tokenizer_of_member = self.config.tokenizer_of_member or [0] * len(self.members)
+        for member, tokenizer in zip(self.members, tokenizer_of_member, strict=True):
+            suffix = f"_{tokenizer}" if tokenizer else ""
             if inputs.get(f"input_ids{suffix}") is None:
                 raise ValueError(
-                    f"no input_ids{suffix}: the members use {max(self.config.families or [0]) + 1} tokenizers, and "
-                    "each wants its own inputs; EmotionPipeline sees to it"
+                    f"no input_ids{suffix}: the members use {max(tokenizer_of_member) + 1} tokenizers, and each needs "
+                    "its own inputs; EmotionPipeline provides them"
                 )
             names = ("input_ids", "attention_mask", "token_type_ids")
             found = {name: inputs.get(f"{name}{suffix}") for name in names}
@@ -97,7 +101,7 @@ class _EnsemblePreTrainedModel(PreTrainedModel):
 
 
 class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
-    """The fused answer of the classifiers in `members`; each keeps its weights, size and pooling."""
+    """The classifiers in `members` with one fused answer; each keeps its weights, size and pooling."""
 
     def forward(
         self,
@@ -108,21 +112,21 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
         output_member_logits: bool = False,
         return_dict: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **other_families: torch.Tensor,
+        **other_tokenizers: torch.Tensor,
     ) -> tuple | EnsembleOutput:
         """Classify a batch.
 
         Args:
-            input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, of family 0.
-            labels, num_items_in_batch: Of [`classification_loss`].
+            input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, from tokenizer 0.
+            labels, num_items_in_batch: See [`classification_loss`].
             output_member_logits: Also return the members' own logits.
-            other_families: `input_ids_1`, `attention_mask_1` and so on, of the other tokenizers' families.
+            other_tokenizers: `input_ids_1`, `attention_mask_1` and so on, from the other tokenizers.
 
         Returns:
-            [`EnsembleOutput`], or with `return_dict=False` a tuple of what it holds.
+            [`EnsembleOutput`], or a tuple of its values with `return_dict=False`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= other_families
+        inputs |= other_tokenizers
         logits = torch.stack([member(**own).logits for member, own in self.with_inputs(inputs)])
         fused = fuse(logits.softmax(dim=-1), self.config.fusion, self.config.weights)
         outputs = EnsembleOutput(
@@ -136,10 +140,10 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
 
 
 class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
-    """What `AutoModel` gives: the members' text vectors, side by side.
+    """The members' text vectors side by side, as `AutoModel` gives them.
 
     `pooler_output` is `(batch, sum of the members' hidden sizes)`, in the members' order. There is no
-    `last_hidden_state`: members of several tokenizers have no tokens in common.
+    `last_hidden_state`, because members with different tokenizers share no tokens.
     """
 
     def forward(
@@ -148,11 +152,11 @@ class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **other_families: torch.Tensor,
+        **other_tokenizers: torch.Tensor,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Encode a batch; inputs as `EmoDebertaEnsembleForSequenceClassification`."""
+        """Encode a batch, given the inputs of `EmoDebertaEnsembleForSequenceClassification`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        inputs |= other_families
+        inputs |= other_tokenizers
         pooled = [member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)]
         outputs = BaseModelOutputWithPooling(pooler_output=torch.cat(pooled, dim=-1))
         return_dict = self.config.return_dict if return_dict is None else return_dict

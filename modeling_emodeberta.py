@@ -1,13 +1,12 @@
 """EmoDeBERTa: a DeBERTa-v2/v3 encoder, masked mean pooling and a classification head.
 
-The system of LingJing, winner of WASSA 2022's emotion-classification track (paper, sections 2.2 and 3.2). The
-encoder is `transformers`' own, subclassed, so every published DeBERTa-v2/v3 checkpoint keeps its parameter names.
+This is the system of LingJing, which won WASSA 2022's emotion-classification track (paper, sections 2.2 and 3.2). The
+encoder subclasses that of `transformers`, so every published DeBERTa-v2/v3 checkpoint keeps its parameter names.
 Shipped inside every saved model; loads with `trust_remote_code=True` where the project is not installed.
 """
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
@@ -18,18 +17,21 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     DebertaV2PreTrainedModel,
 )
 
-try:
-    from .attention_emodeberta import Dropout, EmoDebertaEncoder
+try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
+    from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
-    from .pipeline_emodeberta import EmotionPipeline  # not used here: `save_pretrained` copies what is imported
+    from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
+    from .packing_emodeberta import Packing  # noqa: F401
+    from .pipeline_emodeberta import EmotionPipeline
 except ImportError:
-    from attention_emodeberta import Dropout, EmoDebertaEncoder
+    from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
+    from kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from pipeline_emodeberta import EmotionPipeline
 
 
 def masked_mean(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the token states that the mask keeps (paper, section 2.2), summed in float32.
+    """Return the mean of the token states that the mask keeps (paper, section 2.2), summed in float32.
 
     Args:
         hidden_states: `(batch, length, hidden)`.
@@ -49,24 +51,23 @@ def classification_loss(
     config: EmoDebertaConfig,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy in float32 for a class, several classes or a distribution per row.
+    """Return cross-entropy in float32 for one class, several classes or a distribution per row.
 
     Args:
         logits: `(batch, labels)`.
-        labels: integers `(batch,)`, one class a row, -100 for a row to leave out; or floats `(batch, labels)`:
-            with `config.problem_type == "multi_label_classification"` 0/1 for each label (binary cross-entropy),
-            else a probability distribution (soft labels).
+        labels: Integers `(batch,)`, one class per row, -100 to leave a row out. Or floats `(batch, labels)`: 0 or 1
+            per label if `config.problem_type` is `multi_label_classification` (binary cross-entropy), otherwise a
+            probability distribution (soft labels).
         config: Gives `problem_type`, `class_weights` and `label_smoothing`.
-        num_items_in_batch: What `Trainer` counted over all accumulation steps and devices: the label entries
-            other than -100. The sum of the losses is divided by it, so that 4 batches of 4 give the gradient of
-            one batch of 16. `None` divides by this batch's own count. Class weights do not enter the divisor,
-            for the same reason.
+        num_items_in_batch: The label entries other than -100 that `Trainer` counted over all accumulation steps and
+            devices. The summed loss is divided by it, so that 4 batches of 4 give the gradient of one batch of 16.
+            `None` divides by this batch's own count. Class weights do not enter the divisor, for the same reason.
 
     Returns:
         The scalar loss.
 
     Raises:
-        ValueError: if the labels' shape or dtype does not fit `problem_type`.
+        ValueError: If the labels' shape or dtype does not fit `problem_type`.
     """
     logits = logits.float()
     batch, num_labels = logits.shape
@@ -76,8 +77,8 @@ def classification_loss(
     if not labels.is_floating_point():
         if multi_label or labels.dim() != 1:
             raise ValueError(
-                f"integer labels of shape {tuple(labels.shape)} name one class a row, shape ({batch},); for several "
-                f"classes or a distribution pass floats of shape ({batch}, {num_labels})"
+                f"integer labels of shape {tuple(labels.shape)} name one class per row, shape ({batch},); for "
+                f"several classes or a distribution pass floats of shape ({batch}, {num_labels})"
             )
         total = F.cross_entropy(
             logits, labels, weight, ignore_index=-100, reduction="sum", label_smoothing=config.label_smoothing
@@ -88,7 +89,7 @@ def classification_loss(
             raise ValueError(f"float labels have shape {tuple(labels.shape)}; the logits have {tuple(logits.shape)}")
         if config.problem_type is None:
             raise ValueError(
-                "float labels need config.problem_type: multi_label_classification for several classes a row, "
+                "float labels need config.problem_type: multi_label_classification for several classes per row, "
                 "single_label_classification for a distribution"
             )
         labels = labels.float()
@@ -96,7 +97,7 @@ def classification_loss(
             targets = labels * (1 - config.label_smoothing) + config.label_smoothing / 2
             total = F.binary_cross_entropy_with_logits(logits, targets, weight, reduction="sum")
         else:
-            # `Trainer` counts every entry of the (batch, labels) matrix, `num_labels` a row.
+            # `Trainer` counts every entry of the (batch, labels) matrix, `num_labels` per row.
             rows = F.cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=config.label_smoothing)
             total = rows * num_labels
         items = labels.numel()
@@ -107,7 +108,7 @@ def classification_loss(
 
 
 class EmoDebertaModel(DebertaV2Model):
-    """The encoder, with `pooler_output` `(batch, hidden)`: masked mean or first token, by `config.pooling`."""
+    """The encoder, with `pooler_output` `(batch, hidden)`: masked mean or first token, as `config.pooling` says."""
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
@@ -136,12 +137,12 @@ class EmoDebertaModel(DebertaV2Model):
         """Encode a batch.
 
         Args:
-            input_ids: `(batch, length)` token ids, or `inputs_embeds` `(batch, length, embedding)` in their place.
-            attention_mask: `(batch, length)`, 1 for a token and 0 for padding; all ones when not given.
+            input_ids: `(batch, length)` token ids, or pass `inputs_embeds` `(batch, length, embedding)` instead.
+            attention_mask: `(batch, length)`, 1 for a token and 0 for padding; all ones if not given.
 
         Returns:
             `last_hidden_state` `(batch, length, hidden)`, `pooler_output` `(batch, hidden)` and, on request,
-            `hidden_states` and `attentions`, one tensor a layer; as a tuple with `return_dict=False`.
+            `hidden_states` and `attentions`, one tensor per layer; as a tuple with `return_dict=False`.
         """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -182,7 +183,7 @@ class EmoDebertaClassificationHead(nn.Module):
         self.out_proj = nn.Linear(width, config.num_labels)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """`(batch, hidden)` to `(batch, labels)`."""
+        """Return the logits `(batch, labels)` of pooled states `(batch, hidden)`."""
         pooled = self.dropout(pooled)
         if self.dense is not None:
             pooled = self.dropout(self.activation(self.dense(pooled)))
@@ -217,7 +218,7 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> tuple | SequenceClassifierOutput:
-        """Classify a batch; the arguments of [`EmoDebertaModel`], and those of [`classification_loss`].
+        """Classify a batch, given the arguments of [`EmoDebertaModel`] and of [`classification_loss`].
 
         Returns:
             `loss` (if there are labels), `logits` `(batch, labels)` in float32 and, on request, `hidden_states` and
@@ -245,67 +246,12 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         return outputs if return_dict else outputs.to_tuple()
 
 
-class Tie:
-    """What the output end of the tied word embeddings leaves for their input end, within one backward pass.
-
-    Autograd alone would make a gradient of the whole table at each end, keep the first through the encoder's backward
-    pass, and add them up. Here the output end leaves its two small factors, the input end multiplies them and adds its
-    rows: one table. It runs last, since its gradient comes through the encoder from the logits.
-    """
-
-    factors: tuple[torch.Tensor, torch.Tensor] | None = None
-
-
-class TiedLookup(torch.autograd.Function):
-    """`(batch, length)` ids to their rows of `(vocabulary, hidden)`."""
-
-    @staticmethod
-    def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding: int | None, tie: Tie) -> torch.Tensor:
-        ctx.save_for_backward(ids)
-        ctx.shape, ctx.dtype, ctx.padding, ctx.tie = weight.shape, weight.dtype, padding, tie
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple:
-        (ids,) = ctx.saved_tensors
-        rows = gradient.flatten(0, -2).to(ctx.dtype)
-        if ctx.padding is not None:
-            rows = rows.masked_fill((ids == ctx.padding).view(-1, 1), 0)
-        if ctx.tie.factors is None:
-            table = rows.new_zeros(ctx.shape)
-        else:
-            for_logits, states = ctx.tie.factors
-            table = (for_logits.T @ states).to(ctx.dtype)
-            ctx.tie.factors = None
-        return table.index_add_(0, ids.flatten(), rows), None, None, None
-
-
-class TiedLogits(torch.autograd.Function):
-    """`(tokens, hidden)` states to `(tokens, vocabulary)` logits; the weight's gradient is left to [`TiedLookup`]."""
-
-    @staticmethod
-    def forward(ctx, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tie: Tie) -> torch.Tensor:
-        logits = F.linear(states, weight, bias)
-        ctx.save_for_backward(states, weight)
-        ctx.bias_dtype, ctx.tie = bias.dtype, tie
-        return logits
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple:
-        states, weight = ctx.saved_tensors
-        ctx.tie.factors = (gradient, states.to(gradient.dtype))
-        for_states = (gradient @ weight.to(gradient.dtype)).to(states.dtype)
-        return for_states, None, gradient.sum(0, dtype=ctx.bias_dtype), None
-
-
 class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
-    """`EmoDebertaModel` and the masked-language head of DeBERTa v1/v2: dense, activation, normalisation, the word
-    embeddings transposed, a bias.
+    """`EmoDebertaModel` and the masked-language head of DeBERTa v1/v2.
 
-    The parameters are those of `DebertaV2ForMaskedLM` under `legacy=False`, as Microsoft's checkpoints have them
-    (`lm_predictions.lm_head.*`), and the configuration says so.
+    The head is dense, activation, normalisation, the transposed word embeddings and a bias. Its parameters are those
+    of `DebertaV2ForMaskedLM` under `legacy=False`, as in Microsoft's checkpoints (`lm_predictions.lm_head.*`), and the
+    configuration says so.
     """
 
     config_class = EmoDebertaConfig
@@ -334,19 +280,19 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
         full_logits: bool | None = None,
         **kwargs,
     ) -> tuple | MaskedLMOutput:
-        """Predict masked tokens; the arguments of [`EmoDebertaModel`], and:
+        """Predict masked tokens, given the arguments of [`EmoDebertaModel`] and these.
 
         Args:
-            labels: `(batch, length)`, the token to predict, -100 where there is none.
-            num_items_in_batch: What `Trainer` counted of them over all accumulation steps and devices; the sum of the
-                losses is divided by it. `None` divides by this batch's own count.
-            full_logits: Logits of every token although there are labels.
+            labels: `(batch, length)`, the token to predict, or -100 for none.
+            num_items_in_batch: The labels that `Trainer` counted over all accumulation steps and devices. The summed
+                loss is divided by it; `None` divides by this batch's own count.
+            full_logits: Return the logits of every token even if there are labels.
 
         Returns:
-            `loss` (if there are labels) and `logits`, in float32: without labels `(batch, length, vocabulary)`; with
-            labels only those of the tokens that have one, `(labels, vocabulary)` in their order, since a vocabulary
-            of 128,100 at every token costs more than the encoder. On request `hidden_states` and `attentions`. As a
-            tuple with `return_dict=False`.
+            `loss` (if there are labels), `logits` in float32 and, on request, `hidden_states` and `attentions`; as a
+            tuple with `return_dict=False`. Without labels, logits are `(batch, length, vocabulary)`. With labels, they
+            are `(labels, vocabulary)`, for the tokens that have one, in order: a vocabulary of 128,100 at every token
+            costs more than the encoder.
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         words, head, tie = self.deberta.embeddings.word_embeddings, self.lm_predictions.lm_head, None

@@ -1,4 +1,4 @@
-"""Classify many texts without wasted work: sorted by length, in batches of about equally many tokens.
+"""Classify many texts without wasted work: sorted by length, in batches with about the same number of tokens.
 
 Shipped inside every saved model, where `pipeline("text-classification", model=…, trust_remote_code=True)` finds it.
 """
@@ -14,14 +14,14 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Texts that are sorted together. A stream is read this far ahead, no further.
+# Number of texts that are sorted together. A stream is read this far ahead and no further.
 WINDOW = 2048
 
 
 def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Positions of the texts, longest first, so that no batch has more than `tokens_per_batch` tokens with padding.
+    """Yield batches of positions, longest texts first, with at most `tokens_per_batch` tokens, padding included.
 
-    A text longer than that is a batch of its own. Longest first: what does not fit in memory fails at once.
+    A longer text is a batch of its own. Since the longest come first, what does not fit in memory fails at once.
     """
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
@@ -34,7 +34,7 @@ def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[
 
 
 def _is_text(value: object) -> bool:
-    """A string with something in it that is Unicode: half of a surrogate pair is not."""
+    """Return whether a value is a string, not blank, and valid Unicode (half of a surrogate pair is not)."""
     try:
         return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
     except UnicodeEncodeError:
@@ -42,8 +42,10 @@ def _is_text(value: object) -> bool:
 
 
 def truncated(encoded: list[Any]) -> list[bool]:
-    """Of texts that [`EmotionPipeline.encode`] gave: whether each was longer than the model reads, by any of its
-    tokenizers. One without a Rust part does not say, and counts as no."""
+    """Return for each text that [`EmotionPipeline.encode`] encoded whether a tokenizer cut it.
+
+    A tokenizer without a Rust part does not say, and counts as one that did not cut.
+    """
     cut = [False] * len(encoded[0]["input_ids"])
     for of_tokenizer in encoded:
         for text, encoding in enumerate(of_tokenizer.encodings or ()):
@@ -52,47 +54,47 @@ def truncated(encoded: list[Any]) -> list[bool]:
 
 
 class EmotionPipeline(TextClassificationPipeline):
-    """`TextClassificationPipeline` whose batches follow the texts' lengths; results come in the order of the texts.
+    """`TextClassificationPipeline` whose batches follow the texts' lengths; results keep the order of the texts.
 
-    `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or `pipeline(...)` as above. Takes a text, a
-    list or any other iterable of texts (a generator, a dataset's column); gives what the library's pipeline gives:
-    a list for a list, a generator for another iterable. Texts beyond the tokenizer's `model_max_length` are cut, and
-    how many is said. What is no text, or an empty one, gets `{"label": None, "score": None, "error": …}` among the
-    results of a list or stream, so that one bad row does not lose the others; how many is said.
+    Made by `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or by `pipeline(...)` as above. It takes
+    a text, a list or any other iterable of texts (a generator, a column of a dataset). It returns what the library's
+    pipeline does: a list for a list, a generator for another iterable. Texts beyond the tokenizer's `model_max_length`
+    are cut. In a list or stream, an input that is empty or not a text gets `{"label": None, "score": None,
+    "error": …}`, so that one bad row does not lose the others. Warnings say how many of each there were.
 
-    An ensemble's texts are tokenised once for each tokenizer of its members and sorted once.
+    An ensemble's texts are tokenized once per tokenizer and sorted once.
 
     Args:
-        stride: A text beyond the tokenizer's `model_max_length` is read in windows that share so many tokens, and gets
-            the mean of their probabilities, in place of being cut.
-        tokens_per_batch: Tokens in a batch, padding included: 2,048 in float32 and 4,096 in half precision on CPU,
-            where larger ones leave the cache, and 65,536 on an accelerator, unless given. `batch_size` is not used.
-        abstain_below: A result whose best label is less probable than this says `None` for its label.
-        thresholds: Of a model with several classes a text: by label, the probability from which it counts (0.5 for
-            labels that are not named); a result is the list of labels that count, the most probable first.
-        return_members: Of an ensemble, each result is one dictionary with `label` and `score`, `scores` of all
+        stride: Read a text beyond the tokenizer's `model_max_length` in windows that share this many tokens, and
+            average their probabilities, instead of cutting it.
+        tokens_per_batch: Tokens in a batch, padding included. By default 2,048 in float32 and 4,096 in half precision
+            on CPU, where larger batches leave the cache, and 65,536 on an accelerator. `batch_size` is not used.
+        abstain_below: A result whose best label is less probable than this has the label `None`.
+        thresholds: For a model with several classes per text: by label, the probability from which it counts (0.5 for
+            labels not named). A result is then the list of labels that count, most probable first.
+        return_members: For an ensemble: each result is one dictionary with `label` and `score`, `scores` of all
             labels, `members` (label and score of each, by name) and `disagreement`, the share of the members that
             have another label.
-        revision, token: Of an ensemble on the Hub that `pipeline(…)` did not load, for its further tokenizers.
+        revision, token: For an ensemble on the Hub that `pipeline(…)` did not load: where its other tokenizers are.
     """
 
     def __init__(self, *args, revision: str | None = None, token: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        # The library keeps the code of each commit in a package of that name, and the commit nowhere else.
+        # The library keeps the code of each commit in a package named after it, and the commit nowhere else.
         commit = re.search(r"\.([0-9a-f]{40})\.", type(self.model).__module__)
-        families = getattr(self.model.config, "families", None) or [0]
+        last = max(getattr(self.model.config, "tokenizer_of_member", None) or [0])
         self.tokenizers = [self.tokenizer] + [
             AutoTokenizer.from_pretrained(
                 self.model.config.name_or_path,
-                subfolder=f"tokenizer_{family}",
+                subfolder=f"tokenizer_{number}",
                 revision=revision or (commit and commit.group(1)),
                 token=token,
             )
-            for family in range(1, max(families) + 1)
+            for number in range(1, last + 1)
         ]
 
     def check_model_type(self, supported_models) -> None:
-        """The library's list has no models that ship with their own code."""
+        """Accept every model: the library's list has none that ship with their own code."""
 
     def _sanitize_parameters(
         self,
@@ -109,15 +111,15 @@ class EmotionPipeline(TextClassificationPipeline):
             room = self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
             if not 0 <= stride < room or not self.tokenizer.is_fast:
                 raise ValueError(f"stride is {stride}; want 0 to {room - 1} shared tokens, and a fast tokenizer")
-            if max(getattr(self.model.config, "families", None) or [0]) > 0:
+            if max(getattr(self.model.config, "tokenizer_of_member", None) or [0]) > 0:
                 raise ValueError("stride: the members' tokenizers cut the windows of a text at different places")
             preprocess |= {"stride": stride, "return_overflowing_tokens": True}
         if thresholds is not None:
             if self.model.config.problem_type != "multi_label_classification":
-                raise ValueError("thresholds are for models with several classes a text")
+                raise ValueError("thresholds are for models with several classes per text")
             labels = list(self.model.config.id2label.values())
             if unknown := sorted(set(thresholds) - set(labels)):
-                raise ValueError(f"thresholds: {unknown[0]!r} is no label; those are {', '.join(labels)}")
+                raise ValueError(f"thresholds: {unknown[0]!r} is not a label; the labels are {', '.join(labels)}")
             if abstain_below is not None:
                 raise ValueError("thresholds and abstain_below exclude each other")
             postprocess["thresholds"] = thresholds
@@ -131,7 +133,7 @@ class EmotionPipeline(TextClassificationPipeline):
             postprocess["abstain_below"] = abstain_below
         if return_members is not None:
             if return_members and not hasattr(self.model, "members"):
-                raise ValueError("return_members: this model is no ensemble")
+                raise ValueError("return_members: this model is not an ensemble")
             postprocess["return_members"] = return_members
         return preprocess, forward, postprocess
 
@@ -139,7 +141,7 @@ class EmotionPipeline(TextClassificationPipeline):
         return super()._forward(model_inputs)
 
     def postprocess(self, model_outputs, abstain_below=None, thresholds=None, return_members=False, **kwargs):
-        """The library's result, with members or without a label where the parameters say so."""
+        """Return the library's result, with members or without a label if the parameters say so."""
         if thresholds is not None:
             every = super().postprocess(model_outputs, **kwargs | {"top_k": None, "_legacy": False})
             return [entry for entry in every if entry["score"] >= thresholds.get(entry["label"], 0.5)]
@@ -167,7 +169,7 @@ class EmotionPipeline(TextClassificationPipeline):
         }
 
     def __call__(self, inputs: str | dict | Iterable[str], **kwargs: Any) -> Any:
-        """Classify; see the class for what goes in and comes out."""
+        """Classify texts; the class says what goes in and what comes out."""
         own_way = isinstance(inputs, str) and (hasattr(self.model, "members") or kwargs.get("stride") is not None)
         if isinstance(inputs, str | dict) and not own_way:
             return super().__call__(inputs, **kwargs)
@@ -179,30 +181,32 @@ class EmotionPipeline(TextClassificationPipeline):
             (self._forward_params | forward).get("tokens_per_batch"),
             self._postprocess_params | postprocess,
         )
-        if own_way:  # in the form that the library gives one text's result
+        if own_way:  # in the form of the library's result for one text
             result = next(results)
             return result if isinstance(result, list) else [result]
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def encode(self, texts: list[str], **options: Any) -> list[Any]:
-        """The texts' tokens, without padding, by each of the tokenizers; `options` are theirs, over the pipeline's."""
+        """Return the texts' tokens from each tokenizer, without padding; `options` override the pipeline's."""
         return [tokenizer(texts, **self._preprocess_params | options) for tokenizer in self.tokenizers]
 
     def batches(
         self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Batch by batch, longest first: positions of the rows that [`encode`] gave, and on CPU their `logits`
-        `(rows, labels)` and, if `members`, an ensemble's `member_logits` `(rows, members, labels)`."""
+        """Yield batches, longest texts first: positions among the rows that [`encode`] returned, and their outputs.
+
+        Outputs are on CPU: `logits` `(rows, labels)` and, if `members`, `member_logits` `(rows, members, labels)`.
+        """
         if tokens_per_batch is None:
             tokens_per_batch = 8192 // self.model.dtype.itemsize if self.device.type == "cpu" else 65536
         names = ("logits", "member_logits") if members else ("logits",)
         by_tokenizer = [[len(ids) for ids in of_tokenizer["input_ids"]] for of_tokenizer in encoded]
         for batch in token_budget_batches(list(map(max, *by_tokenizer, by_tokenizer[0])), tokens_per_batch):
             inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
-            for family, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
+            for number, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
                 rows = {name: [values[position] for position in batch] for name, values in values_of.items()}
                 for name, values in tokenizer.pad(rows, return_tensors="pt").items():
-                    inputs[f"{name}_{family}" if family else name] = values
+                    inputs[f"{name}_{number}" if number else name] = values
             outputs = self.forward(inputs)
             yield batch, {name: outputs[name] for name in names}
 
@@ -241,10 +245,10 @@ class EmotionPipeline(TextClassificationPipeline):
                 f"{cut} of {seen} texts are longer than {self.tokenizer.model_max_length} tokens and were cut"
             )
         if bad:
-            logger.warning(f"{bad} of {seen} inputs are no texts, or empty, and have an error in place of a label")
+            logger.warning(f"{bad} of {seen} inputs are empty or not texts, and have an error instead of a label")
 
     def _joined(self, windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Of the windows of one text, logits whose probabilities are the mean of theirs."""
+        """Return logits whose probabilities are the mean over the windows of one text."""
         if len(windows) == 1:
             return windows[0]
         several = self.model.config.problem_type == "multi_label_classification"

@@ -116,7 +116,7 @@ def members(texts: list[str], counts: list[int], rounds: int, device: torch.devi
         config = EmoDebertaEnsembleConfig(
             members=[values | {"num_labels": LABELS}] * count,
             member_names=[str(number) for number in range(count)],
-            families=[0] * count,
+            tokenizer_of_member=[0] * count,
             num_labels=LABELS,
             problem_type="single_label_classification",
         )

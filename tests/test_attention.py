@@ -6,8 +6,9 @@ from conftest import TINY, XXLARGE_STYLE
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 import attention_emodeberta
-from attention_emodeberta import bias_buckets, relative_rows, shifted
+from attention_emodeberta import bias_buckets, relative_rows
 from configuration_emodeberta import EmoDebertaConfig
+from kernels_emodeberta import Dropout, shifted
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
 
 ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "pos_att_type": []}
@@ -257,14 +258,14 @@ def test_projections_are_made_once_for_all_batches(monkeypatch):
             ours.eval()(**padded_batch(length))
     assert len(made) == 2  # layers
     ours.train()
-    assert ours.encoder._projected == (None, [], [])
+    assert ours.encoder.projection_cache._kept == (None, [], [])
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_keeps_the_mean_and_the_share(p, dtype):
     states = torch.ones(101, 999, dtype=dtype)
-    dropout = attention_emodeberta.Dropout(p)
+    dropout = Dropout(p)
     found = dropout(states)
     assert found.dtype == dtype
     assert (found == 0).float().mean().item() == pytest.approx(p, abs=0.006)

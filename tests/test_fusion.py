@@ -335,7 +335,7 @@ def test_bad_members_are_named(arguments, says, fused, monkeypatch, tmp_path, ca
     [
         ({"weights": [0.5, 0.6], "fusion": "soft"}, "sum of 1"),
         ({"weights": [0.5, 0.5]}, "weights are for the soft vote"),
-        ({"families": [0, 2]}, "none left out"),
+        ({"tokenizer_of_member": [0, 2]}, "none left out"),
         ({"member_names": ["a"]}, "member_names has 1 values for 2 members"),
         ({"temperature": 0.0}, "want more than 0"),
     ],
@@ -344,6 +344,24 @@ def test_a_configuration_that_does_not_fit(change, says):
     with pytest.raises(StrictDataclassError) as error:
         EmoDebertaEnsembleConfig(members=[{}, {}], **change)
     assert says in str(error.value.__cause__ or error.value)
+
+
+def test_the_old_name_of_tokenizer_of_member_is_still_read(fused, tmp_path):
+    """Folders saved before the name changed hold `families`; only the new name is written."""
+    path = fused[0] / "all" / "config.json"
+    content = json.loads(path.read_text())
+    assert "families" not in content
+    numbers = content.pop("tokenizer_of_member")
+    assert numbers == [0, 0, 1]
+    (tmp_path / "config.json").write_text(json.dumps(content | {"families": numbers}))
+    config = EmoDebertaEnsembleConfig.from_pretrained(tmp_path)
+    assert config.tokenizer_of_member == numbers
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(path.read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"families": [0, 2, 2]}))
+    with pytest.raises(StrictDataclassError) as error:
+        EmoDebertaEnsembleConfig.from_pretrained(tmp_path)
+    assert "none left out" in str(error.value.__cause__ or error.value)
 
 
 def test_without_labelled_rows_there_is_a_plain_vote(fused, tmp_path, monkeypatch, caplog):

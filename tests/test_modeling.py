@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from conftest import ROOT, TINY, XXLARGE_STYLE
 from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 from transformers import AutoModel, DebertaV2Config, DebertaV2Model
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel, classification_loss, masked_mean
@@ -178,6 +180,13 @@ def test_saved_config_names_all_auto_classes(model, tmp_path):
     assert {"AutoConfig", "AutoModel", "AutoModelForSequenceClassification"} <= config["auto_map"].keys()
     ours = {path.name for path in ROOT.glob("*_emodeberta.py")} - {"ensemble_emodeberta.py"}
     assert ours == {path.name for path in tmp_path.glob("*.py")}
+
+
+@pytest.mark.parametrize("name", ["configuration", "modeling", "ensemble", "pipeline"])
+def test_a_file_named_in_config_json_imports_all_it_needs_itself(name):
+    """transformers 5.4 copies a file and what it imports to its module cache, but not what those import."""
+    path = ROOT / f"{name}_emodeberta.py"
+    assert {Path(file).stem for file in get_relative_import_files(path)} == set(get_relative_imports(path))
 
 
 def test_remote_code_is_not_run_without_consent(model, tmp_path):

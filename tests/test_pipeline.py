@@ -82,7 +82,7 @@ def test_one_bad_row_does_not_lose_the_others(classify, bad, monkeypatch, caplog
     assert [results[0], results[2]] == classify(["a", "b"])
     assert (results[1]["label"], results[1]["score"]) == (None, None)
     assert results[1]["error"].startswith("input 1: ")
-    assert "1 of 3 inputs are no texts" in caplog.text
+    assert "1 of 3 inputs are empty or not texts" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_thresholds_choose_labels(v3_folder, tokenizer):
     for got, row in zip(classify(TEXTS[:20], thresholds={"fear": middle, "joy": 1.0}), every, strict=True):
         want = {"fear": middle, "joy": 1.0, "anger": 0.5}
         assert got == [entry for entry in row if entry["score"] >= want[entry["label"]]]
-    with pytest.raises(ValueError, match="'hope' is no label"):
+    with pytest.raises(ValueError, match="'hope' is not a label"):
         classify(TEXTS, thresholds={"hope": 0.5})
 
 
 def test_thresholds_are_for_several_classes(classify):
-    with pytest.raises(ValueError, match="several classes a text"):
+    with pytest.raises(ValueError, match="several classes per text"):
         classify(TEXTS, thresholds={"fear": 0.5})

@@ -200,7 +200,7 @@ def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figu
     config = EmoDebertaEnsembleConfig(
         members=[_member_values(member.config) for member in members],
         member_names=[member.name for member in members],
-        families=[hashes.index(member.tokenizer_hash) for member in members],
+        tokenizer_of_member=[hashes.index(member.tokenizer_hash) for member in members],
         fusion="hard" if fusion == "hard" else "soft",
         weights=None if figures["weights"] is None else list(voters(figures).values()),
         temperature=figures["temperature"],
@@ -213,11 +213,11 @@ def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figu
         read = EmoDebertaForSequenceClassification.from_pretrained(member.folder, dtype=torch.float32)
         slot.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
-    for family, tokenizer_hash in enumerate(hashes):
+    for number, tokenizer_hash in enumerate(hashes):
         source = next(member.folder for member in members if member.tokenizer_hash == tokenizer_hash)
         with library_quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        tokenizer.save_pretrained(folder / f"tokenizer_{family}" if family else folder)
+        tokenizer.save_pretrained(folder / f"tokenizer_{number}" if number else folder)
 
 
 def _member_values(config: EmoDebertaConfig) -> dict:
