@@ -53,7 +53,7 @@ from trainer_ext.evaluation.predictions import (
     write_plots,
     write_predictions,
 )
-from trainer_ext.files import CHECKPOINTS, RESULTS, digest, shown, write_json
+from trainer_ext.files import CHECKPOINTS, digest, shown, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
@@ -64,10 +64,8 @@ from trainer_ext.runs.checkpoints import (
     checkpoints,
     is_complete,
     mix_weights,
-    remove_incomplete_checkpoints,
 )
-from trainer_ext.runs.provenance import precision, provenance, training_arguments
-from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, RunArguments, check_usable, staged, start, training_settings
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.lora import add_lora, merge_lora
 from trainer_ext.training.sharding import CheckpointsWithoutCode, check_sharding, is_sharded, join_shards
@@ -120,7 +118,7 @@ def main() -> None:
     }
     if is_sharded(args):
         settings["sharded"] = True
-    check_usable(output_dir, settings, run_args.overwrite_output_dir)
+    run = Run(output_dir, settings, args, parser.precision, run_args.overwrite_output_dir)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)
@@ -148,14 +146,7 @@ def main() -> None:
 
     # ---- Train ----------------------------------------------------------------------------------------------------
     metric = EmotionMetric(corpus.label_names, multi_label=corpus.problem_type == "multi_label_classification")
-    with args.main_process_first(desc="output folder"):
-        if args.process_index == 0:
-            start(output_dir, settings, run_args.overwrite_output_dir)
-            for name in remove_incomplete_checkpoints(output_dir):
-                logger.info(f"{name} was cut short and is removed")
-    resume = args.resume_from_checkpoint or next(map(str, reversed(checkpoints(output_dir))), None)
-    if resume:
-        logger.info(f"going on from {Path(resume).name}")
+    resume = run.begin()
     trainer = TokenBudgetTrainer(
         model=model,
         args=args,
@@ -177,8 +168,7 @@ def main() -> None:
             f"--max_grad_norm {args.max_grad_norm:g} over {weights:,} weights: a gradient is about {clipped:.0e}, "
             f"under --adam_epsilon {args.adam_epsilon:g}; steps of Adam shrink by as much"
         )
-    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}")
-    trained = trainer.train(resume_from_checkpoint=resume)
+    trained = run.train(trainer, resume)
     if is_sharded(args):
         join_shards(trainer)
     if run_args.select == "average":
@@ -209,7 +199,7 @@ def main() -> None:
         results |= trained.metrics | {"seed": args.seed}
         if transferred is not None:
             results["transfer_rows"] = len(transferred)
-        with staged(output_dir) as folder:
+        with run.results(results) as folder:
             save_model(folder, trainer, tokenizer)
             write_predictions(folder, corpus, probabilities)
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
@@ -221,11 +211,9 @@ def main() -> None:
                 "augmentation": transfer_args,
                 "guard": guard,
             }
-            made = provenance(args, parser.precision)
-            write_card(folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources, made)
-            write_json(folder / "run.json", made)
-            write_json(folder / "training_args.json", training_arguments(args))
-            write_json(folder / RESULTS, results)
+            write_card(
+                folder, output_dir, corpus, results, model_args, data_args, run_args, args, sources, run.provenance
+            )
         print_results(results, evaluated(corpus), {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
         print(f"\nsaved to {output_dir}/")
         if args.hub_model_id:

@@ -29,14 +29,13 @@ from trainer_ext.data.leakage import left_out_rows, report_left_out
 from trainer_ext.data.pretraining_texts import PretrainingArguments, PretrainingCorpus, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.plots import plot_pretraining
-from trainer_ext.files import CHECKPOINTS, RESULTS, digest, write_json
+from trainer_ext.files import CHECKPOINTS, digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.release.model_card import write_pretraining_card
-from trainer_ext.runs.checkpoints import checkpoint_digest, checkpoints, is_complete, remove_incomplete_checkpoints
-from trainer_ext.runs.provenance import precision, provenance, training_arguments
-from trainer_ext.runs.run import check_usable, staged, start, training_settings
+from trainer_ext.runs.checkpoints import checkpoint_digest, is_complete
+from trainer_ext.runs.run import Run, training_settings
 from trainer_ext.training.masking import (
     MaskAnew,
     MaskedStream,
@@ -89,7 +88,7 @@ def main() -> None:
         "training data": files if data_args.streaming else digest(corpus.train["text"][:]),
         "number of processes": args.world_size,
     }
-    check_usable(output_dir, settings, data_args.overwrite_output_dir)
+    run = Run(output_dir, settings, args, parser.precision, data_args.overwrite_output_dir)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)
@@ -119,12 +118,7 @@ def main() -> None:
     callback = ReturnMemory() if data_args.streaming else MaskAnew(train)
 
     # ---- Train ----------------------------------------------------------------------------------------------------
-    with args.main_process_first(desc="output folder"):
-        if args.process_index == 0:
-            start(output_dir, settings, data_args.overwrite_output_dir)
-            for name in remove_incomplete_checkpoints(output_dir):
-                logger.info(f"{name} was cut short and is removed")
-    resume = args.resume_from_checkpoint or next(map(str, reversed(checkpoints(output_dir))), None)
+    resume = run.begin()
     shared = {
         "model": model,
         "data_collator": PaddingCollator(tokenizer),
@@ -132,10 +126,7 @@ def main() -> None:
         "processing_class": tokenizer,
         "tokens_per_batch": data_args.tokens_per_batch,
     }
-    logger.info(f"training with world size {args.world_size} on {args.device}, {precision(args)}")
-    if resume:
-        logger.info(f"going on from {Path(resume).name}")
-    elif data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
+    if not resume and data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
         warm_up_head(shared, data_args, args)
     trainer = TokenBudgetTrainer(
         args=args,
@@ -145,7 +136,7 @@ def main() -> None:
         callbacks=[callback],
         **shared,
     )
-    trained = trainer.train(resume_from_checkpoint=resume)
+    trained = run.train(trainer, resume)
 
     # ---- Evaluate and save ----------------------------------------------------------------------------------------
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -156,15 +147,12 @@ def main() -> None:
             results["train_rows"] = len(train)
         if validation is not None:
             results["validation_rows"] = len(validation)
-        with staged(output_dir) as folder:
+        with run.results(results) as folder:
             trainer.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             write_json(folder / "learning_curve.json", trainer.state.log_history)
             plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
             write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
-            made = provenance(args, parser.precision)
-            write_json(folder / "run.json", made)
-            write_json(folder / "training_args.json", training_arguments(args))
             write_pretraining_card(
                 folder / "README.md",
                 model_name=output_dir.name,
@@ -176,9 +164,8 @@ def main() -> None:
                 probability=data_args.mlm_probability,
                 whole_words=whole_words,
                 results=results,
-                **made,
+                **run.provenance,
             )
-            write_json(folder / RESULTS, results)
         if validation is not None:
             print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
             print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")

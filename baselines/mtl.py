@@ -169,9 +169,7 @@ def main() -> None:
     names, inputs = model_args.number_targets, model_args.number_inputs
     if not names:
         raise InputError("--number_targets names no column; run_classify.py is for emotions alone")
-    corpus, output_dir, settings = begin(
-        model_args, data_args, args, parser.precision, extra_columns=model_args.extra_columns
-    )
+    corpus, run = begin(model_args, data_args, args, parser.precision, extra_columns=model_args.extra_columns)
     set_seed(args.seed)
     access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
     encoder = warm_start(
@@ -228,8 +226,7 @@ def main() -> None:
             (folder / "predictions_EMP.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     train_and_report(
-        trainer, encoded, corpus, output_dir, settings, model_args.overwrite_output_dir,
-        chosen=parser.precision, system="MTL",
+        trainer, encoded, corpus, run, system="MTL",
         probabilities_of=lambda found: softmax(found[0].astype(np.float64), axis=1), save=save,
     )  # fmt: skip
 

@@ -134,7 +134,7 @@ def name_tokens(tokenizer: PreTrainedTokenizerBase, label_names: list[str]) -> t
 def main() -> None:
     parser = RecipeParser((T5Arguments, DataArguments, Seq2SeqTrainingArguments), description=__doc__)
     model_args, data_args, args = parser.parse()
-    corpus, output_dir, settings = begin(model_args, data_args, args, parser.precision)
+    corpus, run = begin(model_args, data_args, args, parser.precision)
     set_seed(args.seed)
     tokenizer, model = load(model_args)
 
@@ -165,8 +165,7 @@ def main() -> None:
         tokenizer.save_pretrained(folder)
 
     train_and_report(
-        trainer, encoded, corpus, output_dir, settings, model_args.overwrite_output_dir,
-        chosen=parser.precision, system="T5",
+        trainer, encoded, corpus, run, system="T5",
         probabilities_of=lambda scores: softmax(scores.astype(np.float64), axis=1), save=save,
     )  # fmt: skip
 

@@ -24,11 +24,9 @@ from trainer_ext.evaluation.predictions import (
     write_plots,
     write_predictions,
 )
-from trainer_ext.files import CHECKPOINTS, RESULTS, digest, write_json
+from trainer_ext.files import CHECKPOINTS, digest
 from trainer_ext.precision import Choice
-from trainer_ext.runs.checkpoints import checkpoints, remove_incomplete_checkpoints
-from trainer_ext.runs.provenance import provenance
-from trainer_ext.runs.run import check_usable, staged, start, training_settings
+from trainer_ext.runs.run import Run, training_settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +37,8 @@ def begin(
     args: TrainingArguments,
     chosen: Choice,
     extra_columns: Sequence[str] = (),
-) -> tuple[Corpus, Path, dict]:
-    """The rows of the flags, one label each; the output folder, which may be used; and what decides the result.
+) -> tuple[Corpus, Run]:
+    """Return the rows of the flags, one label each, and the run, whose output folder may be used.
 
     `args.output_dir` becomes a subfolder for checkpoints.
 
@@ -69,8 +67,7 @@ def begin(
     settings = training_settings(model_args, data_args, args) | {
         "training data": digest(corpus.splits["train"].to_list())
     }
-    check_usable(output_dir, settings, model_args.overwrite_output_dir)
-    return corpus, output_dir, settings
+    return corpus, Run(output_dir, settings, args, chosen, model_args.overwrite_output_dir)
 
 
 def trainer_arguments(
@@ -91,32 +88,22 @@ def train_and_report(
     trainer: Trainer,
     encoded: dict[str, Dataset],
     corpus: Corpus,
-    output_dir: Path,
-    settings: dict,
-    overwrite: bool,
+    run: Run,
     *,
-    chosen: Choice,
     system: str,
     probabilities_of: Callable[[Any], np.ndarray],
     save: Callable[[Path, dict[str, Any]], None],
 ) -> None:
-    """Train, or go on from the last checkpoint; predict validation and test; leave figures, predictions and plots.
+    """Train, or resume from the last checkpoint; predict validation and test; leave figures, predictions and plots.
 
     Args:
         encoded: By split, what the model reads.
-        settings, overwrite: Of [`begin`]; the user's word that an earlier run may go.
-        chosen: The precision of training, and why.
+        run: Of [`begin`].
         system: What to call it in the table.
         probabilities_of: From what the model predicts to `(rows, labels)`.
         save: Writes model and tokenizer into a folder, given what the model predicted of each split.
     """
-    args = trainer.args
-    with args.main_process_first(desc="output folder"):
-        if args.process_index == 0:
-            start(output_dir, settings, overwrite)
-            remove_incomplete_checkpoints(output_dir)
-    resume = next(map(str, reversed(checkpoints(output_dir))), None)
-    trained = trainer.train(resume_from_checkpoint=resume)
+    trained = run.train(trainer, run.begin())
     results: dict[str, float] = {}
     predictions, probabilities = {}, {}
     for split in evaluated(corpus):
@@ -125,15 +112,13 @@ def train_and_report(
         probabilities[split] = probabilities_of(prediction.predictions)
         if is_labelled(corpus, split):
             results |= prediction.metrics | interval(corpus, split, probabilities[split].argmax(axis=1))
-    if args.process_index != 0:
+    if run.args.process_index != 0:
         return
     results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
-    results |= trained.metrics | {"seed": args.seed}
-    with staged(output_dir) as folder:
+    results |= trained.metrics | {"seed": run.args.seed}
+    with run.results(results) as folder:
         save(folder, predictions)
         write_predictions(folder, corpus, probabilities)
         write_plots(folder, corpus, probabilities, trainer.state.log_history)
-        write_json(folder / "run.json", provenance(args, chosen))
-        write_json(folder / RESULTS, results)
     print_results(results, evaluated(corpus), {system: ""})
-    print(f"\nsaved to {output_dir}/")
+    print(f"\nsaved to {run.folder}/")

@@ -76,7 +76,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(v3_folder, tmp_path, sharding):
             path.unlink()
     shutil.rmtree(last)
     done = classify(tmp_path / "run", *flags, env=sharding)
-    assert f"going on from {kept.name}" in done.stderr
+    assert f"resuming from {kept.name}" in done.stderr
     resumed = load_file(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 

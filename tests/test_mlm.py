@@ -345,7 +345,7 @@ def test_killed_and_resumed_it_is_bit_exact(pretrained, v3_folder, corpus_file, 
     process.kill()
     assert not (tmp_path / "again" / "all_results.json").exists()
     done = forked.run(SCRIPT, *flags, "--output_dir", "again", cwd=tmp_path)
-    assert "going on from checkpoint-" in done.stderr
+    assert "resuming from checkpoint-" in done.stderr
     wanted, found = load_file(folder / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)

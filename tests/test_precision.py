@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_as_it_began_and_records_why(v3_folder, tmp_path):
     again = run(float32)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "precision: bf16 (as the run that is resumed)" in again.stderr
-    assert "going on from checkpoint-3" in again.stderr
+    assert "resuming from checkpoint-3" in again.stderr
     assert json.loads((out / "run.json").read_text())["precision"] == "bf16"
     third = run(float32, "--overwrite_output_dir")
     assert "precision: float32 (a matrix product takes 8.00 ms in bf16 and 2.00 ms in float32)" in third.stderr

@@ -248,7 +248,7 @@ def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     (broken / "model.safetensors").write_bytes(b"\x10")
     done = run_classify(*flags, "--output_dir", tmp_path / "killed")
     assert "checkpoint-18 was cut short and is removed" in done.stderr
-    assert "going on from checkpoint-12" in done.stderr
+    assert "resuming from checkpoint-12" in done.stderr
     straight, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("straight", "killed"))
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 

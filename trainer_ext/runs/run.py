@@ -1,6 +1,7 @@
-"""The folder of a run: whether it may be used, what its flags are, and results that appear whole."""
+"""One training run: its flags, its output folder, where it resumes, and results that appear whole."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +9,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
 from ..child_tuning import ChildTuningArguments
 from ..data.label_maps import TransferArguments
 from ..data.load import DataArguments
 from ..errors import InputError
 from ..files import CHECKPOINTS, RESULTS, SETTINGS, write_json
+from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
 from ..training.warm_start import ModelArguments
+from .checkpoints import checkpoints, remove_incomplete_checkpoints
+from .provenance import precision, provenance, training_arguments
+
+logger = logging.getLogger(__name__)
 
 # Flags that do not change what is learnt; a run may go on with others.
 _NOT_SETTINGS = {
@@ -146,3 +155,49 @@ def staged(folder: Path) -> Iterator[Path]:
     for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
         path.replace(folder / path.name)
     staging.rmdir()
+
+
+class Run:
+    """One training and its output folder, from the first look at the folder to the results.
+
+    Args:
+        folder: May be absent.
+        settings: What decides the result, as JSON values.
+        args: Of the trainer. Checkpoints go to a subfolder, `args.output_dir`.
+        chosen: The precision of training, and why.
+        overwrite: Whether an earlier run in the folder may be removed.
+
+    Raises:
+        InputError: as [`check_usable`].
+    """
+
+    def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, overwrite: bool):
+        check_usable(folder, settings, overwrite)
+        self.folder, self.settings, self.args, self.overwrite = folder, settings, args, overwrite
+        self.provenance = provenance(args, chosen)
+
+    def begin(self) -> str | None:
+        """Make the folder, or clean it up after a kill. Return the checkpoint to resume from, if there is one."""
+        with self.args.main_process_first(desc="output folder"):
+            if self.args.process_index == 0:
+                start(self.folder, self.settings, self.overwrite)
+                for name in remove_incomplete_checkpoints(self.folder):
+                    logger.info(f"{name} was cut short and is removed")
+        resume = self.args.resume_from_checkpoint or next(map(str, reversed(checkpoints(self.folder))), None)
+        if resume:
+            logger.info(f"resuming from {Path(resume).name}")
+        return resume
+
+    def train(self, trainer: Trainer, resume: str | None) -> TrainOutput:
+        """Train from the start, or from a checkpoint."""
+        logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
+        return trainer.train(resume_from_checkpoint=resume)
+
+    @contextmanager
+    def results(self, figures: dict[str, Any]) -> Iterator[Path]:
+        """Yield a folder for what the run leaves. It all appears in the run's folder together, `figures` last."""
+        with staged(self.folder) as folder:
+            yield folder
+            write_json(folder / "run.json", self.provenance)
+            write_json(folder / "training_args.json", training_arguments(self.args))
+            write_json(folder / RESULTS, figures)
