@@ -155,6 +155,8 @@ def main() -> None:
         eval_dataset=encoded["validation"] if has_validation else None,
         processing_class=tokenizer,
         tokens_per_batch=run_args.tokens_per_batch,
+        head_learning_rate=run_args.head_learning_rate,
+        layerwise_decay=run_args.layerwise_lr_decay,
         callbacks=[CheckpointsWithoutCode()],
         compute_metrics=lambda prediction: metric.compute(
             predictions=decide(prediction.predictions, corpus), references=as_classes(prediction.label_ids, corpus)
@@ -231,6 +233,10 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         raise InputError(f"--pretrained_share is {run_args.pretrained_share}; want 0 or more, and less than 1")
     if run_args.pretrained_share and model_args.from_scratch:
         raise InputError("--pretrained_share mixes the checkpoint's weights in; --from_scratch takes none")
+    if run_args.head_learning_rate is not None and run_args.head_learning_rate <= 0:
+        raise InputError(f"--head_learning_rate is {run_args.head_learning_rate}; want more than 0")
+    if not 0 < run_args.layerwise_lr_decay <= 1:
+        raise InputError(f"--layerwise_lr_decay is {run_args.layerwise_lr_decay}; want more than 0, and at most 1")
     if run_args.average_epochs < 1:
         raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
     output_dir = Path(args.output_dir)

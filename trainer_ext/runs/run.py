@@ -33,7 +33,7 @@ _NOT_SETTINGS = {
     "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
 # Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
-_LATER = {"pretrained_share": 0.0}
+_LATER = {"pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0}
 
 
 @dataclass
@@ -52,6 +52,14 @@ class RunArguments:
         0.0,
         "Mix this share of the checkpoint's encoder weights into the trained ones at the end (WiSE-FT, Wortsman et al. "
         "2022, https://arxiv.org/abs/2109.01903). It helps on texts unlike those in training; 0.2 is a start.",
+    )
+    head_learning_rate: float | None = flag(
+        None, "Learning rate of the new head; --learning_rate is then the encoder's (default: the same for both)."
+    )
+    layerwise_lr_decay: float = flag(
+        1.0,
+        "Multiply the learning rate by this from each encoder layer to the one below (Howard and Ruder 2018, "
+        "https://aclanthology.org/P18-1031); 0.9 is common. 1 gives all layers the same.",
     )
     overwrite_output_dir: bool = flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
     tokens_per_batch: int | None = flag(
