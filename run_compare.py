@@ -72,9 +72,12 @@ def main() -> None:
     output_dir = args.output_dir or Path("results") / "compare" / args.comparison.stem
     if args.variants is not None:
         keep_variants(content, args.variants, args.comparison)
-        check_not_fuller(output_dir / "comparison.json", [*content["variants"], *content["sums"]])
+    if args.variants is not None or args.only_folds is not None:
+        check_not_fuller(output_dir / "comparison.json", [*content["variants"], *content["sums"]], args.only_folds)
     seeds = args.seeds or content["seeds"]
     folds = content["cv_folds"] if args.cv_folds is None else args.cv_folds
+    if args.only_folds and not folds:
+        raise InputError("--only_folds needs folds; leave out --cv_folds 0")
     columns = content["columns"] if args.columns is None else args.columns
     if len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {' '.join(map(str, seeds))}: one stands twice")
@@ -102,9 +105,14 @@ def main() -> None:
     if split not in corpus.splits or "labels" not in corpus.splits[split].column_names:
         raise InputError(f"{corpus.source}: no labelled validation split to score on; leave out --cv_folds 0")
     rows = corpus.splits[split]
-    groups = rows["group"][:] if "group" in rows.column_names else None
+    only = sorted(set(args.only_folds or range(folds)))
     if folds:
-        cross_validation_folds(corpus, folds)  # says at once if there are too few writers
+        assigned = cross_validation_folds(corpus, folds)  # says at once if there are too few writers
+        if args.only_folds:
+            if unknown := sorted(set(only) - set(range(folds))):
+                raise InputError(f"--only_folds {unknown[0]}: with {folds} folds they are 0 to {folds - 1}")
+            rows = rows.select(np.flatnonzero(np.isin(assigned, only)))
+    groups = rows["group"][:] if "group" in rows.column_names else None
 
     # ---- Trainings ------------------------------------------------------------------------------------------------
     trials = Trials(
@@ -115,7 +123,8 @@ def main() -> None:
         """For each seed, one trial a fold."""
         overrides = content["variants"][name]
         overrides = overrides | inner_validation(shared | overrides, folds, name)
-        return [one_a_fold(overrides, folds, seed, name) for seed in of_seeds]
+        every = [one_a_fold(overrides, folds, seed, name) for seed in of_seeds]
+        return [[of_seed[fold] for fold in only] if folds else of_seed for of_seed in every]
 
     variants = {name: one_a_seed(name, seeds) for name in content["variants"]}
     sums = {
@@ -140,7 +149,7 @@ def main() -> None:
     }
     for name in sums:  # one system, beside each of the others' seeds
         systems[name] = np.repeat(systems[name].mean(axis=0, keepdims=True), len(seeds), axis=0)
-    gold = corpus.classes(split)
+    gold = np.array(corpus.classes(split))[np.isin(assigned, only)] if folds else corpus.classes(split)
     table = compare(systems, gold, groups, corpus.label_names)
     for row, (name, of_row) in zip(table, rows_of.items(), strict=True):
         records = [trials.record(trial) for of_seed in of_row for trial in of_seed]
@@ -157,6 +166,7 @@ def main() -> None:
         "grouped": groups is not None,
         "groups": len(set(groups or ids)),
         "folds": folds,
+        **({"only_folds": only} if args.only_folds else {}),
         "seeds": seeds,
         "labels": corpus.label_names,
         "settings": {key: value for key, value in shared.items() if key != "data_dir"},
@@ -204,6 +214,13 @@ def parser() -> argparse.ArgumentParser:
         "--cv_folds",
         type=int,
         help="folds (default: 5); 0 trains once a seed on all training rows and scores on the validation split",
+    )
+    made.add_argument(
+        "--only_folds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="train and score these folds only (from 0), to look before the whole comparison is paid for",
     )
     made.add_argument("--variants", nargs="+", metavar="NAME", help="only these of the file (default: all of them)")
     made.add_argument("--columns", nargs="*", help="columns of the data to break F1 down by, in errors.md")
@@ -258,12 +275,16 @@ def keep_variants(content: dict, names: list[str], path: Path) -> None:
     check_reference(content, path)
 
 
-def check_not_fuller(path: Path, names: list[str]) -> None:
-    """Raises InputError if an earlier table has rows that the new one would not."""
-    if path.exists():
-        before = [row["name"] for row in json.loads(path.read_text(encoding="utf-8"))["variants"]]
-        if lost := [name for name in before if name not in names]:
-            raise InputError(f"{path}: has {lost[0]!r}, which --variants leaves out; give another --output_dir")
+def check_not_fuller(path: Path, names: list[str], only_folds: list[int] | None) -> None:
+    """Raises InputError if an earlier table has rows, or folds, that the new one would not have."""
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if lost := [row["name"] for row in before["variants"] if row["name"] not in names]:
+        raise InputError(f"{path}: has {lost[0]!r}, which --variants leaves out; give another --output_dir")
+    folds = before.get("only_folds") or range(before["folds"])
+    if only_folds is not None and (lost := sorted(set(folds) - set(only_folds))):
+        raise InputError(f"{path}: has fold {lost[0]}, which --only_folds leaves out; give another --output_dir")
 
 
 def check_reference(content: dict, path: Path) -> None:

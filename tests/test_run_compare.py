@@ -154,6 +154,34 @@ def test_the_file_of_predictions_alone_gives_the_table_again(compared, compariso
         call(run_compare.main, "mine.yaml", "--output_dir", "table")
 
 
+def test_some_folds_are_scored_alone(compared, comparison, tmp_path, monkeypatch):
+    """The rows of fold 1 by the trainings that the whole comparison has, too; a fuller table is not replaced."""
+    folder, _ = compared
+    monkeypatch.chdir(comparison)
+    flags = ("mine.yaml", "--only_folds", 1)
+    said = call(run_compare.main, *flags, "--output_dir", tmp_path / "table")
+    assert "2 of 2 trainings are done already" in said
+    assert "(folds 1 only)" in (tmp_path / "table" / "comparison.md").read_text()
+    content = figures(tmp_path / "table")
+    whole = {row["name"]: row for row in figures(folder)["variants"]}
+    table = pyarrow.parquet.read_table(tmp_path / "table" / "predictions.parquet").to_pandas()
+    with open("mine.csv", newline="", encoding="utf-8") as file:
+        gold = {row["number"]: row["mood"] for row in csv.DictReader(file)}
+    for row in content["variants"]:
+        assert row["trials"] == whole[row["name"]]["trials"][1:]
+        of_row = table[table["variant"] == row["name"]]
+        assert content["rows"] == len(of_row)
+        predicted = of_row[content["labels"]].to_numpy().argmax(axis=1)
+        want = f1_score([gold[i] for i in of_row["row"]], [content["labels"][i] for i in predicted], average="macro")
+        assert row["macro_f1"] == pytest.approx(want)
+    with pytest.raises(InputError, match="has fold 0, which --only_folds leaves out"):
+        call(run_compare.main, *flags, "--output_dir", folder)
+    with pytest.raises(InputError, match="--only_folds 2: with 2 folds they are 0 to 1"):
+        call(run_compare.main, "mine.yaml", "--only_folds", 2, "--output_dir", tmp_path / "other")
+    with pytest.raises(InputError, match="--only_folds needs folds"):
+        call(run_compare.main, *flags, "--cv_folds", 0, "--output_dir", tmp_path / "other")
+
+
 def test_archived_trials_of_a_stage_that_is_gone_are_found(cache, tmp_path):
     make, corpus = cache
     stage = {"model_name_or_path": "outputs/stage"}

@@ -152,11 +152,17 @@ def submission_table(ensemble: dict, submission: dict) -> list[str]:
     ]
 
 
+def folds_of(content: dict) -> str:
+    """How many folds a comparison has, and which of them it was scored on if not all."""
+    only = content.get("only_folds")
+    return f"{content['folds']} folds" + (f", of which {' and '.join(map(str, only))}" if only else "")
+
+
 def one_comparison(name: str, content: dict) -> list[str]:
     """Return a comparison's heading, command and table."""
     return [
         f"### {name}\n",
-        f"`{content['command']}`, {content['rows']:,} rows, {content['folds']} folds "
+        f"`{content['command']}`, {content['rows']:,} rows, {folds_of(content)} "
         f"([table, plot](../results/compare/{name}/comparison.md), "
         f"[errors](../results/compare/{name}/errors.md))\n",
         *scores(content["variants"]),

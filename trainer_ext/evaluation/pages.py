@@ -20,6 +20,8 @@ def comparison_page(content: dict) -> str:
     """The comparison as Markdown, from its JSON."""
     seeds = ", ".join(map(str, content["seeds"]))
     scored = f"{content['folds']}-fold cross-validation" if content["folds"] else "the validation split"
+    if "only_folds" in content:
+        scored += f" (folds {', '.join(map(str, content['only_folds']))} only)"
     drawn = f"{content['groups']} writers" if content["grouped"] else "rows"
     lines = [
         f"# {content['name']}\n",
