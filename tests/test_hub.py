@@ -342,3 +342,9 @@ def test_a_restricted_model_wants_the_users_word(model_folder):
     card.write_text(card.read_text().replace("language: en\n", "language: en\nlicense: other\n"))
     with pytest.raises(InputError, match="--publish_restricted if they let you"):
         push_folder(model_folder, "owner/restricted", dry_run=True)
+
+
+def test_the_old_spelling_still_works():
+    asked = [[sys.executable, *start, "--help"] for start in (["run_publish.py"], ["-m", "trainer_ext.hub"])]
+    new, old = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for command in asked)
+    assert old.stdout == new.stdout
