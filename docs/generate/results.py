@@ -68,6 +68,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "ingredients": ingredients(compared, ensemble),
         "single": scores(compared["single"]["variants"]),
         "bagging": bagging(fused["wassa2022_candidates"]),
+        "base": scores(compared["base"]["variants"]),
         "submission": submission_table(ensemble, submission),
         "comparisons": [line for name, content in compared.items() for line in one_comparison(name, content)],
         "fusions": [line for name, content in fused.items() for line in one_fusion(name, content)],
