@@ -58,7 +58,7 @@ from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
-from trainer_ext.errors import InputError, ProcessError, run_command
+from trainer_ext.errors import InputError, ProcessError, first_line, run_command
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder, Scores
@@ -236,10 +236,6 @@ def load_pipeline(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{args.model}: cannot be loaded ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 # ---- Scores -------------------------------------------------------------------------------------------------------

@@ -28,4 +28,5 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -107,7 +108,7 @@ class TrialArchive:
         """Write the trial of the folder's name into the folder, as its training left it."""
         if self._table is None:
             self._table = pq.read_table(self._path)
-        rows = self._table.filter(pa.compute.equal(self._table["trial"], folder.name))
+        rows = self._table.filter(pc.equal(self._table["trial"], folder.name))
         splits = rows["split"].to_pylist()
         probabilities = np.stack([rows[name].to_numpy() for name in self._label_names], axis=1)
         ids: dict[str, list[str]] = {split: [] for split in splits}

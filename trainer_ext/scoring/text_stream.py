@@ -22,7 +22,7 @@ from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi
 
 from ..data.tables import no_column
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
@@ -399,7 +399,3 @@ def _json_list(content: bytes, path: Path) -> list:
     if not isinstance(rows, list):
         raise InputError(f"{path}: holds a {type(rows).__name__}; want a list of objects (or .jsonl: one a line)")
     return rows
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
