@@ -24,17 +24,18 @@ from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_emodeberta import EmoDebertaForMaskedLM
-from trainer_ext.child_tuning import ChildTuningArguments
+from trainer_ext.child_tuning import ChildTuningArguments, ChildTuningTrainer
 from trainer_ext.data.leakage import left_out_rows, report_left_out
 from trainer_ext.data.pretraining_texts import PretrainingArguments, PretrainingCorpus, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.plots import plot_pretraining
-from trainer_ext.files import CHECKPOINTS, digest, write_json
+from trainer_ext.files import digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.release.model_card import write_pretraining_card
-from trainer_ext.runs.checkpoints import checkpoint_digest, is_complete
+from trainer_ext.runs.checkpoints import checkpoint_digest
+from trainer_ext.runs.flags import complete_folders
 from trainer_ext.runs.run import Run, training_settings
 from trainer_ext.training.masking import (
     MaskAnew,
@@ -48,11 +49,15 @@ from trainer_ext.training.masking import (
 )
 from trainer_ext.training.memory import ReturnMemory
 from trainer_ext.training.sharding import is_sharded
-from trainer_ext.training.token_budget import TokenBudgetTrainer
+from trainer_ext.training.token_budget import TokenBudgetMixin
 from trainer_ext.training.tokenizer import load_tokenizer
 from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 logger = logging.getLogger("run_mlm")
+
+
+class PretrainingTrainer(TokenBudgetMixin, ChildTuningTrainer):
+    """The library's `Trainer` with Child-Tuning and batches of equally many tokens."""
 
 
 def main() -> None:
@@ -67,7 +72,7 @@ def main() -> None:
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
-    # ---- Corpus ---------------------------------------------------------------------------------------------------
+    # ---- Texts about emotions (paper, section 2.1) ----------------------------------------------------------------
     corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
     upstream = restricted_upstream(model_args.model_name_or_path)
     if args.hub_model_id and (corpus.target_licence or upstream) and not data_args.publish_restricted:
@@ -104,7 +109,7 @@ def main() -> None:
     access = hub_access | ({"revision": None} if model_args.tokenizer_name else {})
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
 
-    # ---- Tokens and masks -----------------------------------------------------------------------------------------
+    # ---- Masks: 15% of the tokens (section 2.1) -------------------------------------------------------------------
     whole_words = data_args.whole_word_masking
     tokenising = Tokenising(tokenizer, data_args.max_seq_length, data_args.line_by_line, whole_words)
     masking = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed)
@@ -128,7 +133,7 @@ def main() -> None:
     }
     if not resume and data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
         warm_up_head(shared, data_args, args)
-    trainer = TokenBudgetTrainer(
+    trainer = PretrainingTrainer(
         args=args,
         eval_dataset=validation,
         compute_metrics=lambda prediction: masked_metrics(prediction.predictions),
@@ -178,15 +183,8 @@ def main() -> None:
 def complete_arguments(
     model_args: CheckpointArguments, data_args: PretrainingArguments, args: ChildTuningArguments
 ) -> Path:
-    """Check what the dataclasses cannot and give `Trainer` a subfolder for checkpoints; returns the output folder."""
-    if not model_args.model_name_or_path:
-        raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v2-xlarge")
-    if not args.output_dir:
-        raise InputError("give --output_dir")
-    output_dir = Path(args.output_dir)
-    args.output_dir = str(output_dir / CHECKPOINTS)
-    args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
-    args.push_to_hub = False  # `Trainer` would upload its pickled arguments too; `hub.push_folder` does not
+    """[`complete_folders`], and check what the dataclasses cannot; return the output folder."""
+    output_dir = complete_folders(args, model_args.model_name_or_path)
     if is_sharded(args):
         raise InputError("FSDP is not supported here, where the word embeddings also make the logits; use DDP")
     if data_args.streaming and args.max_steps <= 0:
@@ -203,10 +201,6 @@ def complete_arguments(
         raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: use --tokens_per_batch")
     if args.load_best_model_at_end and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "eval_perplexity", False
-    if args.resume_from_checkpoint and not is_complete(Path(args.resume_from_checkpoint)):
-        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: no complete checkpoint there")
-    if args.device.type == "cpu":
-        args.dataloader_pin_memory = False
     return output_dir
 
 
@@ -242,7 +236,7 @@ def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTunin
     model = shared["model"]
     logger.info(f"the new head alone: {steps.max_steps} steps")
     model.deberta.requires_grad_(False)
-    TokenBudgetTrainer(args=steps, **shared).train()
+    PretrainingTrainer(args=steps, **shared).train()
     model.deberta.requires_grad_(True)
     set_seed(args.seed)
 

@@ -59,7 +59,7 @@ def main() -> None:
     if not probe_args.models:
         raise InputError("give --models, one or more checkpoints")
     corpus = load_corpus(**corpus_arguments(data_args, probe_args.cache_dir, probe_args.token))
-    limit_rows(corpus, data_args.max_train_samples, None, None)
+    corpus = limit_rows(corpus, data_args.max_train_samples, None, None)
     check_trainable(corpus)
     gold, rows = corpus.classes("train"), corpus.splits["train"]
     if gold.ndim == 2:

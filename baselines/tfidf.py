@@ -11,7 +11,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from tqdm.auto import tqdm
 
+from trainer_ext.data.corpus import Corpus
 from trainer_ext.errors import InputError
+from trainer_ext.evaluation.metrics import EmotionMetric
+from trainer_ext.evaluation.predictions import evaluated, prefix_of
 
 
 def fit_tfidf(texts: Sequence[str], classes: np.ndarray, groups: Sequence[str] | None, seed: int) -> Pipeline:
@@ -87,3 +90,16 @@ def held_out_probabilities(
         model = fit(inputs[~held_out], classes[~held_out], of_train, seed)
         found[np.ix_(held_out, model.classes_)] = model.predict_proba(inputs[held_out])
     return found
+
+
+def tfidf_figures(corpus: Corpus, seed: int) -> dict[str, float]:
+    """Train on the corpus' training rows; return `eval_tfidf_macro_f1` and so on for each labelled split."""
+    train = corpus.splits["train"]
+    groups = train["group"] if "group" in train.column_names else None
+    model = fit_tfidf(train["text"], corpus.classes("train"), groups, seed)
+    metric, figures = EmotionMetric(corpus.label_names), {}
+    for split in filter(corpus.is_labelled, evaluated(corpus)):
+        predicted = model.predict(corpus.splits[split]["text"])
+        scores = metric.compute(predictions=predicted, references=corpus.classes(split))
+        figures |= {f"{prefix_of(split)}_tfidf_{name}": value for name, value in scores.items()}
+    return figures

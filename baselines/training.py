@@ -17,15 +17,14 @@ from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.predictions import (
     evaluated,
-    interval,
-    is_labelled,
-    prefix_of,
+    predict_splits,
     print_results,
     write_plots,
     write_predictions,
 )
-from trainer_ext.files import CHECKPOINTS, digest
+from trainer_ext.files import digest
 from trainer_ext.precision import Choice
+from trainer_ext.runs.flags import complete_folders
 from trainer_ext.runs.run import Run, training_settings
 
 logger = logging.getLogger(__name__)
@@ -47,12 +46,9 @@ def begin(
     """
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(chosen)
-    if not model_args.model_name_or_path or not args.output_dir:
-        raise InputError("give --model_name_or_path and --output_dir")
-    output_dir = Path(args.output_dir)
-    args.output_dir = str(output_dir / CHECKPOINTS)
-    if args.device.type == "cpu":
-        args.dataloader_pin_memory = False
+    output_dir = complete_folders(args, model_args.model_name_or_path)
+    if args.hub_model_id:
+        raise InputError("--push_to_hub: a baseline is for comparison and is not published; leave the flag out")
     corpus = load_corpus(
         **corpus_arguments(data_args, model_args.cache_dir, model_args.token), extra_columns=extra_columns
     )
@@ -60,9 +56,9 @@ def begin(
     if corpus.classes("train").ndim == 2:
         raise InputError("this system gives a row one label; this corpus has several a row")
     if data_args.cv_folds is not None:
-        hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
-    limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
-    if "validation" not in corpus.splits or "labels" not in corpus.splits["validation"].column_names:
+        corpus = hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
+    corpus = limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
+    if not corpus.is_labelled("validation"):
         args.eval_strategy = IntervalStrategy.NO
     settings = training_settings(model_args, data_args, args) | {
         "training data": digest(corpus.splits["train"].to_list())
@@ -104,14 +100,7 @@ def train_and_report(
         save: Writes model and tokenizer into a folder, given what the model predicted of each split.
     """
     trained = run.train(trainer, run.begin())
-    results: dict[str, float] = {}
-    predictions, probabilities = {}, {}
-    for split in evaluated(corpus):
-        prediction = trainer.predict(encoded[split], metric_key_prefix=prefix_of(split))
-        predictions[split] = prediction.predictions
-        probabilities[split] = probabilities_of(prediction.predictions)
-        if is_labelled(corpus, split):
-            results |= prediction.metrics | interval(corpus, split, probabilities[split].argmax(axis=1))
+    results, probabilities, predictions = predict_splits(trainer, encoded, corpus, probabilities_of)
     if run.args.process_index != 0:
         return
     results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}

@@ -21,10 +21,10 @@ from transformers import TrainerCallback
 from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
+from run_classify import EmotionTrainer
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
 from trainer_ext.training.lora import add_lora
-from trainer_ext.training.token_budget import TokenBudgetTrainer
 
 TOKENS = 1024
 WARM_UP_STEPS, TIMED_STEPS = 3, 10
@@ -103,7 +103,7 @@ def real_steps(name: str) -> dict:
             for number, ids in enumerate(torch.randint(5, VOCABULARY, (count, length)))
         ]
         times = StepTimes()
-        trainer = TokenBudgetTrainer(model, args, train_dataset=rows, callbacks=[times])
+        trainer = EmotionTrainer(model, args, train_dataset=rows, callbacks=[times])
         torch.cuda.reset_peak_memory_stats()
         trainer.train()
     spent = statistics.median(np.diff(times.ends)[WARM_UP_STEPS - 1 :])

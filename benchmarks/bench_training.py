@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from benchmarks.measure import ROOT, Results, machine
+from run_classify import EmotionTrainer
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.data.load import load_corpus
 from trainer_ext.precision import timed
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
-from trainer_ext.training.token_budget import TokenBudgetTrainer
 from trainer_ext.training.warm_start import warm_start
 
 CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
@@ -95,7 +95,7 @@ def train(side: str, seed: int, rows: dict, tokenizer, label_names: list[str], e
             trainer = Trainer(library_model(model), TrainingArguments(**options), **shared)
         else:
             args = ChildTuningArguments(**options)
-            trainer = TokenBudgetTrainer(model, args, tokens_per_batch=tokens_per_batch, **shared)
+            trainer = EmotionTrainer(model, args, tokens_per_batch=tokens_per_batch, **shared)
         set_seed(seed)
         spent = trainer.train().metrics["train_runtime"]
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from trainer_ext.data.augmentation import (
-    add_rows,
     balanced_augmentation,
     choose_rows,
     random_augmentation,
-    rows_by_label,
+    with_rows,
 )
 from trainer_ext.data.emotion_corpora import MASKS, normalised
 from trainer_ext.data.folds import hold_out_folds
@@ -80,7 +79,7 @@ def load_essays():
 
 def load(names, data_dir, guard=None, labels=WASSA_LABELS, **flags):
     args = TransferArguments(transfer_datasets=names, **flags)
-    return load_transfer_rows(args, label_names=labels, guard=guard, seed=1, data_dir=data_dir)
+    return load_transfer_rows(args, label_names=labels, guard=guard or LeakageGuard(""), seed=1, data_dir=data_dir)
 
 
 # ---- Mappings -----------------------------------------------------------------------------------------------------
@@ -271,14 +270,14 @@ def test_the_targets_rows_stay_and_no_evaluation_text_comes_in(small_data, seed,
     guard = LeakageGuard("essays")
     guard.protect_splits(corpus)
     held_out = set(map(normalised, corpus.splits["validation"]["text"][:] + corpus.splits["test"]["text"][:]))
-    hold_out_folds(corpus, 5, [fold])
+    corpus = hold_out_folds(corpus, 5, [fold])
     guard.protect_splits(corpus)
     held_out |= set(map(normalised, corpus.splits["test"]["text"][:]))
     before = corpus.splits["train"]
     rows = load(BOTH, small_data, guard)
     assert [row for row, _ in guard.found] == ["go_emotions, train.tsv, row 87"]
     args = TransferArguments(transfer_datasets=BOTH, augmentation=augmentation, augmentation_rows=10)
-    add_rows(corpus, choose_rows(rows, args, seed, rows_by_label(corpus)))
+    corpus = with_rows(corpus, choose_rows(rows, args, seed, corpus.class_counts("train")))
     after = corpus.splits["train"]
     assert after[: len(before)] == before[:]
     assert len(after) == len(before) + (10 if augmentation == "RA" else 70)
@@ -292,10 +291,10 @@ def test_rows_join_targets_with_distributions_and_extra_columns(tmp_path, small_
         files={"train": str(path)}, label_column="joy,fear", label_names=["joy", "fear"], extra_columns=["age"]
     )
     rows = make_rows([("fear", "one"), ("joy", "two")], ["joy", "fear"])
-    add_rows(corpus, rows)
+    corpus = with_rows(corpus, rows)
     assert corpus.splits["train"][4:]["labels"] == [[0.0, 1.0], [1.0, 0.0]]
     assert corpus.splits["train"]["column_age"][3:] == ["33", "", ""]
-    assert rows_by_label(corpus) == {"joy": 5, "fear": 1}
+    assert corpus.class_counts("train") == {"joy": 5, "fear": 1}
 
 
 # ---- A run --------------------------------------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_a_gold_file_of_another_length_is_refused(tmp_path):
 def test_a_carved_out_validation_split_shares_no_writer(writers, seed, percentage):
     rows = [{"id": str(i), "text": "x", "group": f"w{i % writers}", "labels": i % 3} for i in range(writers * 4)]
     corpus = Corpus({"train": Dataset.from_list(rows)}, ["a", "b", "c"], "single_label_classification", "made")
-    split_off_validation(corpus, percentage, seed)
+    corpus = split_off_validation(corpus, percentage, seed)
     train, validation = corpus.splits["train"], corpus.splits["validation"]
     assert len(train) + len(validation) == len(rows)
     assert not set(train["group"]) & set(validation["group"])
@@ -335,7 +335,7 @@ def test_a_bootstrap_shares_no_writer_with_the_rows_that_it_leaves_out(writers, 
         "labels": [0] * len(writers),
     }
     corpus = Corpus({"train": Dataset.from_dict(columns)}, ["a"], "single_label_classification", "random")
-    bootstrap_groups(corpus, seed)
+    corpus = bootstrap_groups(corpus, seed)
     drawn = corpus.splits["train"]
     out_of_bag = set(columns["id"]) - set(drawn["id"])
     assert not {columns["group"][int(row)] for row in out_of_bag} & set(drawn["group"])
@@ -351,17 +351,18 @@ def test_a_bootstrap_shares_no_writer_with_the_rows_that_it_leaves_out(writers, 
 def test_a_fold_is_held_out_as_test_and_the_rest_trains():
     columns = {"id": list("abcdefgh"), "text": list("abcdefgh"), "labels": [0, 1] * 4}
     corpus = Corpus({"train": Dataset.from_dict(columns)}, ["x", "y"], "single_label_classification", "mine")
-    corpus.splits["validation"] = corpus.splits["train"]
+    corpus = corpus.with_splits(validation=corpus.splits["train"])
     seen = []
     for fold in range(4):
-        held = Corpus(dict(corpus.splits), corpus.label_names, corpus.problem_type, corpus.source)
-        hold_out_folds(held, 4, [fold])
+        held = hold_out_folds(corpus, 4, [fold])
         assert set(held.splits) == {"train", "test"}
         assert sorted(held.splits["train"]["id"][:] + held.splits["test"]["id"][:]) == list("abcdefgh")
         seen += held.splits["test"]["id"][:]
     assert sorted(seen) == list("abcdefgh")
-    two = Corpus(dict(corpus.splits), corpus.label_names, corpus.problem_type, corpus.source)
-    hold_out_folds(two, 4, [3, 1])
+    assert set(corpus.splits) == {"train", "validation"}  # a corpus is a value
+    with pytest.raises(TypeError):
+        corpus.splits["test"] = corpus.splits["train"]
+    two = hold_out_folds(corpus, 4, [3, 1])
     assert two.splits["test"]["id"][:] == sorted(seen[2:4] + seen[6:8])
     assert two.splits["train"]["id"][:] == sorted(seen[:2] + seen[4:6])
     for folds, which in ((4, [4]), (4, [0, 4]), (4, [0, 1, 2, 3]), (9, [0]), (1, [0])):
@@ -392,7 +393,7 @@ def test_limits_keep_the_first_rows_and_are_at_least_one(tmp_path):
     corpus = load_corpus(files={"train": str(path)}, text_column="text", label_column="label")
     with pytest.raises(InputError, match="the sample limit of test is 0; want at least 1"):
         limit_rows(corpus, 4, None, 0)
-    limit_rows(corpus, 4, 3, None)
+    corpus = limit_rows(corpus, 4, 3, None)
     assert corpus.splits["train"]["text"][:] == [f"road {i}" for i in range(4)]
-    limit_rows(corpus, 40, None, None)
+    corpus = limit_rows(corpus, 40, None, None)
     assert len(corpus.splits["train"]) == 4

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import forked
@@ -564,8 +565,7 @@ def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
         written.add((tmp_path / "out_of_fold.safetensors").read_bytes())
     assert len(written) == 1
     added = TransferRows(WASSA_LABELS, ids=["x"], texts=[text], labels=["joy"], corpora=["essays"])
-    found = corpus([0, 1, 2, 3])
-    soften_labels(found, folder, added)
+    found = soften_labels(corpus([0, 1, 2, 3]), folder, added)
     assert np.allclose(found.splits["train"]["labels"][:3], distributions[[1, 2, 0]], atol=1e-6)
     model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(folder).eval()
     assert model.config.temperature != 1
@@ -579,8 +579,7 @@ def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
     columns["text"][1] = "two, edited"
     with pytest.raises(InputError, match="row b and 0 more, or on another text under these ids"):
         soften_labels(corpus([0, 1]), folder, None)
-    other = corpus([0])
-    other.label_names = ["joy", "fear"]
+    other = replace(corpus([0]), label_names=["joy", "fear"])
     with pytest.raises(InputError, match="its labels are anger, disgust"):
         soften_labels(other, folder, None)
 

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 import run_classify
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
+from run_classify import EmotionTrainer
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.errors import InputError
-from trainer_ext.training.token_budget import TokenBudgetTrainer
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def rates(tmp_path):
             vocab_size=50, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8, num_labels=2
         )
         args = ChildTuningArguments(output_dir=str(tmp_path), learning_rate=1e-3, use_cpu=True, weight_decay=0.1)
-        trainer = TokenBudgetTrainer(EmoDebertaForSequenceClassification(config), args, **kwargs)
+        trainer = EmotionTrainer(EmoDebertaForSequenceClassification(config), args, **kwargs)
         groups = trainer.create_optimizer().param_groups
         trainer.create_scheduler(10)
         rate_of = {id(weight): group["initial_lr"] for group in groups for weight in group["params"]}

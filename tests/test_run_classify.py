@@ -316,8 +316,8 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     replicas = [(tmp_path / f"replica-{rank}").read_text() for rank in (0, 1)]
     assert replicas[0] == replicas[1]
     settings = json.loads((tmp_path / "out" / "checkpoints" / "run.json").read_text())
-    model_args, data_args, transfer_args, _, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*map(str, flags)])
-    corpus, transferred, _ = script.read_corpus(data_args, model_args, transfer_args, args.seed)
+    model_args, data_args, transfer_args, run_args, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*map(str, flags)])
+    corpus, transferred, _ = script.read_rows(data_args, model_args, transfer_args, run_args, args.seed)
     assert settings["training data"] == digest(corpus.splits["train"].remove_columns("id").to_list())
     assert len(transferred) == 7 * 9
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_rows"] > 100

@@ -5,6 +5,7 @@ The paper takes Random and Balanced Augmentation over from the year before witho
 al.'s (WASSA 2021, https://arxiv.org/abs/2104.09827): 1,000 random rows, or 400 of each class.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from ..errors import InputError
 from .corpus import Corpus
 from .emotion_corpora import text_groups
 from .label_maps import TransferArguments, TransferRows
+from .leakage import LeakageGuard, report_left_out
 
+logger = logging.getLogger(__name__)
 RANDOM_ROWS = 1000
 BALANCED_ROWS = 400
 
@@ -134,8 +137,8 @@ def as_corpus(rows: TransferRows) -> Corpus:
     )
 
 
-def add_rows(corpus: Corpus, rows: TransferRows) -> None:
-    """Append the rows to the training split, in place; the rows that are there stay as they are, in their order."""
+def with_rows(corpus: Corpus, rows: TransferRows) -> Corpus:
+    """Return the corpus with these rows after those of its training split, which stay as they are, in their order."""
     train = corpus.splits["train"]
     index = {label: position for position, label in enumerate(corpus.label_names)}
     labels: list[Any] = [index[label] for label in rows.labels]
@@ -145,11 +148,14 @@ def add_rows(corpus: Corpus, rows: TransferRows) -> None:
     for name in train.column_names:
         columns.setdefault(name, rows.ids if name == "group" else [""] * len(rows))
     added = Dataset.from_dict({name: columns[name] for name in train.column_names}, features=train.features)
-    corpus.splits["train"] = concatenate_datasets([train, added])
+    return corpus.with_splits(train=concatenate_datasets([train, added]))
 
 
-def rows_by_label(corpus: Corpus) -> dict[str, int]:
-    """How many training rows have each label; of a distribution the most probable one."""
-    classes = corpus.classes("train")
-    counts = classes.sum(axis=0) if classes.ndim == 2 else np.bincount(classes, minlength=len(corpus.label_names))
-    return dict(zip(corpus.label_names, counts.tolist(), strict=True))
+def report_rows(corpus: Corpus, transferred: TransferRows | None, guard: LeakageGuard) -> None:
+    """Log how many rows each split has, those of other corpora by class, and how many were left out."""
+    for split, rows in corpus.splits.items():
+        logger.info(f"{split}: {len(rows)} rows{'' if corpus.is_labelled(split) else ', unlabelled'}")
+    for name, counts in ({} if transferred is None else transferred.counts()).items():
+        by_class = ", ".join(f"{label} {count}" for label, count in counts.items())
+        logger.info(f"of {name}: {sum(counts.values())} rows ({by_class})")
+    report_left_out({} if transferred is None else transferred.left_out, guard)

@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
@@ -15,14 +15,19 @@ logger = logging.getLogger(__name__)
 _MANY_GROUPS = 5000
 
 
-def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
-    """Move about `percentage` percent of the training rows into `validation`, in place.
+def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus:
+    """Return the corpus with about `percentage` percent of the training rows as `validation`.
 
-    Rows of one group stay together; the classes keep their shares as far as the groups allow.
+    Rows of one group stay together; the classes keep their shares as far as the groups allow. A corpus that has a
+    validation split, or 0 percent, changes nothing.
 
     Raises:
-        InputError: if that leaves too few groups or rows on one side.
+        InputError: for a percentage that is not between 0 and 50, or if there are too few groups.
     """
+    if not 0 <= percentage <= 50:
+        raise InputError(f"--validation_split_percentage is {percentage}; want 0 to 50")
+    if not percentage or "validation" in corpus.splits:
+        return corpus
     train = corpus.splits["train"]
     groups = train["group"] if "group" in train.column_names else train["id"]
     folds = max(2, round(100 / percentage))
@@ -39,7 +44,7 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> None:
     else:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         kept, held_out = next(splitter.split(classes, classes, groups))
-    corpus.splits["train"], corpus.splits["validation"] = train.select(kept), train.select(held_out)
+    return corpus.with_splits(train=train.select(kept), validation=train.select(held_out))
 
 
 def _split_many_groups(
@@ -101,8 +106,8 @@ def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> n
     return found
 
 
-def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> None:
-    """Make these folds of the training rows, by number, the test split, in place; other splits are left out.
+def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> Corpus:
+    """Return the corpus with these folds of its training rows, by number, as the test split, without other splits.
 
     Raises:
         InputError: as [`cross_validation_folds`], or if there is no such fold, or none is left to train on.
@@ -113,42 +118,41 @@ def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> None:
         raise InputError(f"all {folds} folds are held out; leave at least one to train on")
     train, assigned = corpus.splits["train"], cross_validation_folds(corpus, folds)
     held_out = np.isin(assigned, which)
-    corpus.splits = {"train": train.select(np.flatnonzero(~held_out)), "test": train.select(np.flatnonzero(held_out))}
+    splits = {"train": train.select(np.flatnonzero(~held_out)), "test": train.select(np.flatnonzero(held_out))}
+    return replace(corpus, splits=splits)
 
 
-def bootstrap_groups(corpus: Corpus, seed: int) -> None:
-    """Make the training rows a bootstrap sample of themselves, in place, for bagging (Breiman 1996): as many groups as
-    there are, drawn with replacement, each with all of its rows, once for each time that it is drawn."""
+def bootstrap_groups(corpus: Corpus, seed: int) -> Corpus:
+    """Return the corpus with a bootstrap sample of its training rows, for bagging (Breiman 1996).
+
+    As many groups as there are, drawn with replacement, each with all of its rows, once for each time that it is drawn.
+    """
     train = corpus.splits["train"]
     groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
     names, of_row = np.unique(groups, return_inverse=True)
     times = np.bincount(np.random.default_rng(seed).integers(len(names), size=len(names)), minlength=len(names))
-    corpus.splits["train"] = train.select(np.repeat(np.arange(len(groups)), times[of_row]))
+    return corpus.with_splits(train=train.select(np.repeat(np.arange(len(groups)), times[of_row])))
 
 
 def check_trainable(corpus: Corpus) -> None:
     """Raises InputError if the training split cannot teach a classifier; logs labels that it lacks."""
     if "train" not in corpus.splits:
         raise InputError(f"{corpus.source}: no train split; name it with --train_file or --train_split_name")
-    if "labels" not in corpus.splits["train"].column_names:
+    if not corpus.is_labelled("train"):
         raise InputError(f"{corpus.source}: the train split has no labels; name their column with --label_column_name")
-    classes = corpus.classes("train")
-    if classes.ndim == 2:
-        counts = dict(zip(corpus.label_names, classes.sum(axis=0).tolist(), strict=True))
-    else:
-        counts = Counter(corpus.label_names[label] for label in classes)
-    present = [name for name in corpus.label_names if counts.get(name)]
+    counts = corpus.class_counts("train")
+    present = [name for name in corpus.label_names if counts[name]]
     if len(present) < 2:
         raise InputError(
             f"{corpus.source}: the train split has one class only ({', '.join(present) or 'none'}); want at least two"
         )
     for name in corpus.label_names:
-        if not counts.get(name):
+        if not counts[name]:
             logger.warning(f"{corpus.source}: no training row has the label {name!r}; it cannot be learnt")
 
 
-def limit_rows(corpus: Corpus, train: int | None, validation: int | None, test: int | None) -> None:
-    """Keep the first so many rows of each split, in place; all where no number is given.
+def limit_rows(corpus: Corpus, train: int | None, validation: int | None, test: int | None) -> Corpus:
+    """Return the corpus with the first so many rows of each split; all where no number is given.
 
     Raises:
         InputError: for a number below 1.
@@ -157,4 +161,6 @@ def limit_rows(corpus: Corpus, train: int | None, validation: int | None, test: 
         if limit is not None and limit < 1:
             raise InputError(f"the sample limit of {split} is {limit}; want at least 1")
         if limit is not None and split in corpus.splits:
-            corpus.splits[split] = corpus.splits[split].select(range(min(limit, len(corpus.splits[split]))))
+            rows = corpus.splits[split]
+            corpus = corpus.with_splits(**{split: rows.select(range(min(limit, len(rows))))})
+    return corpus

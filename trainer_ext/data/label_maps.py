@@ -92,7 +92,6 @@ class TransferRows:
         label_names: The target's, in their order.
         licences: By corpus.
         left_out: How many rows are not in here, by reason.
-        guard: Its `found` names those that copy one of the target's evaluation texts.
     """
 
     label_names: list[str]
@@ -102,7 +101,6 @@ class TransferRows:
     corpora: list[str] = field(default_factory=list)
     licences: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-    guard: LeakageGuard | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,7 +117,7 @@ class TransferRows:
 
     def select(self, indices: Iterable[int]) -> "TransferRows":
         """Some of the rows, in the order of `indices`."""
-        rows = TransferRows(self.label_names, licences=self.licences, left_out=self.left_out, guard=self.guard)
+        rows = TransferRows(self.label_names, licences=self.licences, left_out=self.left_out)
         for index in indices:
             rows.add(self.ids[index], self.texts[index], self.labels[index], self.corpora[index])
         return rows
@@ -169,7 +167,7 @@ def load_transfer_rows(
     args: TransferArguments,
     *,
     label_names: Sequence[str] | None,
-    guard: LeakageGuard | None,
+    guard: LeakageGuard,
     seed: int,
     data_dir: str | None,
     cache_dir: str | None = None,
@@ -179,7 +177,7 @@ def load_transfer_rows(
 
     Args:
         label_names: The target's; all that the mappings name, sorted, if `None`.
-        guard: Texts that must not be trained on.
+        guard: Texts that must not be trained on; its `found` names the rows that copy one.
         seed: Decides which texts are joined.
 
     Raises:
@@ -187,7 +185,7 @@ def load_transfer_rows(
     """
     maps = [read_label_map(name) for name in args.transfer_datasets]
     every = sorted(set().union(*(label_map.targets() for label_map in maps)))
-    rows = TransferRows(list(label_names or every), guard=guard)
+    rows = TransferRows(list(label_names or every))
     for label_map in maps:
         if unknown := sorted(label_map.targets() - set(rows.label_names)):
             raise InputError(
@@ -206,14 +204,14 @@ def load_transfer_rows(
             raise InputError(
                 f"{label_map.path}: says nothing of {', '.join(missing)}; map them, or put them in left_out"
             )
-        _add_mapped(rows, corpus, label_map)
+        _add_mapped(rows, corpus, label_map, guard)
     return rows if args.join_to_words is None else join_texts(rows, args.join_to_words, seed)
 
 
 def transfer_digest(names: Iterable[str], data_dir: str | None) -> str:
     """Hash of the mapped rows of these corpora, to tell whether they changed."""
     args = TransferArguments(transfer_datasets=list(names))
-    rows = load_transfer_rows(args, label_names=None, guard=None, seed=0, data_dir=data_dir)
+    rows = load_transfer_rows(args, label_names=None, guard=LeakageGuard(""), seed=0, data_dir=data_dir)
     return digest([rows.ids, rows.texts, rows.labels])
 
 
@@ -245,7 +243,7 @@ def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | Non
     return corpus
 
 
-def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap) -> None:
+def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap, guard: LeakageGuard) -> None:
     """Rows with one label of the target, in the corpus' order; the others are counted."""
     rows.licences[corpus.name] = corpus.licence
     for reason, count in corpus.left_out.items():
@@ -254,7 +252,7 @@ def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap) 
         mapped = {label_map.target_of[label] for label in labels} - {None}
         if len(mapped) != 1:
             rows.leave_out(f"{corpus.name}: {'several labels' if mapped else 'no label'} of the target")
-        elif rows.guard is None or rows.guard.keeps(f"{corpus.name}, {row_id}", text):
+        elif guard.keeps(f"{corpus.name}, {row_id}", text):
             rows.add(f"{corpus.name}, {row_id}", text, mapped.pop(), corpus.name)
 
 

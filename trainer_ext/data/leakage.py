@@ -82,6 +82,8 @@ class LeakageGuard:
 
     def copied(self, text: str) -> str | None:
         """The id of the protected text that `text` copies, or `None`."""
+        if not self._ids:
+            return None
         exact = self._exact.get(normalised(text) or text)
         if exact is not None:
             return self._ids[exact]
@@ -106,20 +108,21 @@ class LeakageGuard:
             if train or split != "train":
                 self.protect(rows["id"], rows["text"])
 
-    def filter_train(self, corpus: Corpus) -> None:
-        """Remove training rows that copy a protected text, in place."""
+    def without_copies(self, corpus: Corpus) -> Corpus:
+        """Return the corpus without the training rows that copy a protected text."""
+        if not self._ids or "train" not in corpus.splits:
+            return corpus
         train = corpus.splits["train"]
         kept = [i for i, row in enumerate(zip(train["id"], train["text"], strict=True)) if self.keeps(*row)]
-        corpus.splits["train"] = train.select(kept)
+        return corpus.with_splits(train=train.select(kept))
 
 
-def guard_of_target(
-    args: TargetArguments, data_dir: str | None, train: bool
-) -> tuple[LeakageGuard | None, Corpus | None]:
-    """A guard over the evaluation texts of the target that the flags name, if any, with `train` over its training
-    texts too, which cross-validation scores on; the target, if it is a corpus."""
-    if not args.target_dataset_name and not args.target_file:
-        return None, None
+def guard_of_target(args: TargetArguments, data_dir: str | None, train: bool) -> tuple[LeakageGuard, Corpus | None]:
+    """Return a guard over the evaluation texts of the target that the flags name, and the target, if it is a corpus.
+
+    With `train` it protects the target's training texts too, which cross-validation scores on. Without a target it
+    protects nothing.
+    """
     guard, target = LeakageGuard(", ".join(filter(None, [args.target_dataset_name, *args.target_file]))), None
     if args.target_dataset_name:
         target = load_corpus(dataset_name=args.target_dataset_name, data_dir=data_dir)
@@ -130,11 +133,11 @@ def guard_of_target(
     return guard, target
 
 
-def report_left_out(left_out: dict[str, int], guard: LeakageGuard | None) -> None:
+def report_left_out(left_out: dict[str, int], guard: LeakageGuard) -> None:
     """Log how many rows were left out, by reason, and which copy a protected text."""
     for reason, count in left_out.items():
         logger.info(f"left out: {count} ({reason})")
-    if guard is not None:
+    if len(guard):
         logger.info(f"left out: {len(guard.found)} that copy one of {len(guard)} texts of {guard.source}")
         for row_id, copied in guard.found[:SHOWN]:
             logger.info(f"  {row_id} copies {copied}")
@@ -142,10 +145,9 @@ def report_left_out(left_out: dict[str, int], guard: LeakageGuard | None) -> Non
             logger.info(f"  and {len(guard.found) - SHOWN} more, see left_out.json")
 
 
-def left_out_rows(left_out: dict[str, int], guard: LeakageGuard | None) -> dict:
+def left_out_rows(left_out: dict[str, int], guard: LeakageGuard) -> dict:
     """What [`report_left_out`] says, whole, as JSON values."""
-    copies = [] if guard is None else guard.found
     return {
         "counts": left_out,
-        "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in copies],
+        "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in guard.found],
     }

@@ -1,11 +1,15 @@
 """The shared task's seven figures and per-class scores; scikit-learn inside `evaluate.Metric`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import evaluate
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from transformers import EvalPrediction
+
+from ..data.corpus import Corpus
+from .decisions import as_classes, decide, to_probabilities
 
 # Order of the paper's Table 1.
 SEVEN_FIGURES = (
@@ -72,6 +76,17 @@ class EmotionMetric(evaluate.Metric):
                 scores[f"recall_{name}"] = recall[position]
                 scores[f"f1_{name}"] = f1[position]
         return {name: float(value) for name, value in scores.items()}
+
+
+def metrics_of_logits(corpus: Corpus) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return what `Trainer` takes as `compute_metrics`: the figures of [`EmotionMetric`] from a batch of logits."""
+    metric = EmotionMetric(corpus.label_names, multi_label=corpus.multi_label)
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        predicted = decide(to_probabilities(prediction.predictions, corpus.multi_label), corpus.multi_label)
+        return metric.compute(predictions=predicted, references=as_classes(prediction.label_ids, corpus.multi_label))
+
+    return compute
 
 
 def confusion_counts(references: np.ndarray, predictions: np.ndarray, number_of_labels: int) -> list[list[int]]:

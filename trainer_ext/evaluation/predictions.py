@@ -1,14 +1,18 @@
 """What every trained classifier leaves behind, whatever its kind: predictions, intervals, plots, a table."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
+from transformers import Trainer
 
 from ..data.corpus import Corpus
 from ..files import write_json
 from .calibration import calibration
+from .decisions import decide
 from .metrics import SEVEN_FIGURES, confusion_counts
 from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
 from .significance import bootstrap_macro_f1
@@ -24,11 +28,6 @@ def evaluated(corpus: Corpus) -> list[str]:
     return sorted((split for split in corpus.splits if split != "train"), key=_position)
 
 
-def is_labelled(corpus: Corpus, split: str) -> bool:
-    """Whether the split's classes are known."""
-    return "labels" in corpus.splits[split].column_names
-
-
 def _position(split: str) -> int:
     return ("validation", "test", split).index(split)
 
@@ -40,9 +39,37 @@ def interval(corpus: Corpus, split: str, predicted: np.ndarray) -> dict[str, flo
     return {f"{prefix_of(split)}_macro_f1_low": low, f"{prefix_of(split)}_macro_f1_high": high}
 
 
+def predict_splits(
+    trainer: Trainer,
+    encoded: Mapping[str, Dataset],
+    corpus: Corpus,
+    probabilities_of: Callable[[Any], np.ndarray],
+) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]:
+    """Let a trained model predict every split but train.
+
+    Args:
+        encoded: What the model reads, by split.
+        probabilities_of: From what the model predicts of a split to `(rows, labels)`.
+
+    Returns:
+        Figures of the labelled splits, as in all_results.json; by split the probabilities; by split what the model
+        predicted.
+    """
+    figures: dict[str, float] = {}
+    probabilities, predictions = {}, {}
+    for split in evaluated(corpus):
+        output = trainer.predict(encoded[split], metric_key_prefix=prefix_of(split))
+        predictions[split] = output.predictions
+        probabilities[split] = probabilities_of(output.predictions)
+        if corpus.is_labelled(split):
+            predicted = decide(probabilities[split], corpus.multi_label)
+            figures |= output.metrics | interval(corpus, split, predicted)
+    return figures, probabilities, predictions
+
+
 def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
     """[`write_rows`] of a corpus' splits, by the probabilities of each, `(rows, labels)`."""
-    multi_label = corpus.problem_type == "multi_label_classification"
+    multi_label = corpus.multi_label
 
     def name(classes: np.ndarray) -> str:
         if multi_label:
@@ -52,7 +79,7 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
     rows: list[tuple[str, ...]] = []
     for split, values in probabilities.items():
         columns = corpus.splits[split].column_names
-        gold = map(name, corpus.classes(split)) if is_labelled(corpus, split) else [""] * len(values)
+        gold = map(name, corpus.classes(split)) if corpus.is_labelled(split) else [""] * len(values)
         predicted = map(name, values > 0.5 if multi_label else values.argmax(axis=1))
         ids = corpus.splits[split]["id"]
         groups = corpus.splits[split]["group"] if "group" in columns else [""] * len(ids)
@@ -87,8 +114,8 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
     none)."""
     write_json(folder / "learning_curve.json", history)
     plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
-    labelled = [split for split in probabilities if is_labelled(corpus, split)]
-    if labelled and corpus.problem_type == "single_label_classification":
+    labelled = [split for split in probabilities if corpus.is_labelled(split)]
+    if labelled and not corpus.multi_label:
         split = labelled[0]
         counts = confusion_counts(corpus.classes(split), probabilities[split].argmax(axis=1), len(corpus.label_names))
         content = {"split": split, "labels": corpus.label_names, "counts": counts}

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files import CHECKPOINTS, RESULTS, SETTINGS, write_json
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
-from ..training.warm_start import ModelArguments
+from ..training.head import ModelArguments
 from .checkpoints import checkpoints, remove_incomplete_checkpoints
 from .provenance import precision, provenance, training_arguments
 

@@ -35,8 +35,8 @@ def _key(row_id: str, text: str) -> str:
     return f"{row_id} {digest(text)}"
 
 
-def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> None:
-    """Replace the training rows' labels by a teacher's distributions, in place; other splits keep theirs.
+def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> Corpus:
+    """Return the corpus with a teacher's distributions as labels of the training rows; other splits keep theirs.
 
     Args:
         teacher: A folder of `run_fuse.py`'s recipe.
@@ -73,4 +73,4 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
             f"{len(unknown) - 1} more, or on another text under these ids"
         )
     softened = [(known[key] / known[key].sum()).tolist() for key in keys]
-    corpus.splits["train"] = train.remove_columns("labels").add_column("labels", softened)
+    return corpus.with_splits(train=train.remove_columns("labels").add_column("labels", softened))

@@ -7,7 +7,6 @@ is that of the layer above it, times a constant.
 import re
 
 import torch
-from transformers import Trainer
 
 _LAYER = re.compile(r"(?:^|\.)encoder\.layer\.(\d+)\.")
 
@@ -30,8 +29,8 @@ def depth_of(name: str, base_model_prefix: str, layers: int) -> int | None:
     return min(int(found.group(1)) + 1, layers) if found else 0
 
 
-class LearningRatesTrainer(Trainer):
-    """A `Trainer` whose optimizer has a learning rate for each depth of the model.
+class LearningRatesMixin:
+    """For a `Trainer`: its optimizer has a learning rate for each depth of the model.
 
     Args:
         head_learning_rate: Of the parameters outside the encoder. `None` for `args.learning_rate`.

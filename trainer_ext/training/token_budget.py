@@ -3,9 +3,7 @@
 import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
-from ..child_tuning import ChildTuningTrainer
 from ..errors import InputError
-from .learning_rates import LearningRatesTrainer
 
 # Texts that are sorted together, in budgets: less would leave padding, more would leave batches that never change.
 WINDOW = 16
@@ -94,11 +92,8 @@ class TokenBudgetSampler(BatchRebalanceSampler):
             batches.append(batches.pop() + batches.pop())
 
 
-class TokenBudgetTrainer(ChildTuningTrainer, LearningRatesTrainer):
-    """`ChildTuningTrainer` with a learning rate for each depth of the model.
-
-    Its training batches follow a [`TokenBudgetSampler`] if `tokens_per_batch` is given.
-    """
+class TokenBudgetMixin:
+    """For a `Trainer`: its training batches follow a [`TokenBudgetSampler`] if `tokens_per_batch` is given."""
 
     def __init__(self, *args, tokens_per_batch: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,12 +1,17 @@
 """The tokenizer of a checkpoint."""
 
+import logging
 from contextlib import contextmanager
 
+from datasets import Dataset
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ..data.corpus import Corpus
 from ..errors import InputError, first_line
 from .checkpoint_source import resolve_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(
@@ -47,6 +52,31 @@ def load_tokenizer(
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     return tokenizer
+
+
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> tuple[Dataset, int]:
+    """Return the token ids (and labels) of a split's texts, and how many texts were cut at `max_seq_length` tokens."""
+    whole = tokenizer(rows["text"][:], truncation=False, verbose=False)["input_ids"]
+    encoded = rows.map(
+        lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_seq_length),
+        batched=True,
+        remove_columns=[name for name in rows.column_names if name != "labels"],
+        desc="tokenising",
+    )
+    return encoded, sum(len(ids) > max_seq_length for ids in whole)
+
+
+def encode_splits(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+) -> tuple[dict[str, Dataset], dict[str, int]]:
+    """[`encode`] each split of a corpus, and log how many texts are cut. Return both by split."""
+    encoded, truncated = {}, {}
+    for split, rows in corpus.splits.items():
+        encoded[split], truncated[split] = encode(rows, tokenizer, max_seq_length)
+        if truncated[split]:
+            cut = f"{truncated[split]} of {len(rows)} texts are longer than {max_seq_length} tokens"
+            logger.info(f"{split}: {cut} and are cut")
+    return encoded, truncated
 
 
 @contextmanager

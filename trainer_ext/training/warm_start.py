@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -42,30 +41,6 @@ class CheckpointArguments:
     )
     cache_dir: str | None = flag(None, "Where downloads from the Hub are kept.")
     token: str | None = flag(None, "Hub token, if not the one of `hf auth login`.")
-
-
-@dataclass
-class ModelArguments(CheckpointArguments):
-    """What to start from, and the head."""
-
-    pooling: Literal["mean", "cls"] | None = flag(
-        None, "Text vector: mean of the token states (the paper), or [CLS]; as in an EmoDeBERTa checkpoint, else mean."
-    )
-    classifier_hidden_size: int | None = flag(
-        None,
-        "Width of the head's hidden layer, 0 to leave it out; as in an EmoDeBERTa checkpoint, else 1024 (the paper's).",
-    )
-    classifier_dropout: float | None = flag(
-        None, "Dropout in the head; as in an EmoDeBERTa checkpoint, else 0.1 (the paper's)."
-    )
-    class_weights: Literal["none", "balanced"] = flag(
-        "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
-    )
-    lora_rank: int | None = flag(
-        None,
-        "Train low-rank updates of this rank in the encoder's linear layers, and the head, in place of all weights "
-        "(LoRA, by PEFT); they are merged at the end. Wants a rate some ten times as high.",
-    )
 
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,53 @@
+"""Extra test sets: labelled rows that a finished model is tested on beside its corpus' own test split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from .corpus import SPLITS, Corpus
+from .leakage import LeakageGuard
+from .load import DataArguments, extra_test_name, load_corpus, load_extra_test, read_texts
+
+
+def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: DataArguments) -> None:
+    """Let the guard keep copies of the extra tests' texts out of training, too.
+
+    Args:
+        sources: Files, or `wassa2022`, as in [`load_extra_test`].
+    """
+    for source in sources:
+        guard.source = ", ".join(filter(None, [guard.source, source]))
+        if source == "wassa2022":
+            rows = load_corpus(dataset_name=source, data_dir=data_args.data_dir).splits["train"]
+            ids, texts = rows["id"], rows["text"]
+        else:
+            texts = read_texts(source, data_args.text_column_name or "text")
+            ids = [f"{Path(source).name}, text {number}" for number in range(1, len(texts) + 1)]
+        guard.protect(ids, texts)
+
+
+def with_extra_tests(corpus: Corpus, sources: Sequence[str], data_args: DataArguments) -> Corpus:
+    """Return the corpus with each extra test as a split of its own.
+
+    Raises:
+        InputError: as [`load_extra_test`], or for two of one name.
+    """
+    for source in sources:
+        name = extra_test_name(source)
+        if name in (*SPLITS, "eval") or name in corpus.splits:
+            raise InputError(
+                f"--extra_tests {source}: its figures would be called {name}, like another's; rename the file"
+            )
+        rows = load_extra_test(
+            source,
+            corpus,
+            data_dir=data_args.data_dir,
+            text_column=data_args.text_column_name,
+            label_column=data_args.label_column_name,
+            group_column=data_args.group_column_name,
+            id_column=data_args.id_column_name,
+        )
+        if data_args.max_predict_samples is not None:
+            rows = rows.select(range(min(data_args.max_predict_samples, len(rows))))
+        corpus = corpus.with_splits(**{name: rows})
+    return corpus

@@ -1,0 +1,72 @@
+"""The model card of a finished run of run_classify.py."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from pipeline_emodeberta import EmotionPipeline
+
+from ..data.corpus import Corpus
+from ..data.label_maps import TransferRows
+from ..data.leakage import LeakageGuard
+from ..files import shown
+from .model_card import TRY, write_model_card
+
+
+def write_run_card(
+    folder: Path,
+    corpus: Corpus,
+    results: dict[str, Any],
+    *,
+    name: str,
+    trainer: Trainer,
+    provenance: dict[str, Any],
+    flags: tuple[Any, Any, Any, Any],
+    transferred: TransferRows | None,
+    guard: LeakageGuard,
+) -> None:
+    """Write README.md into a run's folder, from what the run knows.
+
+    Args:
+        folder: Where predictions and plots are already.
+        results: As in all_results.json.
+        name: Of the model.
+        trainer: With the finished model, which is asked about the card's examples.
+        provenance: What run.json says.
+        flags: `ModelArguments`, `DataArguments`, `TransferArguments`, `RunArguments`.
+        transferred, guard: The rows of other corpora in training, and what kept copies of test texts out of it.
+    """
+    model_args, data_args, transfer_args, run_args = flags
+    args = trainer.args
+    classify = EmotionPipeline(model=trainer.model.eval(), tokenizer=trainer.processing_class, device=args.device)
+    answers = [{"text": text} | answer for text, answer in zip(TRY, classify(list(TRY)), strict=True)]
+    reliability = folder / "reliability.json"
+    write_model_card(
+        folder / "README.md",
+        model_name=name,
+        repo_id=args.hub_model_id or name,
+        base_model=model_args.model_name_or_path,
+        labels=corpus.label_names,
+        results=results,
+        rows={split: len(rows) for split, rows in corpus.splits.items()},
+        grouped="group" in corpus.splits["train"].column_names,
+        source=corpus.source,
+        licence=corpus.licence,
+        attribution=corpus.attribution,
+        selected=run_args.select,
+        confusion_matrix=(folder / "confusion_matrix.png").exists(),
+        calibration=json.loads(reliability.read_text())["calibration"] if reliability.exists() else {},
+        distill_from=shown(transfer_args.distill_from or ""),
+        max_seq_length=data_args.max_seq_length,
+        child_tuning=args.child_tuning,
+        child_tuning_p=args.child_tuning_p,
+        epochs=f"{results['epoch']:.3g}",
+        minutes=f"{results['train_runtime'] / 60:.1f}",
+        answers=answers,
+        transferred=transferred,
+        augmentation=transfer_args,
+        guard=guard,
+        **provenance,
+    )

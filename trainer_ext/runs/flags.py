@@ -1,0 +1,145 @@
+"""Flags of the training scripts: what their dataclasses cannot check alone, and what follows from them."""
+
+import logging
+from pathlib import Path
+
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..data.corpus import Corpus
+from ..errors import InputError
+from ..files import CHECKPOINTS
+from ..training.head import ModelArguments
+from ..training.sharding import check_sharding, is_sharded
+from .checkpoints import is_complete
+from .run import RunArguments
+
+logger = logging.getLogger(__name__)
+
+
+def complete_folders(args: TrainingArguments, model_name_or_path: str | None) -> Path:
+    """Return the output folder, and give `Trainer` a subfolder of it for checkpoints, in place.
+
+    `args.hub_model_id` becomes the repository to publish to, or `None`; `Trainer` itself publishes nothing, for it
+    would upload its pickled arguments too.
+
+    Raises:
+        InputError: for a name that is missing, or a checkpoint to resume from that is not there.
+    """
+    if not model_name_or_path:
+        raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
+    if not args.output_dir:
+        raise InputError("give --output_dir")
+    output_dir = Path(args.output_dir)
+    args.output_dir = str(output_dir / CHECKPOINTS)
+    args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
+    args.push_to_hub = False
+    if args.resume_from_checkpoint and not is_complete(Path(args.resume_from_checkpoint)):
+        raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: no complete checkpoint there")
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False
+    return output_dir
+
+
+def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> Path:
+    """[`complete_folders`] for run_classify.py: check its flags together, and set what they mean for `Trainer`.
+
+    Raises:
+        InputError: for flags out of range, or that do not go together.
+    """
+    output_dir = complete_folders(args, model_args.model_name_or_path)
+    _check_ranges(run_args)
+    _check_batches(run_args, args)
+    _check_combinations(model_args, run_args, args)
+    if args.resume_from_checkpoint and run_args.overwrite_output_dir:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if output_dir.resolve() in checkpoint.resolve().parents:
+            raise InputError(f"--overwrite_output_dir would remove {checkpoint}; leave one of the two out")
+    if run_args.select != "last":
+        args.save_strategy = SaveStrategy.EPOCH
+    if run_args.select == "average":
+        args.save_total_limit = max(run_args.average_epochs, args.save_total_limit or 0)
+    if run_args.select == "best_on_dev":
+        args.eval_strategy = IntervalStrategy.EPOCH
+        args.load_best_model_at_end = True
+        args.metric_for_best_model, args.greater_is_better = "eval_macro_f1", True
+        logger.info("the epoch is chosen on validation: its eval_ figures are selection scores")
+    return output_dir
+
+
+def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments) -> None:
+    """Check that the flags suit the rows; without labelled validation rows nothing is evaluated in training.
+
+    Raises:
+        InputError: for a flag that needs other rows, or a model that must not be published without a word.
+    """
+    if args.hub_model_id and corpus.licence and not run_args.publish_restricted:
+        raise InputError(
+            f"--push_to_hub: {corpus.source} is for {corpus.licence}; if its terms let you publish what saw it, "
+            "give --publish_restricted"
+        )
+    if run_args.tfidf_baseline and corpus.multi_label:
+        raise InputError("--tfidf_baseline compares single-label classifiers; leave it out for several classes a row")
+    if not corpus.is_labelled("validation"):
+        if run_args.select == "best_on_dev":
+            raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
+        args.eval_strategy = IntervalStrategy.NO
+
+
+def warn_of_clipping(model: nn.Module, args: TrainingArguments) -> None:
+    """Warn if gradients are clipped to less than Adam's epsilon, as under the paper's 1e-6: steps then shrink."""
+    weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    clipped = (args.max_grad_norm or 0.0) / weights**0.5
+    if 0 < clipped < args.adam_epsilon:
+        logger.warning(
+            f"--max_grad_norm {args.max_grad_norm:g} over {weights:,} weights: a gradient is about {clipped:.0e}, "
+            f"under --adam_epsilon {args.adam_epsilon:g}; steps of Adam shrink by as much"
+        )
+
+
+def _check_ranges(run_args: RunArguments) -> None:
+    if not 0 <= run_args.pretrained_share < 1:
+        raise InputError(f"--pretrained_share is {run_args.pretrained_share}; want 0 or more, and less than 1")
+    if run_args.head_learning_rate is not None and run_args.head_learning_rate <= 0:
+        raise InputError(f"--head_learning_rate is {run_args.head_learning_rate}; want more than 0")
+    if not 0 < run_args.layerwise_lr_decay <= 1:
+        raise InputError(f"--layerwise_lr_decay is {run_args.layerwise_lr_decay}; want more than 0, and at most 1")
+    if run_args.average_epochs < 1:
+        raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
+    if run_args.tokens_per_batch is not None and run_args.tokens_per_batch < 1:
+        raise InputError(f"--tokens_per_batch is {run_args.tokens_per_batch}; want at least 1")
+
+
+def _check_batches(run_args: RunArguments, args: TrainingArguments) -> None:
+    if run_args.tokens_per_batch is not None and args.train_sampling_strategy != "random":
+        raise InputError(
+            f"--tokens_per_batch and --train_sampling_strategy {args.train_sampling_strategy} exclude each other"
+        )
+    if args.train_sampling_strategy == "group_by_length":
+        raise InputError(
+            "--train_sampling_strategy group_by_length draws from the global random state: processes would not share "
+            "the rows out, and a resumed run would see other batches; use --tokens_per_batch"
+        )
+
+
+def _check_combinations(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> None:
+    if run_args.pretrained_share and model_args.from_scratch:
+        raise InputError("--pretrained_share mixes the checkpoint's weights in; --from_scratch takes none")
+    if args.load_best_model_at_end:
+        raise InputError("--load_best_model_at_end chooses the epoch on validation; say so with --select best_on_dev")
+    if not args.do_train and (args.do_predict or (args.do_eval and args.eval_strategy == IntervalStrategy.NO)):
+        raise InputError(
+            "this script always trains, then evaluates and predicts; to predict alone, load the folder with "
+            'pipeline("text-classification", …)'
+        )
+    if is_sharded(args):
+        check_sharding(args)
+        if model_args.lora_rank is not None:
+            raise InputError("--lora_rank under FSDP is not supported; its gradients and moments fit one GPU")
+        if run_args.pretrained_share:
+            raise InputError("--pretrained_share under FSDP is not supported; leave it out, or use DDP")
+    if run_args.select == "average" and model_args.lora_rank is not None:
+        raise InputError("--select average is of weights; the mean of low-rank factors is another model's")
+    if run_args.select == "average" and args.save_only_model:
+        raise InputError("--select average needs whole checkpoints; leave out --save_only_model")
