@@ -43,9 +43,7 @@ training, from which the figures are computed again without training.
 
 import argparse
 import logging
-import shutil
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,44 +55,40 @@ from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
-from trainer_ext.evaluation.fusion_table import check_names, compare_fusions, plain_votes, voters
+from trainer_ext.evaluation.fusion_table import compare_fusions, plain_votes, voters
 from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
-from trainer_ext.files import RESULTS, digest, write_json
+from trainer_ext.files import RESULTS, write_json
 from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble, write_fused_predictions
 from trainer_ext.release.model_card import write_ensemble_card
+from trainer_ext.runs.fusion_recipe import (
+    STUDENT,
+    FusionRecipe,
+    bagged_votes,
+    cross_validate_student,
+    read_fusion_recipe,
+)
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.run import check_usable, staged, start
-from trainer_ext.runs.trial import Trial, one_a_fold, one_each_two_folds
+from trainer_ext.runs.trial import one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE
 from trainer_ext.runs.trials import RUN, Trials, add_trials_dir, archives_for
-from trainer_ext.runs.variants import OWN, SHARED, check_flags, flags_given, read_variants, resolve
+from trainer_ext.runs.variants import flags_given, resolve
 from trainer_ext.training.distillation import write_out_of_fold
 
-KEYS = ("cv_folds", "tfidf", "student", "teachers", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
-STUDENT, TEACHERS, ENSEMBLE = "student", "the student's teachers", "the ensemble"
+TEACHERS, ENSEMBLE = "the student's teachers", "the ensemble"
 logger = logging.getLogger("run_fuse")
 
 
 def main() -> None:
+    # ---- Flags ----------------------------------------------------------------------------------------------------
     args, rest = parser().parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if (args.recipe is None) == (args.members is None):
-        raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
-    check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    check_arguments(args, rest)
     command = command_line()
-    if args.recipe is not None and args.names:
-        raise InputError("--names is for --members; a recipe names its own")
-    if args.recipe is None:
-        if args.plan:
-            raise InputError("--plan is for a recipe; with --members nothing is trained")
-        for folder in args.members:
-            if folder.resolve().is_relative_to(args.output_dir.resolve()):
-                raise InputError(f"--output_dir {args.output_dir}: {folder} is a member; give another")
-        if rest:
-            raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
-        if len(args.members) < 2:
-            raise InputError("--members: an ensemble needs at least two")
+
+    # ---- Members, and what each fusion of them scores (paper, section 2.4) ----------------------------------------
+    if args.members is not None:
         members = read_members(args.members, args.names)
         figures = compare_folders(members, args.fusion)
         print_figures(figures)
@@ -102,27 +96,25 @@ def main() -> None:
         members = [member for member in members if member.name in kept]
     else:
         recipe = read_fusion_recipe(args.recipe, flags_given(rest))
-        first = resolve(recipe.shared, str(args.recipe))
-        corpus = load_corpus(**corpus_arguments(first[1], first[0].cache_dir, first[0].token))
-        check_trainable(corpus)
-        if corpus.classes("train").ndim == 2:
-            raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
+        corpus = load_target(recipe)
         results_dir = args.results_dir or Path("results") / "fuse" / args.recipe.stem
         archives = archives_for(results_dir)
-        driver = Trials(args.trials_dir, recipe.shared, corpus, str(args.recipe), args.jobs, archives)
+        trials = Trials(args.trials_dir, recipe.shared, corpus, str(args.recipe), args.jobs, archives)
         if args.plan:
-            print(plan(recipe, driver))
+            print(recipe.plan(trials))
             return
-        figures, fused = cross_validate(recipe, driver, corpus, args.fusion)
+        figures, fused = cross_validate(recipe, trials, corpus, args.fusion)
         print_figures(figures)
         print_figures({"variants": figures["against_the_ensemble"]})
         results_dir.mkdir(parents=True, exist_ok=True)
         write_figures(results_dir, figures | {"command": command})  # before the members themselves are trained
-        driver.write_archive(results_dir / ARCHIVE)
+        trials.write_archive(results_dir / ARCHIVE)
         print(f"figures in {results_dir}/")
         whole = {name: recipe.on_all_rows(name) for name in picked(figures)}
-        driver.train(list(whole.values()), keep_models=True)
-        members = read_members([driver.path(member) / RUN for member in whole.values()], list(whole))
+        trials.train(list(whole.values()), keep_models=True)
+        members = read_members([trials.path(member) / RUN for member in whole.values()], list(whole))
+
+    # ---- One folder, one repository -------------------------------------------------------------------------------
     start(args.output_dir, {}, args.overwrite_output_dir)
     with staged(args.output_dir) as folder:
         save_ensemble(folder, members, args.fusion, figures)
@@ -135,6 +127,36 @@ def main() -> None:
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
         write_json(folder / RESULTS, results)
     print(f"saved to {args.output_dir}/")
+
+
+def check_arguments(args: argparse.Namespace, rest: list[str]) -> None:
+    """Raises InputError for arguments that do not go together; `rest` are flags of run_classify.py."""
+    if (args.recipe is None) == (args.members is None):
+        raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
+    check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    if args.recipe is not None:
+        if args.names:
+            raise InputError("--names is for --members; a recipe names its own")
+        return
+    if args.plan:
+        raise InputError("--plan is for a recipe; with --members nothing is trained")
+    for folder in args.members:
+        if folder.resolve().is_relative_to(args.output_dir.resolve()):
+            raise InputError(f"--output_dir {args.output_dir}: {folder} is a member; give another")
+    if rest:
+        raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
+    if len(args.members) < 2:
+        raise InputError("--members: an ensemble needs at least two")
+
+
+def load_target(recipe: FusionRecipe) -> Corpus:
+    """Return the rows that the members are trained and scored on."""
+    model_args, data_args, *_ = resolve(recipe.shared, str(recipe.path))
+    corpus = load_corpus(**corpus_arguments(data_args, model_args.cache_dir, model_args.token))
+    check_trainable(corpus)
+    if corpus.classes("train").ndim == 2:
+        raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")
+    return corpus
 
 
 def parser() -> argparse.ArgumentParser:
@@ -158,87 +180,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-@dataclass
-class Recipe:
-    """What the YAML file says, checked; flags as run_classify.py's, by name.
-
-    Attributes:
-        path: Of the file.
-        shared: Flags of all members and of the student.
-        members: By name, the flags of each that differ.
-        cv_folds, tfidf, without, student, teachers: As in the file.
-    """
-
-    path: Path
-    shared: dict
-    members: dict[str, dict]
-    cv_folds: int = 5
-    tfidf: bool = False
-    without: dict[str, list[str]] = field(default_factory=dict)
-    student: dict | None = None
-    teachers: list[str] = field(default_factory=list)
-
-    def member(self, name: str) -> tuple[dict, int, int, str]:
-        """Flags, folds, seed and name of a member, as [`one_a_fold`] and [`one_each_two_folds`] take them."""
-        flags = dict(self.members[name])
-        seed = flags.pop("seed", 1)
-        return flags, self.cv_folds, seed, name
-
-    def on_all_rows(self, name: str) -> Trial:
-        """The training of a member for the folder."""
-        flags, _, seed, _ = self.member(name)
-        return Trial(flags, None, seed, name)
-
-
-def read_fusion_recipe(path: Path, flags: dict) -> Recipe:
-    """The recipe, with `flags` of the command line over those that members share.
-
-    Raises:
-        InputError: for what does not fit; says what would.
-    """
-    barred = (OWN | SHARED) - {"seed"}
-    settings, members, rest = read_variants(path, "members", KEYS, barred)
-    if STUDENT in rest:
-        rest[STUDENT] = rest[STUDENT] or {}  # `student:` alone shares all flags with the members
-    recipe = Recipe(path, settings | flags, members, **{key: value for key, value in rest.items() if value is not None})
-    students = {} if recipe.student is None else {STUDENT: recipe.student}
-    check_flags(students, settings, barred, path, "members")
-    if any("program" in of_one for of_one in (recipe.shared, *members.values(), *students.values())):
-        raise InputError(f"{path}: program is for run_compare.py; an ensemble's members are run_classify.py's")
-    if taken := sorted(OWN & recipe.shared.keys()):
-        hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
-        raise InputError(f"{path}: {taken[0]} is not for what run_fuse.py's members share{hint}")
-    check_names(list(members))
-    if len(members) < 2:
-        raise InputError(f"{path}: one member; an ensemble needs at least two")
-    for name, of_one in (members | students).items():
-        if of_one.get("select", recipe.shared.get("select")) == "best_on_dev":
-            raise InputError(f"{path}, {name}: select best_on_dev is for single models; fix the epochs here")
-    some = f"want a list of some of the members ({', '.join(members)})"
-    for what, left_out in recipe.without.items():
-        if not isinstance(left_out, list) or not set(left_out) < members.keys():
-            raise InputError(f"{path}, without, {what}: {left_out!r}; {some}, not of all")
-    if "teachers" in rest and (not isinstance(recipe.teachers, list) or not set(recipe.teachers) <= members.keys()):
-        raise InputError(f"{path}, teachers: {recipe.teachers!r}; {some}")
-    if students and recipe.cv_folds < 3:
-        raise InputError(f"{path}: a student's teachers train without two folds; want cv_folds of at least 3")
-    recipe.teachers = recipe.teachers or list(members)
-    return recipe
-
-
-def plan(recipe: Recipe, driver: Trials) -> str:
-    """How many trainings the recipe takes, and about how long those that are not done."""
-    names, folds = list(recipe.members), recipe.cv_folds
-    every = [member for name in names for member in [*one_a_fold(*recipe.member(name)), recipe.on_all_rows(name)]]
-    beside = ""
-    if recipe.student is not None:
-        every += [m for name in recipe.teachers for m in one_each_two_folds(*recipe.member(name)).values()]
-        teachers = f"{len(recipe.teachers)} teacher{'s' * (len(recipe.teachers) > 1)}"
-        beside = f", {teachers} without each two folds; and {folds} of the student"
-    return f"{len(names)} members, {folds} folds and all rows{beside}: {driver.plan(every)}"
-
-
-def cross_validate(recipe: Recipe, driver: Trials, corpus: Corpus, rule: str) -> tuple[dict, np.ndarray]:
+def cross_validate(recipe: FusionRecipe, trials: Trials, corpus: Corpus, rule: str) -> tuple[dict, np.ndarray]:
     """What cross-validation says of the recipe's members, of their fusions and of the student.
 
     Args:
@@ -252,8 +194,8 @@ def cross_validate(recipe: Recipe, driver: Trials, corpus: Corpus, rule: str) ->
     assigned = cross_validation_folds(corpus, recipe.cv_folds)
     names = list(recipe.members)
     held_out = [one_a_fold(*recipe.member(name)) for name in names]
-    driver.train([member for of_folds in held_out for member in of_folds])
-    probabilities = np.stack([driver.collect(of_folds, rows["id"][:], "test") for of_folds in held_out])
+    trials.train([member for of_folds in held_out for member in of_folds])
+    probabilities = np.stack([trials.collect(of_folds, rows["id"][:], "test") for of_folds in held_out])
     further = bagged_votes(recipe.members, probabilities)
     if recipe.tfidf:
         texts = np.array(rows["text"][:], dtype=object)
@@ -261,7 +203,7 @@ def cross_validate(recipe: Recipe, driver: Trials, corpus: Corpus, rule: str) ->
         further |= plain_votes(f"with {TFIDF}", np.concatenate([probabilities, further[TFIDF][None]]))
 
     if recipe.student is not None:
-        further[STUDENT] = cross_validate_student(recipe, driver, corpus, assigned, rule)
+        further[STUDENT] = cross_validate_student(recipe, trials, corpus, assigned, rule)
     figures, fused = compare_fusions(names, probabilities, gold, groups, assigned, corpus.label_names, rule, further)
     figures["scored_on"] = f"training rows, {recipe.cv_folds}-fold cross-validation,"
 
@@ -279,54 +221,6 @@ def cross_validate(recipe: Recipe, driver: Trials, corpus: Corpus, rule: str) ->
         {name: values[None] for name, values in against.items()}, gold, groups, corpus.label_names
     )
     return figures, fused
-
-
-def cross_validate_student(
-    recipe: Recipe, driver: Trials, corpus: Corpus, assigned: np.ndarray, rule: str
-) -> np.ndarray:
-    """What students say of the rows of the fold that neither they nor their teachers saw: `(rows, labels)`.
-
-    A student that is scored on one fold learns, of the rows of each other fold, what teachers say that were trained
-    without both.
-    """
-    gold, rows = corpus.classes("train"), corpus.splits["train"]
-    ids, texts = (np.array(rows[name][:], dtype=object) for name in ("id", "text"))
-    of_teachers = [one_each_two_folds(*recipe.member(name)) for name in recipe.teachers]
-    driver.train([member for of_pairs in of_teachers for member in of_pairs.values()])
-    flags = dict(recipe.student)
-    seed = flags.pop("seed", 1)
-    taught = []
-    for scored in range(recipe.cv_folds):
-        seen = assigned != scored
-        said = [[member for pair, member in of_pairs.items() if scored in pair] for of_pairs in of_teachers]
-        probabilities = np.stack([driver.collect(of_fold, ids[seen], "test") for of_fold in said])
-        fused = fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
-        teacher = driver.folder / f"teacher-{digest(fused.tolist())}"  # the same when a killed run goes on
-        teacher.mkdir(exist_ok=True)
-        write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
-        taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
-    driver.train(taught)
-    for member in taught:
-        shutil.rmtree(member.overrides["distill_from"])
-    return driver.collect(taught, ids, "test")
-
-
-def bagged_votes(overrides: dict[str, dict], probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """The votes of the bagged members whose like without bagging is a member, too, and of the latter."""
-    names = list(overrides)
-    plain = {name: {**flags, "bagging": False} for name, flags in overrides.items()}
-    pairs = [
-        (names.index(bagged), names.index(like))
-        for bagged in names
-        for like in names
-        if overrides[bagged].get("bagging") and not overrides[like].get("bagging") and plain[bagged] == plain[like]
-    ]
-    if len(pairs) < 2:
-        return {}
-    bagged, likes = map(list, zip(*pairs, strict=True))
-    return plain_votes(f"{len(pairs)} bagged", probabilities[bagged]) | plain_votes(
-        f"the same {len(pairs)}, not bagged", probabilities[likes]
-    )
 
 
 def picked(figures: dict) -> list[str]:

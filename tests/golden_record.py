@@ -59,9 +59,8 @@ def identities() -> dict[str, dict[str, str]]:
 def print_identities() -> None:
     sys.path.insert(0, str(ROOT))
     import run_compare
-    import run_fuse
     from trainer_ext.data.load import corpus_arguments, load_corpus
-    from trainer_ext.runs import trials, variants
+    from trainer_ext.runs import fusion_recipe, trials, variants
     from trainer_ext.runs.trial import one_a_fold
 
     trials.checkpoint_digest = lambda name: name
@@ -71,7 +70,7 @@ def print_identities() -> None:
             content = run_compare.read_comparison(path)
             settings, of_recipe, seeds = content["settings"], content["variants"], content["seeds"]
         else:
-            recipe = run_fuse.read_fusion_recipe(path, {})
+            recipe = fusion_recipe.read_fusion_recipe(path, {})
             settings, of_recipe, seeds = recipe.shared, recipe.members, [1]
         programs = run_compare.PROGRAMS
         first = variants.resolve(settings | next(iter(of_recipe.values())), str(path), programs)

@@ -54,6 +54,7 @@ from trainer_ext.evaluation.fusion import (
 from trainer_ext.evaluation.predictions import read_rows
 from trainer_ext.files import file_digest
 from trainer_ext.release.licence import restricted_upstream
+from trainer_ext.runs.fusion_recipe import RECIPE_KEYS, bagged_votes, read_fusion_recipe
 from trainer_ext.runs.trials import Trials
 from trainer_ext.runs.variants import OWN, SHARED, read_variants
 from trainer_ext.training.distillation import soften_labels, write_out_of_fold
@@ -438,10 +439,10 @@ def test_a_students_teachers_saw_neither_its_fold_nor_the_row(comparison, tmp_pa
     (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     shutil.copy(comparison / "mine.csv", tmp_path)
     monkeypatch.chdir(tmp_path)
-    recipe = run_fuse.read_fusion_recipe(Path("fuse.yaml"), {})
+    recipe = read_fusion_recipe(Path("fuse.yaml"), {})
     corpus = load_corpus(files={"train": "mine.csv"}, text_column="body", label_column="mood", id_column="number")
     driver = Trials(tmp_path / "trials", recipe.shared, corpus, "fuse.yaml", 2)
-    planned = run_fuse.plan(recipe, driver)
+    planned = recipe.plan(driver)
     assert "1 teacher without each two folds; and 3 of the student: 11 trainings, 0 of them done" in planned
     figures, _ = run_fuse.cross_validate(recipe, driver, corpus, "soft")
     assert not list((tmp_path / "trials").glob("teacher-*"))
@@ -504,14 +505,14 @@ def test_a_recipe_that_does_not_fit(change, says, comparison, tmp_path, monkeypa
 def test_the_votes_of_bagged_members_stand_beside_those_of_their_likes():
     probabilities = random_members(5, 30, 4, 0)
     flags = [{}, {"pooling": "cls", "bagging": True}, {"bagging": True}, {"pooling": "cls"}, {"pooling": "max"}]
-    found = run_fuse.bagged_votes(dict(zip("abcde", flags, strict=True)), probabilities)
+    found = bagged_votes(dict(zip("abcde", flags, strict=True)), probabilities)
     assert found.keys() == {
         *("hard vote, 2 bagged", "soft vote, 2 bagged"),
         *("hard vote, the same 2, not bagged", "soft vote, the same 2, not bagged"),
     }
     assert np.allclose(found["soft vote, 2 bagged"], probabilities[[1, 2]].mean(axis=0))
     assert np.allclose(found["hard vote, the same 2, not bagged"], hard_vote(probabilities[[0, 3]]))
-    assert not run_fuse.bagged_votes(dict(zip("abc", [{}, {"bagging": True}, {"pooling": "cls"}], strict=True)), found)
+    assert not bagged_votes(dict(zip("abc", [{}, {"bagging": True}, {"pooling": "cls"}], strict=True)), found)
 
 
 def test_members_that_selection_never_picks_stay_out_of_the_folder(fused, tmp_path, monkeypatch):
@@ -615,6 +616,6 @@ def test_restricted_terms_are_inherited(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_fusion_recipe_is_one_and_says_how_to_run_it(path):
-    _, members, _ = read_variants(path, "members", run_fuse.KEYS, (OWN | SHARED) - {"seed"})
+    _, members, _ = read_variants(path, "members", RECIPE_KEYS, (OWN | SHARED) - {"seed"})
     assert len(members) > 1
     assert path.read_text(encoding="utf-8").startswith(f"# run: python run_fuse.py recipes/fuse/{path.name}")
