@@ -137,6 +137,7 @@ class _Delimited:
         self._source, self._delimiters = lines_of(text), delimiters
         self._quoting, self._header, self._check = quoting, header, check
         self._held: list[str | None] = []  # lines from the next record on that were read
+        self._damage: Exception | None = None  # after these
         self._next = 0  # the next record's
         self._until = 0  # a quote runs over the lines before this one without end: each is a record by itself
         self._delimiter, self._width, self._literal = "", 0, False
@@ -182,11 +183,17 @@ class _Delimited:
                 del self._held[: self._next]
                 self._until -= self._next
                 self._next = 0
+        if self._damage is not None:
+            raise self._damage
 
     def _line(self, index: int) -> str | None:
         """A held line, `None` if it is too long; after the last one an empty string."""
         while len(self._held) <= index:
-            if (line := next(self._source, "")) == "":
+            try:
+                line = next(self._source, "")
+            except Exception as error:  # of a damaged file; the rows before come first
+                line, self._damage = "", error
+            if line == "":
                 return ""
             self._held.append(line)
         return self._held[index]
