@@ -16,6 +16,8 @@ logger = logging.get_logger(__name__)
 
 # Number of texts that are sorted together. A stream is read this far ahead and no further.
 WINDOW = 2048
+# Characters in which the first tokens are looked for: almost all of a longer one would be blanks or one word.
+LONGEST_TEXT = 2**20
 
 
 def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -39,6 +41,25 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
     except UnicodeEncodeError:
         return False
+
+
+def beginnings(texts: list[str], tokenizer: Any, room: int) -> list[str]:
+    """Return each text as far as it fills `room` tokens, and more than fills it if it did before.
+
+    A tokenizer reads a text whole before it cuts it, and takes some 200 bytes for each character that it reads.
+    """
+    cut = []
+    for text in texts:
+        characters, part = 8 * room, text
+        while len(text) > characters:
+            whole_words = text[:characters].rsplit(None, 1)[:-1]  # half a word may have other tokens
+            part = whole_words[0] if whole_words else text[:characters]
+            tokens = tokenizer(part, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
+            if (whole_words and len(tokens) > room) or characters >= LONGEST_TEXT:
+                break
+            characters, part = 4 * characters, text
+        cut.append(part)
+    return cut
 
 
 def truncated(encoded: list[Any]) -> list[bool]:
@@ -188,7 +209,13 @@ class EmotionPipeline(TextClassificationPipeline):
 
     def encode(self, texts: list[str], **options: Any) -> list[Any]:
         """Return the texts' tokens from each tokenizer, without padding; `options` override the pipeline's."""
-        return [tokenizer(texts, **self._preprocess_params | options) for tokenizer in self.tokenizers]
+        options = self._preprocess_params | options
+        encoded = []
+        for tokenizer in self.tokenizers:
+            room = options.get("max_length") or tokenizer.model_max_length
+            cuts = options.get("truncation") and "stride" not in options
+            encoded.append(tokenizer(beginnings(texts, tokenizer, room) if cuts else texts, **options))
+        return encoded
 
     def batches(
         self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False

@@ -6,7 +6,7 @@
 
 The input is a file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with a text a line; also compressed, as .csv.gz), a
 folder of such files, a dataset on the Hub (owner/name), or - for standard input, a text a line. It is read as a
-stream; only a .json list is held whole.
+stream.
 
 With --output, shards of consecutive rows appear there, scores-000000.parquet and so on, with the columns
 
@@ -58,6 +58,8 @@ from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
+from trainer_ext.data.delimited import QUOTING
+from trainer_ext.data.load import QUOTING_HELP
 from trainer_ext.errors import InputError, ProcessError, first_line, run_command
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
@@ -93,6 +95,7 @@ def main() -> None:
         id_column=args.id_column_name,
         config_name=args.dataset_config_name,
         split=args.split_name,
+        quoting=args.quoting,
         token=args.token,
     )
     config, version = read_config(args.model, args.revision, args.token)
@@ -115,6 +118,8 @@ def main() -> None:
         "format": args.format,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if args.quoting != "auto":  # scores from before this flag keep their settings
+        settings["quoting"] = args.quoting
     about = {"command": command_line(), "precision": begun.get("precision", chosen.record())}
     folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
     if state.num_processes > 1 and state.is_main_process:
@@ -137,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output", type=Path, metavar="FOLDER", help="where shards go (default: labels are printed)")
     made.add_argument("--text_column_name", default="text", help="column with the text (default: text)")
     made.add_argument("--id_column_name", help="column to carry over as id")
+    made.add_argument("--quoting", choices=QUOTING, default="auto", help=QUOTING_HELP)
     made.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
     made.add_argument("--split_name", default="train", help="split of a dataset on the Hub (default: train)")
     made.add_argument("--format", choices=FORMATS, default="parquet", help="of the shards (default: parquet)")
@@ -263,7 +269,7 @@ def score(
         if not len(usable):
             continue
         encoded = classify.encode([rows[place].text for place in usable])
-        cut[usable] = truncated(encoded)
+        cut[usable] = truncated(encoded) | np.array([rows[place].cut for place in usable])
         for positions, outputs in classify.batches(encoded, tokens_per_batch, ensemble):
             places, logits = usable[positions], outputs["logits"].float()
             probabilities[places] = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()

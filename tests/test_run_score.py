@@ -61,7 +61,7 @@ def test_shards_hold_what_the_pipeline_says(finished, essays, tmp_path):
     assert table["row"].to_pylist() == list(range(63))
     assert table["id"].to_pylist() == [f"k{i}" for i in range(63)]
     errors = {i: error for i, error in enumerate(table["error"].to_pylist()) if error}
-    assert errors == {40: "x.csv, line 42: the text is empty", 61: "x.csv, line 63: the text is empty"}
+    assert errors == {40: "x.csv, row 42: the text is empty", 61: "x.csv, row 63: the text is empty"}
 
     network = EmoDebertaForSequenceClassification.from_pretrained(model).eval()
     classify = EmotionPipeline(model=network, tokenizer=AutoTokenizer.from_pretrained(model), device="cpu")
@@ -90,7 +90,7 @@ def test_shards_hold_what_the_pipeline_says(finished, essays, tmp_path):
     for shard in about["shards"]:
         assert shard["sha256"] == hashlib.sha256((tmp_path / "out" / shard["file"]).read_bytes()).hexdigest()
     assert "63 rows, 61 with a label" in said
-    assert "2 rows have an error in place of a label; the first: x.csv, line 42: the text is empty" in said
+    assert "2 rows have an error in place of a label; the first: x.csv, row 42: the text is empty" in said
     assert not any(text[:30] in json.dumps(about) + said for text in texts if text.strip())
 
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-*")}

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from datasets import ClassLabel
@@ -12,6 +13,9 @@ from .tables import Table, check_column
 
 _PROBABILITY_TOLERANCE = 1e-3
 _INTEGER = re.compile(r"-?[0-9]+")
+_FLOAT = re.compile(r"[-+]?[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[-+]?[0-9]+(\.|e[-+]?[0-9]+)", re.IGNORECASE)
+_LONGEST_LABEL = 200  # characters
+_MANY_ROWS = 100  # of which more than half with a label of their own are a column of something else
 
 
 # ---- Labels -------------------------------------------------------------------------------------------------------
@@ -45,31 +49,34 @@ def read_labels(
         }
         return _from_vectors(tables, vectors, list(label_names))
 
-    feature_names, id_lists = _class_label_names(tables, label_columns[0])
-    first = next(iter(labelled.values()))[0]
-    if isinstance(first, list) and not feature_names and all(_is_number(value) for value in first) and len(first) > 1:
-        width = len(label_names) if label_names else len(first)
-        vectors = {}
-        for split, rows in labelled.items():
-            vectors[split] = []
-            for index, row in enumerate(rows):
-                if not isinstance(row, list) or len(row) != width:
+    by_table = {split: _class_names(tables[split], label_columns[0]) for split in labelled}
+    features = list(dict.fromkeys(name for names in by_table.values() for name in names))
+    every = [(split, i, value) for split, rows in labelled.items() for i, value in enumerate(rows)]
+    if _mostly_lists(value for _, _, value in every):
+        for split, i, value in every:
+            if not isinstance(value, list):
+                raise InputError(f"{tables[split].where(i)}: label is {value!r:.60}; want a list, as in other rows")
+        width = None if features else _width([value for _, _, value in every], label_names)
+        if width is not None:
+            vectors = {split: [] for split in labelled}
+            for split, i, value in every:
+                if len(value) != width:
                     raise InputError(
-                        f"{tables[split].where(index)}: label is {row!r}; want {width} numbers, one per label"
+                        f"{tables[split].where(i)}: label is {value!r:.60}; want {width} numbers, one per label, or "
+                        "the numbers of its labels, each once"
                     )
-                vectors[split].append([_number(value, tables[split], index) for value in row])
-        return _from_vectors(tables, vectors, list(label_names or map(str, range(width))))
-
-    names = list(label_names) if label_names else feature_names
-    if isinstance(first, list) or id_lists:
+                vectors[split].append([_number(number, tables[split], i) for number in value])
+            return _from_vectors(tables, vectors, list(label_names or map(str, range(width))))
         values = {
             split: [
-                [_label(v, tables[split], i, feature_names or label_names) for v in _as_list(row, tables[split], i)]
+                [_label(label, tables[split], i, by_table[split] or features or label_names) for label in row]
                 for i, row in enumerate(rows)
             ]
             for split, rows in labelled.items()
         }
-        names = names or _sorted_labels({name for rows in values.values() for row in rows for name in row})
+        names = list(label_names or features) or _sorted_labels(
+            {n for rows in values.values() for r in rows for n in r}
+        )
         index = {name: position for position, name in enumerate(names)}
         hot = {}
         for split, rows in values.items():
@@ -82,16 +89,45 @@ def read_labels(
         return hot, names, "multi_label_classification"
 
     values = {
-        split: [_label(value, tables[split], i, feature_names or label_names) for i, value in enumerate(rows)]
+        split: [
+            _label(value, tables[split], i, by_table[split] or features or label_names) for i, value in enumerate(rows)
+        ]
         for split, rows in labelled.items()
     }
-    names = names or _sorted_labels({name for rows in values.values() for name in rows})
+    names = list(label_names or features) or _sorted_labels({name for rows in values.values() for name in rows})
+    if not label_names and len(every) >= _MANY_ROWS and len(names) > len(every) / 2:
+        raise InputError(
+            f"{tables[every[0][0]].name}: {len(names)} different labels in {len(every)} rows of column "
+            f"{label_columns[0]!r}; want a column with few labels (or name them with --label_set)"
+        )
     index = {name: position for position, name in enumerate(names)}
     ids = {
         split: [_index_of(name, index, tables[split], i) for i, name in enumerate(rows)]
         for split, rows in values.items()
     }
     return ids, names, "single_label_classification"
+
+
+def _mostly_lists(values: Iterable[object]) -> bool:
+    """Whether labels are lists: most rows decide, and of as many the first."""
+    lists = [isinstance(value, list) for value in values]
+    return lists[0] if sum(lists) * 2 == len(lists) else sum(lists) * 2 > len(lists)
+
+
+def _width(rows: list[list], label_names: Sequence[str] | None) -> int | None:
+    """How many numbers a row has, one per label; `None` if rows name their labels, by name or by number."""
+    if not all(_is_number(value) for row in rows for value in row):
+        return None
+    widths = Counter(len(row) for row in rows if row)
+    common = max(widths, key=widths.get, default=0)
+    if common < 2 and set(widths) <= {1}:
+        return None
+    whole = all(float(value).is_integer() for row in rows for value in row)
+    zeros_and_ones = all(value in (0, 1) for row in rows for value in row)
+    each_once = all(len(set(row)) == len(row) for row in rows)
+    if whole and each_once and not (len(widths) == 1 and all(rows) and zeros_and_ones):
+        return None
+    return len(label_names) if label_names else common
 
 
 def _from_vectors(
@@ -119,16 +155,11 @@ def _from_vectors(
     return normalised, names, "single_label_classification"
 
 
-def _class_label_names(tables: dict[str, Table], column: str) -> tuple[list[str] | None, bool]:
-    """Names of a Hub dataset's ClassLabel column, and whether a row holds a list of them."""
-    for table in tables.values():
-        feature = (table.features or {}).get(column)
-        inner = getattr(feature, "feature", None)
-        if isinstance(feature, ClassLabel):
-            return list(feature.names), False
-        if isinstance(inner, ClassLabel):
-            return list(inner.names), True
-    return None, False
+def _class_names(table: Table, column: str) -> list[str]:
+    """Names of a dataset's `ClassLabel` column, or column of lists of them; else none."""
+    feature = (table.features or {}).get(column)
+    feature = getattr(feature, "feature", feature)
+    return list(feature.names) if isinstance(feature, ClassLabel) else []
 
 
 def _is_number(value: object) -> bool:
@@ -141,14 +172,8 @@ def _number(value: object, table: Table, index: int) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not np.isfinite(number):
-        raise InputError(f"{table.where(index)}: label is {value!r}; want a number")
+        raise InputError(f"{table.where(index)}: label is {value!r:.60}; want a number")
     return number
-
-
-def _as_list(value: object, table: Table, index: int) -> list:
-    if not isinstance(value, list):
-        raise InputError(f"{table.where(index)}: label is {value!r}; want a list, as in the rows before")
-    return value
 
 
 def _label(value: object, table: Table, index: int, names: Sequence[str] | None) -> str:
@@ -156,15 +181,21 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
     if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
         raise InputError(f"{table.where(index)}: no label")
     if isinstance(value, list):
-        raise InputError(f"{table.where(index)}: label is {value!r}; want one label, as in the rows before")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(f"{table.where(index)}: label is {value!r}; want a name or an integer")
+        raise InputError(f"{table.where(index)}: label is {value!r:.60}; want one label, as in other rows")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(f"{table.where(index)}: label is {value!r:.60}; want a name or an integer")
     text = str(value).strip()
     if not text:
         raise InputError(f"{table.where(index)}: no label")
-    if names is not None and text not in names and _INTEGER.fullmatch(text):
+    if names and text in names:
+        return text
+    if len(text) > _LONGEST_LABEL or len(text.splitlines()) > 1:
+        raise InputError(f"{table.where(index)}: label is a text of {len(text)} characters; want a name or an integer")
+    if (isinstance(value, float) or _FLOAT.fullmatch(text)) and not _INTEGER.fullmatch(text):
+        if not float(text).is_integer():
+            raise InputError(f"{table.where(index)}: label is {text}; want a name or an integer")
+        text = str(int(float(text)))
+    if names and text not in names and _INTEGER.fullmatch(text):
         if not 0 <= int(text) < len(names):
             raise InputError(f"{table.where(index)}: label is {text}; want 0 to {len(names) - 1} ({', '.join(names)})")
         return names[int(text)]

@@ -1,13 +1,12 @@
 """Load a corpus: files, a Hub dataset, or a built-in corpus."""
 
-import csv
 import logging
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -17,8 +16,14 @@ from ..recipes import flag
 from .corpus import Corpus
 from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
 from .labels import read_labels
+from .rows import readable
 from .tables import check_column, check_extra_columns, divide_by_split, read_common_columns, read_file, read_hub_dataset
 from .wassa2022 import load_wassa2022
+
+QUOTING_HELP = (
+    "What a double quote means in csv and tsv. minimal: it encloses a text that holds separators, line breaks or "
+    "doubled quotes; none: it is a character like any other; auto: whichever the file's first rows fit."
+)
 
 
 @dataclass
@@ -39,7 +44,7 @@ class DataArguments:
             "help": "Folder with wassa2022/, goemotions/ and xed/; the environment's EMODEBERTA_DATA if not given."
         },
     )
-    train_file: str | None = flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet.")
+    train_file: str | None = flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet; also as .gz.")
     validation_file: str | None = flag(None, "Validation file.")
     test_file: str | None = flag(None, "Test file; its labels may be missing.")
     train_split_name: str | None = flag(None, "The Hub dataset's name for train.")
@@ -65,6 +70,7 @@ class DataArguments:
         "Train on a bootstrap sample: as many writers as there are, drawn by --seed with replacement, each with all "
         "rows (Breiman 1996; how the paper's late fusion makes its models differ).",
     )
+    quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     text_column_name: str | None = flag(
         None, "Column with the text; text if not given.", aliases=["--text_column_names"]
     )
@@ -105,13 +111,13 @@ def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str
         "id_column": data_args.id_column_name,
         "split_column": data_args.split_column_name,
         "label_names": data_args.label_set or None,
+        "quoting": data_args.quoting,
         "cache_dir": cache_dir,
         "token": token,
     }
 
 
 logger = logging.getLogger(__name__)
-csv.field_size_limit(2**31 - 1)
 
 
 def load_corpus(
@@ -128,6 +134,7 @@ def load_corpus(
     split_column: str | None = None,
     label_names: Sequence[str] | None = None,
     extra_columns: Sequence[str] = (),
+    quoting: str = "auto",
     cache_dir: str | None = None,
     token: str | None = None,
 ) -> Corpus:
@@ -139,6 +146,7 @@ def load_corpus(
         dataset_config_name: Configuration of a Hub dataset.
         data_dir: Folder that holds the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
+        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         split_names: Names of a Hub dataset's splits, where they differ from `train`, `validation` and `test`.
         text_column: Column with the text; `text` if not given.
         label_column: Column with the label: a name, an integer, a list of names (several classes), or a list of
@@ -172,8 +180,8 @@ def load_corpus(
         tables = read_hub_dataset(dataset_name, dataset_config_name, split_names or {}, cache_dir, token)
         source = dataset_name
     elif files:
-        tables = {split: read_file(path) for split, path in files.items()}
-        source = ", ".join(Path(path).name for path in files.values())
+        tables = {split: read_file(path, quoting) for split, path in files.items()}
+        source = ", ".join(readable(Path(path).name) for path in files.values())
     else:
         raise InputError("no data: give --dataset_name (wassa2022, or a Hub dataset) or --train_file")
     if split_column:
@@ -199,15 +207,15 @@ def load_corpus(
     return Corpus(splits, names, problem_type, source, attribution=credited)
 
 
-def read_texts(path: str | Path, text_column: str = "text") -> list[str]:
+def read_texts(path: str | Path, text_column: str = "text", quoting: str = "auto") -> list[str]:
     """The texts of a file, in its order.
 
     Raises:
         InputError: as [`load_corpus`]; also if there are none.
     """
-    table = read_file(path)
+    table = read_file(path, quoting)
     if not table.rows:
-        raise InputError(f"{path}: no rows")
+        raise InputError(f"{table.name}: no rows")
     check_column(table, text_column)
     return read_common_columns(table, text_column, None, None, ())["text"]
 
@@ -226,6 +234,7 @@ def load_extra_test(
     label_column: str | None = None,
     group_column: str | None = None,
     id_column: str | None = None,
+    quoting: str = "auto",
 ) -> Dataset:
     """Read a labelled test set beside the corpus' own: all rows of a file, or the training essays of `wassa2022`.
 
@@ -234,6 +243,7 @@ def load_extra_test(
         corpus: Whose labels the test set must have, all or some of them.
         text_column, label_column: As in [`load_corpus`].
         group_column, id_column: As there, but read only where the file has them.
+        quoting: As there.
 
     Raises:
         InputError: for anything that cannot be read as described, or a label that the corpus does not have.
@@ -247,7 +257,7 @@ def load_extra_test(
         rows = read.splits["train"]
         ids = [corpus.label_names.index(read.label_names[label]) for label in rows["labels"]]
         return rows.remove_columns("labels").add_column("labels", ids)
-    table = read_file(source)
+    table = read_file(source, quoting)
     text_column, label_columns = text_column or "text", (label_column or "label").split(",")
     if not table.rows:
         raise InputError(f"{source}: no rows; want at least one")

@@ -1,6 +1,7 @@
 """WASSA 2022's essays, as the shared task handed them out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -8,7 +9,7 @@ from datasets import Dataset
 from ..errors import InputError
 from .corpus import Corpus
 from .labels import read_labels
-from .tables import Table, check_column, check_extra_columns, read_common_columns, read_delimited, read_file
+from .tables import check_column, check_extra_columns, read_common_columns, read_file
 
 # ---- WASSA 2022 ---------------------------------------------------------------------------------------------------
 WASSA_LABELS = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
@@ -38,7 +39,7 @@ def load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Seque
         for column in ("message_id", group_column, "essay"):
             check_column(table, column)
     check_column(tables["train"], "emotion")
-    gold = read_delimited(folder / _WASSA_DEV_GOLD, "\t", header=False)
+    gold = read_file(folder / _WASSA_DEV_GOLD, header=False)
     if len(gold.rows) != len(tables["validation"].rows):
         raise InputError(
             f"{gold.name}: {len(gold.rows)} rows; want {len(tables['validation'].rows)}, one per row of "
@@ -47,7 +48,7 @@ def load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Seque
     for row, of_gold in zip(tables["validation"].rows, gold.rows, strict=True):
         row |= {name: of_gold.get(f"column_{number}") for number, name in enumerate(_WASSA_DEV_GOLD_COLUMNS, 1)}
     check_extra_columns(tables, extra_columns)
-    gold_labels = Table(gold.name, [{"emotion": row.get("column_3")} for row in gold.rows])
+    gold_labels = replace(gold, rows=[{"emotion": row.get("column_3")} for row in gold.rows])
     columns = {
         split: read_common_columns(table, "essay", group_column, "message_id", extra_columns)
         for split, table in tables.items()

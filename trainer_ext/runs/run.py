@@ -33,7 +33,7 @@ _NOT_SETTINGS = {
     "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
 # Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
-_LATER = {"pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0}
+_LATER = {"pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto"}
 
 
 @dataclass

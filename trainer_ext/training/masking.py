@@ -9,6 +9,8 @@ from datasets import Dataset, IterableDataset
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
 
+from pipeline_emodeberta import beginnings
+
 from ..errors import InputError
 
 
@@ -33,8 +35,11 @@ class Tokenising:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         options = {} if self.line_by_line else {"return_overflowing_tokens": True}
+        texts = batch["text"]
+        if self.line_by_line:
+            texts = beginnings(texts, self.tokenizer, self.max_seq_length)
         encoded = self.tokenizer(
-            batch["text"],
+            texts,
             truncation=True,
             max_length=self.max_seq_length,
             return_attention_mask=False,

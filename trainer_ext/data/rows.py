@@ -1,0 +1,213 @@
+"""Read rows of csv, tsv, JSON, JSON lines, parquet and text files, one by one, in bounded memory."""
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow
+import pyarrow.parquet
+
+from .delimited import LONGEST_ROW, Record, UnreadableTable, check_names, decoded, delimited_rows, lines_of, too_long
+
+FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+COMPRESSIONS = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def format_of(path: Path) -> str:
+    """Return the suffix, without that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else (suffixes or [""])[-1]
+
+
+def readable(name: object) -> str:
+    """Return a file's name with the bytes escaped that are not UTF-8."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def read_rows(
+    path: Path,
+    *,
+    quoting: str = "auto",
+    header: bool = True,
+    columns: Sequence[str] | None = None,
+    check: Callable[[list[str]], None] = lambda names: None,
+) -> Iterator[Record]:
+    """Yield every row of a file.
+
+    Encodings, line ends, separators and quotes are those of [`delimited_rows`]. A .json file may hold a list or one
+    object per line, and so may .jsonl.
+
+    Args:
+        path: In one of `FORMATS`; all but parquet also in one of `COMPRESSIONS`.
+        quoting, header: Of csv and tsv; see [`delimited_rows`].
+        columns: Of parquet, read only these.
+        check: Called once with the names of the columns, before the first row; it may raise.
+
+    Raises:
+        UnreadableTable: if the file cannot be read, or cannot be read any further.
+    """
+    kind, number = format_of(path), 0
+    if kind not in FORMATS:
+        raise UnreadableTable(f"unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}")
+    try:
+        if kind == ".parquet":
+            records = _parquet(path, columns, check)
+        else:
+            records = _text_rows(path, kind, quoting, header, check)
+        for record in records:
+            number = record.number
+            yield record
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        after = f" beyond row {number}" if number else ""
+        raise UnreadableTable(f"cannot be read{after} ({str(error) or type(error).__name__})") from error
+
+
+def text_lines(file: BinaryIO) -> Iterator[Record]:
+    """Yield a row with the value `text` for each line."""
+    for number, line in enumerate(lines_of(decoded(file)), 1):
+        values = None if line is None else {"text": line.rstrip("\r\n")}
+        yield Record(number, f"line {number}", values, too_long() if line is None else None)
+
+
+def _text_rows(path: Path, kind: str, quoting: str, header: bool, check: Callable) -> Iterator[Record]:
+    with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
+        if kind == ".txt":
+            check(["text"])
+            yield from text_lines(file)
+        elif kind in (".csv", ".tsv"):
+            yield from delimited_rows(file, kind, quoting=quoting, header=header, check=check)
+        else:
+            yield from _json(decoded(file), kind, check)
+
+
+# ---- JSON ---------------------------------------------------------------------------------------------------------
+def _json(text: TextIO, kind: str, check: Callable) -> Iterator[Record]:
+    """Rows of a list, or of JSON lines, whichever the file begins like."""
+    before, head = 0, text.readline(4096)
+    while head and not head.strip():
+        before, head = before + head.endswith(("\r", "\n")), text.readline(4096)
+    listed = re.match(r"\s*\[" + ("" if kind == ".json" else r"\s*\{"), head)
+    values = _json_list(text, head) if listed else _json_lines(text, head, before, kind)
+    first = True
+    for number, value, problem in values:
+        if problem is None and not isinstance(value, dict):
+            problem = f"a {type(value).__name__}; want an object with named fields"
+        if problem is None and first:
+            first = False
+            check(list(value))
+        yield Record(number, f"row {number}", None if problem else value, problem)
+
+
+def _json_lines(text: TextIO, head: str, before: int, kind: str) -> Iterator[tuple[int, object, str | None]]:
+    objects = 0
+    for number, line in enumerate(lines_of(text, head), before + 1):
+        value = problem = None
+        if line is None:
+            problem = too_long()
+        elif not line.strip():
+            continue
+        else:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                problem = _not_json(error)
+        if kind == ".json" and not objects and not isinstance(value, dict):
+            found = f"row {number}: {problem}" if problem else f"holds a {type(value).__name__}"
+            raise UnreadableTable(f"{found}; want a list of objects, or one object per line")
+        objects += 1
+        yield number, value, problem
+
+
+def _json_list(text: TextIO, buffer: str) -> Iterator[tuple[int, object, str | None]]:
+    decoder, position, number, ended = json.JSONDecoder(), buffer.index("[") + 1, 1, False
+    while True:
+        position = _SPACE.match(buffer, position).end()
+        if number == 1 and buffer.startswith("]", position):
+            position += 1
+            break
+        try:
+            value, end = decoder.raw_decode(buffer, position)
+            problem, end = None, _SPACE.match(buffer, end).end()
+            if end < len(buffer) and buffer[end] not in ",]":
+                raise UnreadableTable(f"row {number}: not JSON (a comma or ] is missing after it)")
+        except RecursionError as error:
+            raise UnreadableTable(f"row {number}: {_not_json(error)}") from error
+        except ValueError as error:
+            if isinstance(error, UnreadableTable):
+                raise
+            problem, end = _not_json(error), len(buffer)
+        if end == len(buffer):
+            if ended:
+                raise UnreadableTable(f"row {number}: {problem or 'not JSON (the list does not end)'}")
+            if len(buffer) - position > LONGEST_ROW:
+                raise UnreadableTable(f"row {number}: {too_long()}")
+            more = text.read(max(2**16, len(buffer) - position))
+            buffer, position, ended = buffer[position:] + more, 0, not more
+            continue
+        yield number, value, None
+        number, position = number + 1, end + 1
+        if buffer[end] == "]":
+            break
+    rest = buffer[position:]
+    while rest:
+        if rest.strip():
+            raise UnreadableTable("not JSON (there is more after the list)")
+        rest = text.read(2**16)
+
+
+def _not_json(error: Exception) -> str:
+    return f"not JSON ({getattr(error, 'msg', 'a number or nesting beyond all bounds')})"
+
+
+# ---- Parquet ------------------------------------------------------------------------------------------------------
+def _parquet(path: Path, columns: Sequence[str] | None, check: Callable) -> Iterator[Record]:
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            check_names(names)
+            check(names)
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            size = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+            rows = max(1, min(1024, 2**26 // max(size, 1)))
+            for group in range(len(groups)):  # pyarrow keeps what it reads in one go (arrow#39808)
+                for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
+                    for values, problem in cells(batch):
+                        number += 1
+                        yield Record(number, f"row {number}", None if problem else values, problem)
+    except pyarrow.ArrowException as error:
+        what = f"cannot be read beyond row {number}" if number else "not a parquet file"
+        raise UnreadableTable(f"{what} ({str(error).splitlines()[0]})") from error
+
+
+def cells(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Yield the values and what is wrong of each row of an Arrow table or batch."""
+    columns, wrong = {}, {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        except (ValueError, OverflowError, ArithmeticError):
+            columns[name] = [_cell(value, name, wrong, index) for index, value in enumerate(column)]
+    for index in range(batch.num_rows):
+        values = {name: column[index] for name, column in columns.items()}
+        long = next(
+            (name for name, value in values.items() if isinstance(value, str) and len(value) > LONGEST_ROW), None
+        )
+        yield values, wrong.get(index) or (f"{long}: {too_long()}" if long is not None else None)
+
+
+def _cell(value: Any, name: str, wrong: dict[int, str], index: int) -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        wrong[index] = f"{name} is not UTF-8 (byte 0x{error.object[error.start]:02x})"
+    except (ValueError, OverflowError, ArithmeticError) as error:
+        wrong[index] = f"{name} cannot be read ({str(error).splitlines()[0]})"
+    return None
