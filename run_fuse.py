@@ -67,10 +67,9 @@ from trainer_ext.runs.run import check_usable, staged, start
 from trainer_ext.runs.trial import Trial, one_a_fold, one_each_two_folds
 from trainer_ext.runs.trial_archive import ARCHIVE
 from trainer_ext.runs.trials import RUN, Trials, add_trials_dir, archives_for
-from trainer_ext.runs.variants import OWN, SHARED, check_flags, flags_given, read_variants, resolve
+from trainer_ext.runs.variants import OWN, SHARED, FusionFile, check_flags, flags_given, read_variants, resolve
 from trainer_ext.training.distillation import write_out_of_fold
 
-KEYS = ("cv_folds", "tfidf", "student", "teachers", "without")  # of a recipe, besides what it shares and its members
 TFIDF = "TF-IDF + logistic regression"
 STUDENT, TEACHERS, ENSEMBLE = "student", "the student's teachers", "the ensemble"
 logger = logging.getLogger("run_fuse")
@@ -197,7 +196,8 @@ def read_fusion_recipe(path: Path, flags: dict) -> Recipe:
         InputError: for what does not fit; says what would.
     """
     barred = (OWN | SHARED) - {"seed"}
-    settings, members, rest = read_variants(path, "members", KEYS, barred)
+    settings, members, file = read_variants(path, FusionFile, barred)
+    rest = file.model_dump(exclude_unset=True, exclude={"recipe", "settings", "members"})
     if STUDENT in rest:
         rest[STUDENT] = rest[STUDENT] or {}  # `student:` alone shares all flags with the members
     recipe = Recipe(path, settings | flags, members, **{key: value for key, value in rest.items() if value is not None})

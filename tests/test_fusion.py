@@ -54,7 +54,7 @@ from trainer_ext.evaluation.predictions import read_rows
 from trainer_ext.files import file_digest
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.runs.trials import Trials
-from trainer_ext.runs.variants import OWN, SHARED, read_variants
+from trainer_ext.runs.variants import OWN, SHARED, FusionFile, read_variants
 from trainer_ext.training.distillation import soften_labels, write_out_of_fold
 
 
@@ -616,6 +616,6 @@ def test_restricted_terms_are_inherited(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_fusion_recipe_is_one_and_says_how_to_run_it(path):
-    _, members, _ = read_variants(path, "members", run_fuse.KEYS, (OWN | SHARED) - {"seed"})
+    _, members, _ = read_variants(path, FusionFile, (OWN | SHARED) - {"seed"})
     assert len(members) > 1
     assert path.read_text(encoding="utf-8").startswith(f"# run: python run_fuse.py recipes/fuse/{path.name}")
