@@ -38,7 +38,7 @@ from pydantic import AfterValidator, Field
 from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
-from trainer_ext.evaluation.predictions import read_rows
+from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions
 from trainer_ext.evaluation.significance import bootstrap_macro_f1
 from trainer_ext.files import RESULTS, file_digest, lock, write_json
 from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
@@ -173,12 +173,14 @@ def collect_submission(folder: Path, files: dict[str, str]) -> None:
 
 def validation_figures(folder: Path) -> dict[str, float | int]:
     """The seven figures of a model's validation rows, macro F1's 95% interval over writers, and how many rows."""
-    rows = [row for row in read_rows(folder) if row["split"] == "validation" and row["gold"]]
+    rows = [row for row in read_predictions(folder, one_label=True).rows if row.split == "validation" and row.gold]
     if not rows:
         return {}
-    gold, predicted = ([WASSA_LABELS.index(row[name]) for row in rows] for name in ("gold", "predicted"))
+    if unknown := {label for row in rows for label in (row.gold, row.predicted)} - set(WASSA_LABELS):
+        raise InputError(f"{folder / PREDICTIONS}: label {unknown.pop()!r}; want one of {', '.join(WASSA_LABELS)}")
+    gold, predicted = ([WASSA_LABELS.index(getattr(row, name)) for row in rows] for name in ("gold", "predicted"))
     figures = EmotionMetric(WASSA_LABELS).compute(predictions=predicted, references=gold)
-    low, high = bootstrap_macro_f1(np.array(gold), np.array(predicted), [row["group"] or row["id"] for row in rows])
+    low, high = bootstrap_macro_f1(np.array(gold), np.array(predicted), [row.group or row.id for row in rows])
     return {"rows": len(rows), "macro_f1_low": low, "macro_f1_high": high} | figures
 
 
