@@ -5,7 +5,7 @@ stands alone, has `html.escape`.
 """
 
 import re
-import unicodedata
+from collections.abc import Iterable, Sequence
 
 # Before each label in the header of a table of predictions, so that no label is taken for a column of ours.
 _PROBABILITY = "probability_"
@@ -15,8 +15,9 @@ _SPECIAL = re.compile(
     r"|\](?=[\[(:])"  # links and images
 )
 _ENTITY = re.compile(r"&(?=[#\w])")
-# What turns the direction of the text around it.
-_TURNING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+_TAG = re.compile(r"<(?![\d\s.=])")  # not "<0.001"
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]+")  # line breaks among them
+_BROKEN = re.compile("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def one_line(text: str) -> str:
@@ -24,19 +25,20 @@ def one_line(text: str) -> str:
 
     Half a character (a lone surrogate) and marks that turn the direction of the text around them become U+FFFD.
     """
-
-    def plain(character: str) -> str:
-        kind = unicodedata.category(character)
-        if kind == "Cs" or character in _TURNING:
-            return "\N{REPLACEMENT CHARACTER}"
-        return " " if kind in ("Cc", "Zl", "Zp") else character
-
-    return re.sub(" +", " ", "".join(map(plain, text)))
+    return _BROKEN.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub(" ", text))
 
 
 def in_markdown(text: str) -> str:
     """Return Markdown that shows the text, in a sentence or a table cell; it must not stand first in its line."""
-    return _SPECIAL.sub(r"\\\g<0>", _ENTITY.sub("&amp;", one_line(text)).replace("<", "&lt;"))
+    text = _ENTITY.sub("&amp;", one_line(text))
+    return _SPECIAL.sub(r"\\\g<0>", _TAG.sub("&lt;", text)).strip(" ")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; each cell shows its text."""
+    names = (f" {in_markdown(name)} " if name else " " for name in header)
+    lines = [f"| {' | '.join(map(in_markdown, cells))} |" for cells in rows]
+    return [f"|{'|'.join(names)}|", f"|{'---|' * len(header)}", *lines]
 
 
 def in_code(text: str) -> str:
