@@ -53,6 +53,7 @@ from trainer_ext.runs.variants import (
     CLASSIFY,
     OWN,
     SHARED,
+    ComparisonFile,
     extra_columns,
     flags_given,
     inner_validation,
@@ -61,7 +62,6 @@ from trainer_ext.runs.variants import (
 )
 
 PROGRAMS = CLASSIFY | {"baselines.mtl": mtl.ARGUMENTS}
-KEYS = ("seeds", "cv_folds", "columns", "sums", "reference")  # of the YAML file, besides what is compared
 
 
 def main() -> None:
@@ -239,25 +239,19 @@ def parser() -> argparse.ArgumentParser:
 
 def read_comparison(path: Path) -> dict:
     """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
-    settings, variants, rest = read_variants(path, "variants", KEYS, OWN | SHARED, PROGRAMS)
-    defaults = {"seeds": [1], "cv_folds": 5, "columns": [], "reference": None}
-    sums = rest.pop("sums", None) or {}
+    settings, variants, file = read_variants(path, ComparisonFile, OWN | SHARED, PROGRAMS)
+    sums = {name: row.model_dump() for name, row in (file.sums or {}).items()}
     for name, row in sums.items():
         if name in variants:
             raise InputError(f"{path}, sums, {name}: a variant has this name")
-        if not (
-            isinstance(row, dict) and row.keys() == {"variants", "seeds"} and set(row["variants"]) <= set(variants)
-        ):
+        if unknown := [variant for variant in row["variants"] if variant not in variants]:
             raise InputError(
-                f"{path}, sums, {name}: {row!r}; want `{{variants: [NAME, ...], seeds: [N, ...]}}`, "
-                f"with variants among {', '.join(variants)}"
+                f"{path}, sums, {name}: {unknown[0]!r}; want a sum with variants among {', '.join(variants)}"
             )
-        for key, values in row.items():
-            if len(set(values)) < len(values):
-                raise InputError(f"{path}, sums, {name}: {key} {values}; one stands twice")
         if len(row["variants"]) * len(row["seeds"]) < 2:
             raise InputError(f"{path}, sums, {name}: one model is no sum; want two or more")
-    content = {"settings": settings, "variants": variants, "sums": sums} | defaults | rest
+    content = {"settings": settings, "variants": variants, "sums": sums, "reference": file.reference}
+    content |= {"seeds": file.seeds, "cv_folds": file.cv_folds, "columns": file.columns}
     check_reference(content, path)
     return content
 

@@ -30,21 +30,50 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
-from trainer_ext.evaluation.predictions import read_rows
+from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions
 from trainer_ext.evaluation.significance import bootstrap_macro_f1
 from trainer_ext.files import RESULTS, file_digest, lock, write_json
-from trainer_ext.recipes import read_recipe
+from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
 from trainer_ext.runs.provenance import command_line
 
 ROOT = Path(__file__).resolve().parent
-KEYS = {"minutes_on", "stages", "submission_dir", "submission"}
 logger = logging.getLogger("run_reproduce")
+
+
+def _runs_a_script(command: str) -> str:
+    """Check that a command is one; pydantic names the place of a `ValueError`."""
+    try:
+        script = [*shlex.split(command), ""][0]
+    except ValueError as error:
+        raise ValueError(f"{command!r}: {error}") from error
+    if script not in {path.name for path in ROOT.glob("run_*.py")} - {Path(__file__).name}:
+        raise ValueError(f"{command!r}; want a command that begins with a run_*.py")
+    return command
+
+
+class StageLine(Schema):
+    """A stage in the file; see [`Stage`]."""
+
+    command: Annotated[str, AfterValidator(_runs_a_script)]
+    output_dir: Annotated[str, Field(min_length=1)]
+    minutes: Annotated[float, Field(ge=0)]
+
+
+class ReproduceFile(Schema):
+    """The YAML file."""
+
+    minutes_on: str = "an unnamed machine"
+    stages: Annotated[dict[str, StageLine], Field(min_length=1)]
+    submission_dir: str = "."
+    submission: dict[str, str] | None = None
 
 
 @dataclass
@@ -144,12 +173,14 @@ def collect_submission(folder: Path, files: dict[str, str]) -> None:
 
 def validation_figures(folder: Path) -> dict[str, float | int]:
     """The seven figures of a model's validation rows, macro F1's 95% interval over writers, and how many rows."""
-    rows = [row for row in read_rows(folder) if row["split"] == "validation" and row["gold"]]
+    rows = [row for row in read_predictions(folder, one_label=True).rows if row.split == "validation" and row.gold]
     if not rows:
         return {}
-    gold, predicted = ([WASSA_LABELS.index(row[name]) for row in rows] for name in ("gold", "predicted"))
+    if unknown := {label for row in rows for label in (row.gold, row.predicted)} - set(WASSA_LABELS):
+        raise InputError(f"{folder / PREDICTIONS}: label {unknown.pop()!r}; want one of {', '.join(WASSA_LABELS)}")
+    gold, predicted = ([WASSA_LABELS.index(getattr(row, name)) for row in rows] for name in ("gold", "predicted"))
     figures = EmotionMetric(WASSA_LABELS).compute(predictions=predicted, references=gold)
-    low, high = bootstrap_macro_f1(np.array(gold), np.array(predicted), [row["group"] or row["id"] for row in rows])
+    low, high = bootstrap_macro_f1(np.array(gold), np.array(predicted), [row.group or row.id for row in rows])
     return {"rows": len(rows), "macro_f1_low": low, "macro_f1_high": high} | figures
 
 
@@ -160,24 +191,22 @@ def read_stages(path: Path) -> tuple[str, list[Stage], Path, dict[str, str]]:
         InputError: for an unknown key, a stage that is no command of this project, or a folder that no stage leaves.
     """
     content = read_recipe(path)
-    if unknown := sorted(map(str, content.keys() - KEYS)):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(KEYS))}")
-    stages = []
-    for name, row in (content.get("stages") or {}).items():
-        if not isinstance(row, dict) or row.keys() != {"command", "output_dir", "minutes"}:
-            raise InputError(f"{path}, {name}: {row!r}; want `{{command: …, output_dir: …, minutes: …}}`")
-        command = shlex.split(row["command"])
-        if not command or not (command[0].startswith("run_") and (ROOT / command[0]).is_file()):
-            raise InputError(f"{path}, {name}: {row['command']!r}; want a command that begins with a run_*.py")
-        stages.append(Stage(str(name), command, Path(row["output_dir"]), float(row["minutes"])))
-    if not stages:
+    if not content.get("stages") and content.keys() <= ReproduceFile.model_fields.keys():
         raise InputError(f"{path}: no stages; want `stages:` with a name, command, output_dir and minutes for each")
-    submission = content.get("submission") or {}
-    made = {str(stage.output_dir) for stage in stages}
+    file = check_recipe(content, ReproduceFile, path)
+    stages = [
+        Stage(name, shlex.split(row.command), Path(row.output_dir), row.minutes) for name, row in file.stages.items()
+    ]
+    made = [str(stage.output_dir) for stage in stages]
+    if twice := [folder for folder in made if made.count(folder) > 1]:
+        raise InputError(f"{path}, stages: two leave {twice[0]}; want a folder for each")
+    submission = file.submission or {}
     for name, folder in submission.items():
+        if Path(name).name != name:
+            raise InputError(f"{path}, submission, {name}: want the name of a file, without folders")
         if str(Path(folder)) not in made:
             raise InputError(f"{path}, submission, {name}: no stage leaves {folder}")
-    return content.get("minutes_on", "an unnamed machine"), stages, Path(content.get("submission_dir", ".")), submission
+    return file.minutes_on, stages, Path(file.submission_dir), submission
 
 
 def parser() -> argparse.ArgumentParser:

@@ -130,7 +130,7 @@ def test_t5_trains_predicts_and_goes_on(small_t5, tmp_path, monkeypatch):
     assert lines == [row["predicted"] for row in rows]
     assert len(lines) == results["test_rows"]
     for row in rows:
-        assert sum(float(row[label]) for label in WASSA_LABELS) == pytest.approx(1, abs=1e-6)
+        assert sum(float(row[f"probability_{label}"]) for label in WASSA_LABELS) == pytest.approx(1, abs=1e-6)
     assert not list((tmp_path / "whole").glob("*.bin"))
 
     # Cut off after its second step, it ends where the whole run did.

@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -51,12 +52,13 @@ from trainer_ext.evaluation.fusion import (
     select_greedily,
     soft_vote,
 )
-from trainer_ext.evaluation.predictions import read_rows
+from trainer_ext.evaluation.predictions import read_predictions
 from trainer_ext.files import file_digest
+from trainer_ext.release.ensemble_folder import read_members
 from trainer_ext.release.licence import restricted_upstream
-from trainer_ext.runs.fusion_recipe import RECIPE_KEYS, bagged_votes, read_fusion_recipe
+from trainer_ext.runs.fusion_recipe import bagged_votes, read_fusion_recipe
 from trainer_ext.runs.trials import Trials
-from trainer_ext.runs.variants import OWN, SHARED, read_variants
+from trainer_ext.runs.variants import OWN, SHARED, FusionFile, read_variants
 from trainer_ext.training.distillation import soften_labels, write_out_of_fold
 
 
@@ -246,7 +248,7 @@ def test_the_ensembles_predictions_are_its_own(fused):
     for row, result in zip(rows, classify([texts[row["id"]] for row in rows], top_k=None), strict=True):
         assert row["predicted"] == result[0]["label"]
         scores = {entry["label"]: entry["score"] for entry in result}
-        assert {name: float(row[name]) for name in scores} == pytest.approx(scores, abs=1e-4)
+        assert {name: float(row[f"probability_{name}"]) for name in scores} == pytest.approx(scores, abs=1e-4)
     lines = (folder / "predictions_EMO.tsv").read_text().splitlines()
     assert lines == [row["predicted"] for row in rows if row["split"] == "test"]
 
@@ -364,6 +366,32 @@ def test_the_old_name_of_tokenizer_of_member_is_still_read(fused, tmp_path):
     with pytest.raises(StrictDataclassError) as error:
         EmoDebertaEnsembleConfig.from_pretrained(tmp_path)
     assert "none left out" in str(error.value.__cause__ or error.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "1e308"])
+def test_predictions_that_are_none_are_refused(value, fused, tmp_path):
+    shutil.copytree(fused[0] / "cls", tmp_path / "cls", ignore=shutil.ignore_patterns("checkpoints"))
+    path = tmp_path / "cls" / "predictions.tsv"
+    lines = path.read_text().splitlines()
+    lines[5] = "\t".join([*lines[5].split("\t")[:-1], value])
+    path.write_text("\n".join(lines))
+    with pytest.raises(
+        InputError, match=rf"cls/predictions\.tsv, row 5, surprise: '{value}'; want a probability, 0 to 1"
+    ):
+        read_members([fused[0] / "first", tmp_path / "cls"])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_member_that_diverged_is_refused(value, fused, tmp_path):
+    shutil.copytree(fused[0] / "cls", tmp_path / "cls", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(tmp_path / "cls" / "model.safetensors")
+    weights["classifier.out_proj.bias"][2] = float(value)
+    save_file(weights, tmp_path / "cls" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"cls/model\.safetensors: classifier\.out_proj\.bias is not finite"):
+        read_members([fused[0] / "first", tmp_path / "cls"])
+    (tmp_path / "cls" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match=r"cls/model\.safetensors: cannot be read"):
+        read_members([fused[0] / "first", tmp_path / "cls"])
 
 
 def test_without_labelled_rows_there_is_a_plain_vote(fused, tmp_path, monkeypatch, caplog):
@@ -523,7 +551,8 @@ def test_members_that_selection_never_picks_stay_out_of_the_folder(fused, tmp_pa
         with open(tmp_path / name / "predictions.tsv", newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file, delimiter="\t")
         for row in rows:
-            wrong = header[5:].index(row[header.index("gold")]) + 1 if row[header.index("gold")] else 0
+            gold = f"probability_{row[header.index('gold')]}"
+            wrong = header[5:].index(gold) + 1 if gold in header else 0
             said = wrong - 1 if name == "cls" else wrong % 7
             row[5:] = [f"{0.94 if label == said else 0.01}" for label in range(7)]
         with open(tmp_path / name / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
@@ -540,9 +569,9 @@ def test_members_that_selection_never_picks_stay_out_of_the_folder(fused, tmp_pa
     assert len(model.members) == 1
     assert "1 EmoDeBERTa classifier as one model: cls." in (tmp_path / "all" / "README.md").read_text()
     lines = (tmp_path / "all" / "predictions_EMO.tsv").read_text().splitlines()
-    names = list(model.config.id2label.values())
-    rows = [row for row in read_rows(tmp_path / "cls") if row["split"] == "test"]
-    assert lines == [max(names, key=lambda name: float(row[name])) for row in rows]
+    table = read_predictions(tmp_path / "cls", one_label=True)
+    said = zip(table.rows, table.probabilities.argmax(axis=1), strict=True)
+    assert lines == [table.label_names[label] for row, label in said if row.split == "test"]
 
 
 def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
@@ -616,6 +645,6 @@ def test_restricted_terms_are_inherited(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_fusion_recipe_is_one_and_says_how_to_run_it(path):
-    _, members, _ = read_variants(path, "members", RECIPE_KEYS, (OWN | SHARED) - {"seed"})
+    _, members, _ = read_variants(path, FusionFile, (OWN | SHARED) - {"seed"})
     assert len(members) > 1
     assert path.read_text(encoding="utf-8").startswith(f"# run: python run_fuse.py recipes/fuse/{path.name}")

@@ -221,7 +221,7 @@ def test_it_is_a_backbone_of_fine_tuning(more, checkpoint, in_process, tmp_path,
         texts = {row["id"]: row["text"] for row in csv.DictReader(file, delimiter="\t")}
     with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
         row = next(csv.DictReader(file, delimiter="\t"))
-    best = max(float(row[name]) for name in one.model.config.label2id)
+    best = max(float(row[f"probability_{name}"]) for name in one.model.config.label2id)
     assert one(texts[row["id"]], truncation=True)[0]["score"] == pytest.approx(best, abs=1e-5)
 
     ids, mask = padded_batch(140)

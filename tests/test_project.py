@@ -33,11 +33,13 @@ def imports_of(path) -> set[str]:
     return {name for name in names if name in OURS or name.startswith(".")}
 
 
-# What each wing of trainer_ext may import. The ground: errors, files, precision and child_tuning.
-GROUND = {"errors", "files", "precision"}
-RECIPES = GROUND | {"child_tuning", "recipes"}
+# What each wing of trainer_ext may import. The ground: escape, errors, files, precision and child_tuning.
+GROUND = {"escape", "errors", "files", "precision"}
+RECIPES = GROUND | {"child_tuning", "recipe_file", "recipes"}
 ARROWS = {
-    "errors": set(),
+    "escape": set(),
+    "errors": {"escape"},
+    "recipe_file": {"errors"},
     "child_tuning": {"child_tuning"},
     "precision": set(),
     "files": GROUND,

@@ -171,7 +171,7 @@ def test_some_folds_are_scored_alone(compared, comparison, tmp_path, monkeypatch
         assert row["trials"] == whole[row["name"]]["trials"][1:]
         of_row = table[table["variant"] == row["name"]]
         assert content["rows"] == len(of_row)
-        predicted = of_row[content["labels"]].to_numpy().argmax(axis=1)
+        predicted = of_row[[f"probability_{label}" for label in content["labels"]]].to_numpy().argmax(axis=1)
         want = f1_score([gold[i] for i in of_row["row"]], [content["labels"][i] for i in predicted], average="macro")
         assert row["macro_f1"] == pytest.approx(want)
     with pytest.raises(InputError, match="has fold 0, which --only_folds leaves out"):

@@ -68,7 +68,7 @@ def test_killed_it_goes_on_and_leaves_the_submission(v3_folder, tmp_path):
     [
         ({}, "whole.yaml: no stages"),
         ({"stage": {}}, "unknown key 'stage'; want minutes_on, stages"),
-        ({"stages": {"a": {"command": "run_classify.py"}}}, "whole.yaml, a: "),
+        ({"stages": {"a": {"command": "run_classify.py"}}}, "whole.yaml, stages, a: no output_dir"),
         ({"stages": {"a": stage("rm -r results", "out")}}, "'rm -r results'; want a command that begins with a run_"),
         ({"stages": {"a": stage("run_x.py", "out")}}, "want a command that begins with a run_"),
         (

@@ -150,7 +150,7 @@ def test_roberta_and_its_byte_pairs_are_a_backbone(in_process, tmp_path):
     in_process("--model_name_or_path", tmp_path / "roberta", *flags)
     one = pipeline("text-classification", model=str(tmp_path / "out"), trust_remote_code=True)
     row = rows_of(tmp_path / "out" / "predictions.tsv")[0]
-    best = max(float(row[name]) for name in one.model.config.label2id)
+    best = max(float(row[f"probability_{name}"]) for name in one.model.config.label2id)
     assert one(texts[row["id"]], truncation=True)[0]["score"] == pytest.approx(best, abs=1e-5)
 
 

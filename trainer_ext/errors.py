@@ -4,9 +4,19 @@ import os
 import sys
 from collections.abc import Callable
 
+from .escape import one_line
+
 
 class InputError(ValueError):
-    """Wrong input. The message says what was wrong, in which file and row, and what would be right."""
+    """Wrong input. The message says what was wrong, in which file and row, and what would be right.
+
+    Args:
+        message: One line; what it quotes of the input is made to fit in it.
+        more: Further lines.
+    """
+
+    def __init__(self, message: str, *more: str):
+        super().__init__("\n".join(map(one_line, (message, *more))))
 
 
 class ProcessError(InputError):

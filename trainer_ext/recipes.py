@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .child_tuning import ChildTuningArguments
 from .errors import InputError
 from .files import CHECKPOINTS, begun_settings
 from .precision import Choice, choose
+from .recipe_file import read_recipe
 
 PUBLISH_RESTRICTED = (
     "With --push_to_hub: also a model that saw data for restricted use, whose terms you have read and which let you "
@@ -103,29 +103,12 @@ class RecipeParser(HfArgumentParser):
                 )
                 for kind in self.dataclass_types
             )
-        except (ValueError, ImportError) as error:
-            raise InputError(" ".join(str(error).split())) from error
+        except (ValueError, ImportError, OSError, ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+            raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
 
     def error(self, message: str) -> None:
         """argparse calls this for a value that does not fit."""
         raise InputError(message)
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A YAML file of names and values.
-
-    Raises:
-        InputError: if there is no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such recipe")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
-    return content
 
 
 def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: object) -> list[str]:
@@ -136,22 +119,26 @@ def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: objec
     """
     arguments: list[str] = []
     for key, value in recipe.items():
-        if f"--{key}" not in parser._option_string_actions:
-            known = [flag[2:] for flag in parser._option_string_actions]
+        known = [flag[2:] for flag in parser._option_string_actions if flag != "--help"]
+        if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             raise InputError(f"{source}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         if value is None:
             continue  # the flag's own default
         if isinstance(value, list):
+            if any(isinstance(each, list | dict) for each in value):
+                raise InputError(f"{source}, {key}: {value!r}; want a list of plain values")
             arguments += [f"--{key}", *map(str, value)]
         elif isinstance(value, dict):
             arguments.append(f"--{key}={json.dumps(value)}")
         else:
             arguments.append(f"--{key}={value}")
         try:
-            parser.parse_known_args(arguments)
+            _, left = parser.parse_known_args(arguments)
         except InputError as error:
             raise InputError(f"{source}: {error}") from error
+        if left:
+            raise InputError(f"{source}, {key}: {value!r}; want one value")
     return arguments
 
 

@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from ..errors import InputError
 from ..files import digest
-from ..recipes import flag, read_recipe
+from ..recipe_file import read_recipe
+from ..recipes import flag
 from .emotion_corpora import BUILT_IN, EmotionCorpus, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments
 from .load import load_corpus

@@ -80,6 +80,8 @@ def banded(values: Sequence[str]) -> list[str]:
         numbers = np.array([float(value) if value.strip() else np.nan for value in values])
     except ValueError:
         return list(values)
+    if np.isfinite(numbers).sum() < sum(bool(value.strip()) for value in values):  # "inf" and "nan" are words, too
+        return list(values)
     if len(set(numbers[~np.isnan(numbers)])) <= 8:
         return ["" if np.isnan(number) else f"{number:g}" for number in numbers]
     edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))

@@ -1,5 +1,6 @@
 """Tables of a comparison and of its errors, as markdown."""
 
+from ..escape import in_code, in_markdown, table
 from .error_analysis import FEWEST_ROWS
 
 
@@ -23,67 +24,74 @@ def comparison_page(content: dict) -> str:
     if "only_folds" in content:
         scored += f" (folds {', '.join(map(str, content['only_folds']))} only)"
     drawn = f"{content['groups']} writers" if content["grouped"] else "rows"
-    lines = [
-        f"# {content['name']}\n",
-        f"{content['rows']} rows of {content['source']}, {scored}, seed{'s' * (len(content['seeds']) > 1)} {seeds}. "
-        f"Macro F1 with 95% intervals, {drawn} resampled; the difference is to the first line, paired; p from a "
-        f"randomization test, Holm-corrected over {max(1, len(content['variants']) - 1)} comparisons. Intervals and p "
-        "are about these trained models: what another seed would change is not in them. The training loss is the last "
-        "one logged: how far a training got on its own rows.\n",
-        f"`{content['command']}`\n",
-        "| | macro F1 | difference | p (Holm) | over seeds | micro F1 | training loss | minutes a training |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in content["variants"]:
         cells = score_cells(row)
         values = row["macro_f1_by_seed"]
         cells.append(f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else "")
         loss, minutes = row["last_training_loss"], row["minutes_a_training"]
         cells += [f"{row['figures']['micro_f1']:.3f}", "" if loss is None else f"{loss:.2f}"]
-        cells.append("" if minutes is None else f"{minutes:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    labels = content["labels"]
-    lines += ["", "F1 of each class:\n", f"| | {' | '.join(labels)} |", f"|---{'|---' * len(labels)}|"]
-    for row in content["variants"]:
-        lines.append(f"| {row['name']} | {' | '.join(f'{value:.3f}' for value in row['f1'].values())} |")
-    lines += ["", f"Measured on {content['machine']}.", "", "![macro F1 and differences](comparison.png)", ""]
+        rows.append([*cells, "" if minutes is None else f"{minutes:.1f}"])
+    of_classes = [[row["name"], *(f"{value:.3f}" for value in row["f1"].values())] for row in content["variants"]]
+    figures = ("macro F1", "difference", "p (Holm)", "over seeds", "micro F1", "training loss", "minutes a training")
+    lines = [
+        f"# {in_markdown(content['name'])}\n",
+        f"{content['rows']} rows of {in_markdown(content['source'])}, {scored}, "
+        f"seed{'s' * (len(content['seeds']) > 1)} {seeds}. "
+        f"Macro F1 with 95% intervals, {drawn} resampled; the difference is to the first line, paired; p from a "
+        f"randomization test, Holm-corrected over {max(1, len(content['variants']) - 1)} comparisons. Intervals and p "
+        "are about these trained models: what another seed would change is not in them. The training loss is the last "
+        "one logged: how far a training got on its own rows.\n",
+        f"{in_code(content['command'])}\n",
+        *table(["", *figures], rows),
+        "",
+        "F1 of each class:\n",
+        *table(["", *content["labels"]], of_classes),
+        "",
+        f"Measured on {in_markdown(content['machine'])}.",
+        "",
+        "![macro F1 and differences](comparison.png)",
+        "",
+    ]
     return "\n".join(lines)
 
 
 def errors_page(content: dict) -> str:
     """The error analysis as Markdown, from its JSON: ids and figures, no text."""
-    lines = [f"# Errors of {content['of']}\n"]
+    lines = [f"# Errors of {in_markdown(content['of'])}\n"]
     if "confusions" in content:
-        lines += ["## Most frequent confusions\n", "| gold | predicted | of gold | rows | their ids |"]
-        lines.append("|---|---|---|---|---|")
+        confused = []
         for row in content["confusions"]:
             more = row["number_of_rows"] - len(row["rows"])
             shown = ", ".join(row["rows"]) + (f" and {more} more" if more else "")
-            cells = [row["gold"], row["predicted"], f"{row['share_of_gold']:.0%}", str(row["number_of_rows"]), shown]
-            lines.append(f"| {' | '.join(cells)} |")
+            share = f"{row['share_of_gold']:.0%}"
+            confused.append([row["gold"], row["predicted"], share, str(row["number_of_rows"]), shown])
+        contested = [
+            [
+                *(row["id"], row["gold"], f"{row['probability_of_gold']:.3f}"),
+                *(row["models_say"], f"{row['probability']:.3f}", f"{row['share_of_models']:.0%}"),
+            ]
+            for row in content["contested"]
+        ]
         lines += [
+            "## Most frequent confusions\n",
+            *table(["gold", "predicted", "of gold", "rows", "their ids"], confused),
             "",
             "## Most contested rows\n",
             f"Rows whose gold label all {content['models']} models together find least probable: errors of theirs, or "
             "of the annotation.\n",
-            "| id | gold | probability | models say | probability | of the models |",
-            "|---|---|---|---|---|---|",
+            *table(["id", "gold", "probability", "models say", "probability", "of the models"], contested),
+            "",
         ]
-        for row in content["contested"]:
-            lines.append(
-                f"| {row['id']} | {row['gold']} | {row['probability_of_gold']:.3f} | {row['models_say']} "
-                f"| {row['probability']:.3f} | {row['share_of_models']:.0%} |"
-            )
-        lines.append("")
     for name, rows in content["columns"].items():
         grouped = "groups" in rows[0]
-        lines += [f"## By {name}\n", f"| {name} | rows |{' writers |' * grouped} macro F1 |"]
-        lines.append(f"|---|---|{'---|' * grouped}---|")
+        scored = []
         for row in rows:
             score = f"fewer than {FEWEST_ROWS} rows"
             if "macro_f1" in row:
                 score = f"{row['macro_f1']:.3f} ({row['interval'][0]:.3f} to {row['interval'][1]:.3f})"
-            writers = f" {row['groups']} |" if grouped else ""
-            lines.append(f"| {row['value'] or '(empty)'} | {row['rows']} |{writers} {score} |")
-        lines.append("")
+            writers = [str(row["groups"])] if grouped else []
+            scored.append([row["value"] or "(empty)", str(row["rows"]), *writers, score])
+        header = [name, "rows", *["writers"] * grouped, "macro F1"]
+        lines += [f"## By {in_markdown(name)}\n", *table(header, scored), ""]
     return "\n".join(lines)

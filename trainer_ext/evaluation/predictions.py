@@ -2,20 +2,51 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 from transformers import Trainer
 
 from ..data.corpus import Corpus
+from ..errors import InputError
+from ..escape import labels_of_columns, one_line, probability_column
 from ..files import write_json
 from .calibration import calibration
 from .decisions import decide
 from .metrics import SEVEN_FIGURES, confusion_counts
 from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
 from .significance import bootstrap_macro_f1
+
+PREDICTIONS = "predictions.tsv"
+_SUM_TOLERANCE = 1e-3  # of a row's probabilities; they are written with nine digits
+
+
+class Row(NamedTuple):
+    """What predictions.tsv has of a row besides probabilities; its first columns. Text, empty where it is not known."""
+
+    split: str
+    id: str
+    group: str
+    gold: str
+    predicted: str
+
+
+@dataclass
+class PredictionTable:
+    """A predictions.tsv.
+
+    Attributes:
+        label_names: In the order of the columns.
+        rows: In the order of the lines.
+        probabilities: `(rows, labels)`, each from 0 to 1.
+    """
+
+    label_names: list[str]
+    rows: list[Row]
+    probabilities: np.ndarray
 
 
 def prefix_of(split: str) -> str:
@@ -89,24 +120,69 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
 
 
 def write_rows(
-    folder: Path, label_names: Sequence[str], rows: list[tuple[str, ...]], probabilities: np.ndarray, one_label: bool
+    folder: Path,
+    label_names: Sequence[str],
+    rows: Sequence[tuple[str, ...]],
+    probabilities: np.ndarray,
+    one_label: bool,
 ) -> None:
-    """predictions.tsv: split, id, group (its writer, if known), gold, predicted and a probability per label; and, if
-    rows have `one_label`, predictions_EMO.tsv for those of test in the shared task's form, one label a line."""
-    with open(folder / "predictions.tsv", "w", newline="", encoding="utf-8") as file:
+    """predictions.tsv: the columns of [`Row`] and `probability_<label>` for each label; and, if rows have `one_label`,
+    predictions_EMO.tsv for those of test in the shared task's form, one label a line."""
+    with open(folder / PREDICTIONS, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["split", "id", "group", "gold", "predicted", *label_names])
+        writer.writerow([*Row._fields, *map(probability_column, label_names)])
         for row, values in zip(rows, probabilities, strict=True):
             writer.writerow([*row, *(f"{value:.9g}" for value in values)])
-    lines = [predicted for split, *_, predicted in rows if split == "test"]
+    lines = [one_line(predicted) for split, *_, predicted in rows if split == "test"]
     if lines and one_label:
         (folder / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of a folder's predictions.tsv."""
-    with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
+def read_predictions(folder: Path, one_label: bool) -> PredictionTable:
+    """Return a folder's predictions.tsv. Files of before, with bare labels for columns or no groups, are read, too.
+
+    Args:
+        one_label: A row's probabilities add up to 1, and its gold and predicted label are among the labels.
+
+    Raises:
+        InputError: if it is not such a file, or a number is none that a probability can be.
+    """
+    path = folder / PREDICTIONS
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file, delimiter="\t", strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: not a table of predictions ({error})") from error
+    ours = [name for name in Row._fields if name != "group" or header[2:3] == ["group"]]
+    if header[: len(ours)] != ours or len(header) == len(ours):
+        raise InputError(f"{path}: its columns are {', '.join(header)}; want {', '.join(ours)} and one for each label")
+    names = labels_of_columns(header[len(ours) :])
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: two columns have one label's probabilities ({', '.join(names)})")
+    rows, values = [], np.empty((len(lines), len(names)))
+    for index, line in enumerate(lines):
+        if len(line) != len(header):
+            raise InputError(f"{path}, row {index + 1}: {len(line)} fields; want {len(header)}")
+        row = Row(**({"group": ""} | dict(zip(ours, line, strict=False))))
+        for label, number in enumerate(line[len(ours) :]):
+            values[index, label] = _probability(number, f"{path}, row {index + 1}, {names[label]}")
+        if one_label:
+            if abs((total := values[index].sum()) - 1) > _SUM_TOLERANCE:
+                raise InputError(f"{path}, row {index + 1}: its probabilities add up to {total:.6g}; want 1")
+            if unknown := {row.gold or row.predicted, row.predicted} - set(names):
+                raise InputError(f"{path}, row {index + 1}: {unknown.pop()!r}; want one of {', '.join(names)}")
+        rows.append(row)
+    return PredictionTable(names, rows, values)
+
+
+def _probability(number: str, place: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = np.nan
+    if not 0 <= value <= 1:
+        raise InputError(f"{place}: {number!r}; want a probability, 0 to 1")
+    return value
 
 
 def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
@@ -16,11 +17,11 @@ from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 
 from ..data.folds import group_folds
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.fusion import apply
 from ..evaluation.fusion_table import FOLDS, check_names, compare_fusions, voters, without_figures
-from ..evaluation.predictions import read_rows, write_rows
+from ..evaluation.predictions import PREDICTIONS, PredictionTable, read_predictions, write_rows
 from ..training.tokenizer import library_quiet
 from .licence import licence_of
 
@@ -89,9 +90,10 @@ def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) ->
 
 
 def _read_member(folder: Path, name: str) -> EnsembleMember:
-    path = folder / "config.json"
-    if not path.is_file() or not (folder / "model.safetensors").is_file():
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    if not path.is_file() or not weights.is_file():
         raise InputError(f"{folder}: no config.json and model.safetensors there; want a folder of run_classify.py")
+    _check_finite(weights)
     values, _ = EmoDebertaConfig.get_config_dict(folder)
     if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
         raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
@@ -109,23 +111,50 @@ def _read_member(folder: Path, name: str) -> EnsembleMember:
     return EnsembleMember(folder, name, config, tokenizer.hexdigest(), predictions, licence_of(folder))
 
 
+def _check_finite(path: Path) -> None:
+    """Raises InputError for weights of a training that diverged, or that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            broken = next((name for name in file.keys() if not file.get_tensor(name).isfinite().all()), None)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
+    if broken:
+        raise InputError(f"{path}: {broken} is not finite; its training diverged")
+
+
 def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
     """Validation rows if they have gold labels, else test rows if those have."""
-    if not (folder / "predictions.tsv").is_file():
+    if not (folder / PREDICTIONS).is_file():
         return None
-    rows = read_rows(folder)
-    names = [config.id2label[label] for label in range(config.num_labels)]
+    table = _predictions_of(folder, config)
     for split in ("validation", "test"):
-        of_split = [row for row in rows if row["split"] == split and row["gold"]]
+        of_split = [index for index, row in enumerate(table.rows) if row.split == split and row.gold]
         if of_split:
+            rows = [table.rows[index] for index in of_split]
             return Predictions(
                 split,
-                [row["id"] for row in of_split],
-                [row.get("group", "") for row in of_split],
-                np.array([config.label2id[row["gold"]] for row in of_split]),
-                np.array([[float(row[name]) for name in names] for row in of_split]),
+                [row.id for row in rows],
+                [row.group for row in rows],
+                np.array([table.label_names.index(row.gold) for row in rows]),
+                table.probabilities[of_split],
             )
     return None
+
+
+def _predictions_of(folder: Path, config: EmoDebertaConfig) -> PredictionTable:
+    """The folder's predictions.tsv, with the labels of its model in their order.
+
+    Raises:
+        InputError: if it is not a table of predictions, or about other labels.
+    """
+    table = read_predictions(folder, one_label=True)
+    labels = [config.id2label[label] for label in range(config.num_labels)]
+    if table.label_names != labels:
+        found = ", ".join(table.label_names)
+        raise InputError(
+            f"{folder / PREDICTIONS}: labels are {found}; those of its config.json are {', '.join(labels)}"
+        )
+    return table
 
 
 def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
@@ -171,23 +200,22 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
     others than each other."""
     tables = []
     for member in members:
-        if not (member.folder / "predictions.tsv").is_file():
-            logger.info(f"{member.folder}: no predictions.tsv there, so the ensemble gets none")
+        if not (member.folder / PREDICTIONS).is_file():
+            logger.info(f"{member.folder}: no {PREDICTIONS} there, so the ensemble gets none")
             return
-        tables.append(read_rows(member.folder))
-    first, *others = ([(row["split"], row["id"]) for row in table] for table in tables)
+        tables.append(_predictions_of(member.folder, member.config))
+    first, *others = ([(row.split, row.id) for row in table.rows] for table in tables)
     if not first:  # members without validation and test rows
         return
     if any(rows != first for rows in others):
-        logger.info("the members' predictions.tsv are about different rows, so the ensemble gets none")
+        logger.info(f"the members' {PREDICTIONS} are about different rows, so the ensemble gets none")
         return
-    labels = [members[0].config.id2label[label] for label in range(members[0].config.num_labels)]
-    probabilities = np.array([[[float(row[name]) for name in labels] for row in table] for table in tables])
     weights = None if figures["weights"] is None else np.array(list(voters(figures).values()))
-    fused = apply_temperature(apply(fusion, probabilities, weights), figures["temperature"])
+    fused = apply(fusion, np.stack([table.probabilities for table in tables]), weights)
+    fused = apply_temperature(fused, figures["temperature"])
+    labels = tables[0].label_names
     rows = [
-        (row["split"], row["id"], row.get("group", ""), row["gold"], labels[label])
-        for row, label in zip(tables[0], fused.argmax(axis=1), strict=True)
+        row._replace(predicted=labels[label]) for row, label in zip(tables[0].rows, fused.argmax(axis=1), strict=True)
     ]
     write_rows(folder, labels, rows, fused, True)
 

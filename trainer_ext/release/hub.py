@@ -86,7 +86,7 @@ def push_folder(
         staged = _stage(folder, Path(staging, "folder"))
         card = staged / "README.md"
         if card.is_file():
-            text = re.sub(r'(pipeline\(.*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', card.read_text(encoding="utf-8"))
+            text = re.sub(r'(pipeline\([^()\n]*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', card.read_text(encoding="utf-8"))
             card.unlink()
             card.write_text(text, encoding="utf-8")
         _refuse(folder, check_folder(staged, texts=texts))
@@ -160,7 +160,8 @@ def push_run(
             texts=texts,
         )
     except InputError as error:
-        raise InputError(f"{error}\nThe model is safe in {folder}; python run_publish.py publishes it") from error
+        safe = f"The model is safe in {folder}; python run_publish.py publishes it"
+        raise InputError(*str(error).split("\n"), safe) from error
     print(f"pushed to {commit.commit_url}")
 
 
@@ -182,7 +183,7 @@ def _stage(folder: Path, staged: Path) -> Path:
 
 def _refuse(folder: Path, findings: list[str]) -> None:
     if findings:
-        raise InputError(f"{folder}: not to be published as it is:\n  " + "\n  ".join(findings))
+        raise InputError(f"{folder}: not to be published as it is:", *(f"  {finding}" for finding in findings))
 
 
 def _files(folder: Path) -> dict[str, Path]:

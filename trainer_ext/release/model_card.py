@@ -1,12 +1,17 @@
 """The README.md of an output folder, filled from the run."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment
 
+from ..data.label_maps import TransferRows
+from ..escape import in_code, in_markdown, table
 from ..evaluation.fusion_table import voters
 from ..evaluation.metrics import SEVEN_FIGURES
+from ..evaluation.pages import score_cells
 from ..evaluation.predictions import side_by_side
 from ..files import shown
 from .ensemble_folder import EnsembleMember
@@ -97,9 +102,10 @@ def write_model_card(
         widget=WIDGET,
         eval_results=evaluations or None,
     )
-    card = ModelCard.from_template(
+    _write(
+        target,
+        TEMPLATE,
         data,
-        template_str=TEMPLATE.read_text(encoding="utf-8"),
         model_name=model_name,
         repo_id=repo_id,
         base_model=shown(base_model),
@@ -107,9 +113,12 @@ def write_model_card(
         tables=tables,
         side_by_side=side_by_side(results, splits) if extra else [],
         rows=", ".join(f"{split} {number}" for split, number in rows.items()),
+        answer_rows=[
+            [answer["text"], f"{answer['label']}, {100 * answer['score']:.0f}%"] for answer in facts["answers"]
+        ],
+        transfer_rows=_transfer_rows(facts["transferred"]) if facts["transferred"] else [],
         **facts,
     )
-    target.write_text(str(card), encoding="utf-8")
 
 
 def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **facts: object) -> None:
@@ -122,14 +131,14 @@ def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **
         tags=["emotion", "emodeberta", "deberta-v2"],
         base_model=_hub_id(base_model),
     )
-    card = ModelCard.from_template(
+    _write(
+        target,
+        PRETRAINING_TEMPLATE,
         data,
-        template_str=PRETRAINING_TEMPLATE.read_text(encoding="utf-8"),
         model_name=model_name,
         base_model=shown(base_model),
         **facts,
     )
-    target.write_text(str(card), encoding="utf-8")
 
 
 def write_ensemble_card(
@@ -145,16 +154,57 @@ def write_ensemble_card(
         model_name=model_name,
         widget=WIDGET,
     )
-    card = ModelCard.from_template(
+    _write(
+        target,
+        ENSEMBLE_TEMPLATE,
         data,
-        template_str=ENSEMBLE_TEMPLATE.read_text(encoding="utf-8"),
         model_name=model_name,
         command=command,
         restricted=[member.name for member in members if member.licence == "other"],
         voters=voters(figures),
+        score_rows=_score_rows,
+        disagreement_rows=[
+            [name, *(f"{share:.2f}" for share in shares)]
+            for name, shares in zip(figures["members"], figures.get("disagreement", ()), strict=False)
+        ],
         **figures,
     )
-    target.write_text(str(card), encoding="utf-8")
+
+
+class _Markdown(str):
+    """What is Markdown already."""
+
+
+def _write(target: Path, template: Path, data: ModelCardData, **facts: object) -> None:
+    """Fill a template. All that it prints is shown as text, but for what its filters and functions made of it."""
+
+    def as_text(value: object) -> object:
+        return in_markdown(value) if isinstance(value, str) and not isinstance(value, _Markdown) else value
+
+    environment = Environment(finalize=as_text)
+    environment.filters["code"] = lambda text: _Markdown(in_code(text))
+    environment.filters["python"] = lambda text: _Markdown(json.dumps(text, ensure_ascii=False))
+    environment.filters["repr"] = lambda text: _Markdown(repr(text))
+    environment.globals["as_table"] = lambda header, rows: _Markdown("\n".join(table(header, rows)))
+    card = environment.from_string(template.read_text(encoding="utf-8"))
+    text = card.render(card_data=_Markdown(data.to_yaml()), **facts)
+    target.write_text(text + "\n", encoding="utf-8", errors="replace")
+
+
+def _transfer_rows(transferred: TransferRows) -> list[list[str]]:
+    """Cells of a table of the corpora that rows are from: name, licence, rows of each label."""
+    return [
+        [name, str(transferred.licences[name]), *map(str, counts.values())]
+        for name, counts in transferred.counts().items()
+    ]
+
+
+def _score_rows(variants: Sequence[dict]) -> list[list[str]]:
+    """Cells of a table of systems: name, macro F1, interval, difference to the first, p."""
+    return [
+        [row["name"], f"{row['macro_f1']:.3f}", "{:.3f} to {:.3f}".format(*row["interval"]), *score_cells(row)[2:]]
+        for row in variants
+    ]
 
 
 def _hub_id(name: str) -> str | None:

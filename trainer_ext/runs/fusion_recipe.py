@@ -14,10 +14,8 @@ from ..files import digest
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds
 from .trials import Trials
-from .variants import OWN, SHARED, check_flags, read_variants
+from .variants import OWN, SHARED, FusionFile, check_flags, read_variants
 
-# Keys of a recipe, besides what its members share and the members.
-RECIPE_KEYS = ("cv_folds", "tfidf", "student", "teachers", "without")
 STUDENT = "student"
 
 
@@ -70,7 +68,8 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
         InputError: for what does not fit; says what would.
     """
     barred = (OWN | SHARED) - {"seed"}
-    settings, members, rest = read_variants(path, "members", RECIPE_KEYS, barred)
+    settings, members, file = read_variants(path, FusionFile, barred)
+    rest = file.model_dump(exclude_unset=True, exclude={"recipe", "settings", "members"})
     if STUDENT in rest:
         rest[STUDENT] = rest[STUDENT] or {}  # `student:` alone shares all flags with the members
     recipe = FusionRecipe(

@@ -1,6 +1,5 @@
 """One training of a comparison, and how trainings cover the folds."""
 
-import csv
 import itertools
 import json
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.predictions import read_predictions
 from .trial_archive import write_probabilities
 
 
@@ -77,14 +77,12 @@ def last_loss(run: Path) -> float | None:
     return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
 
 
-def convert_predictions(source: Path, target: Path) -> None:
-    """predictions.tsv as tensors by split, their row ids and labels in the file's metadata."""
-    with open(source, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file, delimiter="\t")
+def convert_predictions(run: Path, target: Path) -> None:
+    """predictions.tsv of a run as tensors by split, their row ids and labels in the file's metadata."""
+    table = read_predictions(run, one_label=False)
+    splits = np.array([row.split for row in table.rows])
     ids: dict[str, list[str]] = {}
-    values: dict[str, list[list[float]]] = {}
-    for split, row_id, _, _, _, *numbers in rows:
-        ids.setdefault(split, []).append(row_id)
-        values.setdefault(split, []).append([float(number) for number in numbers])
-    tensors = {split: np.array(numbers, dtype=np.float32) for split, numbers in values.items()}
-    write_probabilities(target, ids, tensors, header[5:])
+    for row in table.rows:
+        ids.setdefault(row.split, []).append(row.id)
+    tensors = {split: table.probabilities[splits == split].astype(np.float32) for split in ids}
+    write_probabilities(target, ids, tensors, table.label_names)

@@ -1,8 +1,8 @@
 """The trials of one comparison or fusion in one parquet file, so that a table is rebuilt without training.
 
 A row of the file is one text in one trial: the trial's name (the hash of what decides its result), the variant's name,
-seed, held-out folds, split, row id, and one float32 probability per label. The trials' records are in the file's
-metadata. No text is in it.
+seed, held-out folds, split, row id, and a float32 `probability_<label>` per label (of files of before: `<label>`). The
+trials' records are in the file's metadata. No text is in it.
 """
 
 import json
@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..errors import InputError
+from ..escape import probability_column
 from ..files import write_json
 
 ARCHIVE = "predictions.parquet"
@@ -64,7 +65,7 @@ def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
     probabilities = np.concatenate(numbers)
     table = pa.table(
         {name: pa.array(values, pa.int32() if name == "seed" else pa.string()) for name, values in columns.items()}
-        | {name: probabilities[:, index] for index, name in enumerate(label_names)}
+        | {probability_column(name): probabilities[:, index] for index, name in enumerate(label_names)}
     )
     described = json.dumps({"labels": label_names, "trials": records}, ensure_ascii=False)
     partial = path.with_suffix(".partial")
@@ -73,7 +74,7 @@ def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
         partial,
         compression="zstd",
         use_dictionary=[*_COLUMNS],
-        use_byte_stream_split=label_names,  # a fifth smaller
+        use_byte_stream_split=table.column_names[len(_COLUMNS) :],  # a fifth smaller
     )
     partial.replace(path)
 
@@ -109,10 +110,11 @@ class TrialArchive:
         if self._table is None:
             self._table = pq.read_table(self._path)
         rows = self._table.filter(pc.equal(self._table["trial"], folder.name))
-        splits = rows["split"].to_pylist()
-        probabilities = np.stack([rows[name].to_numpy() for name in self._label_names], axis=1)
+        splits, row_ids = rows["split"].to_pylist(), rows["row"].to_pylist()
+        # By position, since files of before have bare labels for columns.
+        probabilities = np.stack([values.to_numpy() for values in rows.columns[len(_COLUMNS) :]], axis=1)
         ids: dict[str, list[str]] = {split: [] for split in splits}
-        for split, row_id in zip(splits, rows["row"].to_pylist(), strict=True):
+        for split, row_id in zip(splits, row_ids, strict=True):
             ids[split].append(row_id)
         values = {split: probabilities[[of == split for of in splits]] for split in ids}
         folder.mkdir(parents=True, exist_ok=True)

@@ -330,7 +330,7 @@ class Trials:
             spent = {"seconds": round(results["train_runtime"], 1), "resumed": True}
             if (path / "time.json").exists():
                 spent = json.loads((path / "time.json").read_text(encoding="utf-8"))
-            convert_predictions(run / "predictions.tsv", path / PROBABILITIES)
+            convert_predictions(run, path / PROBABILITIES)
             write_json(
                 path / RECORD,
                 {

@@ -3,10 +3,13 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import AfterValidator, Field
 
 from ..errors import InputError
-from ..recipes import RecipeParser, read_recipe, recipe_arguments
+from ..recipe_file import Schema, check_recipe, read_recipe
+from ..recipes import RecipeParser, recipe_arguments
 from .run import CLASSIFY_ARGUMENTS
 
 # What may train a trial, by the key `program` among its flags: a module's name and the dataclasses of its flags. The
@@ -25,6 +28,72 @@ OWN = {"seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "res
        "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples"}  # fmt: skip
 
 
+def _different(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values}; one stands twice")
+    return values
+
+
+def _of_rows(folds: int) -> int:
+    if folds == 1:
+        raise ValueError("1 fold leaves no row to train on; want 2 or more, or 0 for none")
+    return folds
+
+
+Flags = dict[str, Any]  # of a program, by name
+Named = Annotated[dict[str, Flags | None], Field(min_length=1)]
+Names = Annotated[list[str], AfterValidator(_different)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_different)]
+
+
+class VariantsFile(Schema):
+    """What a file of variants may hold, besides what its kind has.
+
+    Attributes:
+        KEY: Of the variants.
+        recipe: A file of flags that all share, relative to this one.
+        settings: More of them, over the recipe's.
+    """
+
+    KEY: ClassVar[str]
+    recipe: str | None = None
+    settings: Flags | None = None
+
+
+class Sum(Schema):
+    """A row of a comparison's table: the summed probabilities of these variants, with each of these seeds."""
+
+    variants: Names
+    seeds: Seeds
+
+
+class ComparisonFile(VariantsFile):
+    """run_compare.py's file."""
+
+    KEY = "variants"
+    variants: Named
+    sums: dict[str, Sum] | None = None
+    reference: str | None = None
+    seeds: Seeds = [1]  # noqa: RUF012 (pydantic copies it)
+    cv_folds: Annotated[int, Field(ge=0), AfterValidator(_of_rows)] = 5
+    columns: Names = []  # noqa: RUF012
+
+
+class FusionFile(VariantsFile):
+    """run_fuse.py's file."""
+
+    KEY = "members"
+    members: Named
+    cv_folds: Annotated[int, Field(ge=2)] = 5
+    tfidf: bool = False
+    student: Flags | None = None
+    teachers: Names | None = None
+    without: dict[str, Names] | None = None
+
+
+F = TypeVar("F", bound=VariantsFile)
+
+
 def resolve(flags: dict[str, Any], source: str, programs: Programs = CLASSIFY) -> tuple[Any, ...]:
     """Return the dataclasses of the program that the flags are for, filled from flags by name.
 
@@ -32,7 +101,7 @@ def resolve(flags: dict[str, Any], source: str, programs: Programs = CLASSIFY) -
         InputError: for an unknown program or flag, or a value that does not fit; begins with `source`.
     """
     program, flags = split_program(flags)
-    if program not in programs:
+    if not isinstance(program, str) or program not in programs:
         raise InputError(f"{source}: program {program!r}; want one of {', '.join(programs)}")
     parser = RecipeParser(programs[program])
     try:
@@ -72,32 +141,26 @@ def flags_given(argv: list[str]) -> dict:
 
 
 def read_variants(
-    path: Path, key: str, other_keys: Sequence[str], barred: set[str], programs: Programs = CLASSIFY
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
-    """A YAML file with `recipe` (a file of flags beside it), `settings` over those, and flags by name under `key`.
+    path: Path, kind: type[F], barred: set[str], programs: Programs = CLASSIFY
+) -> tuple[Flags, dict[str, Flags], F]:
+    """Read a file of variants.
 
     Returns:
-        The shared flags; the flags of each name; the other keys that the file has.
+        The shared flags: those of the file's recipe, and its settings over them; the flags of each variant by its name;
+        and all that the file has.
 
     Raises:
         InputError: for an unknown key or flag, a value that does not fit, or one of the flags in `barred`.
     """
-    content = read_recipe(path)
-    known = {"recipe", "settings", key, *other_keys}
-    if unknown := sorted(map(str, content.keys() - known)):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(known))}")
-    variants = content.get(key)
-    if not isinstance(variants, dict) or not variants:
-        raise InputError(f"{path}: no {key}; want `{key}:` with a name and flags for each")
-    settings = {}
-    if content.get("recipe"):
-        settings = read_recipe(path.parent / content["recipe"])
+    file = check_recipe(read_recipe(path), kind, path)
+    settings: Flags = {}
+    if file.recipe:
+        settings = read_recipe(path.parent / file.recipe)
         settings = {flag: value for flag, value in settings.items() if flag not in OWN}
-    settings |= content.get("settings") or {}
-    variants = {str(name): overrides or {} for name, overrides in variants.items()}
-    check_flags(variants, settings, barred, path, key, programs)
-    rest = {name: content[name] for name in other_keys if name in content}
-    return settings, variants, rest
+    settings |= file.settings or {}
+    variants = {name: flags or {} for name, flags in getattr(file, kind.KEY).items()}
+    check_flags(variants, settings, barred, path, kind.KEY, programs)
+    return settings, variants, file
 
 
 def check_flags(
@@ -111,13 +174,14 @@ def check_flags(
     """Check the flags that a file gives under `key`, by name.
 
     Raises:
-        InputError: where they are not flags, do not fit those that all share, or are among `barred`.
+        InputError: where they do not fit those that all share, or are among `barred`.
     """
     for name, overrides in variants.items():
-        if not isinstance(overrides, dict):
-            raise InputError(f"{path}, {name}: {overrides!r}; want flags by name, `{{flag: value}}`")
         if found := sorted(barred & overrides.keys()):
             raise InputError(f"{path}, {name}: {found[0]} is the same for all {key}; put it under settings")
+        seed = overrides.get("seed", 1)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise InputError(f"{path}, {name}, seed: {seed!r}; want an integer")
         resolve({**settings, **overrides}, f"{path}, {name}", programs)
 
 

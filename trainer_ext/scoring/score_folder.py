@@ -18,6 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ..errors import InputError
+from ..escape import probability_column
 from ..files import digest, file_digest, read_object, write_json
 from .text_stream import Row, TextSource
 
@@ -182,7 +183,7 @@ class ScoreFolder:
         )
         missing = np.isnan(scores.probabilities).any(axis=1)
         for name, values in zip(self.labels, scores.probabilities.T, strict=True):
-            columns[f"probability_{name}"] = pa.array(values, pa.float32(), mask=missing)
+            columns[probability_column(name)] = pa.array(values, pa.float32(), mask=missing)
         if scores.disagreement is not None:
             columns["disagreement"] = pa.array(scores.disagreement, pa.float32(), mask=missing)
         columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)

@@ -1,0 +1,157 @@
+"""YAML files of names and values, read so that they can be wrong but do no harm, and checked against a schema."""
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import InputError
+
+_LONGEST, _DEEPEST = 1_000_000, 40
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no path and no command line holds them
+# What a value of pydantic's error types should have been.
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "lines of `name: value`",
+    "float_type": "a number",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "model_type": "lines of `name: value`",
+    "string_type": "text; a number needs quotes",
+    "too_short": "at least one",
+}
+
+
+class Schema(BaseModel):
+    """What a recipe may hold. Subclasses have a field for each key."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the names and values of a YAML file: text, numbers, true, false, nothing, lists and mappings of them.
+
+    Names are as they are written: `1`, `no` and `2022-01-01` are text there.
+
+    Raises:
+        InputError: if there is no such file, or it holds something else.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path}: no such recipe")
+        if path.stat().st_size > _LONGEST:
+            raise InputError(f"{path}: has {path.stat().st_size:,} bytes; a recipe has at most {_LONGEST:,}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a YAML file in UTF-8 ({error.reason} at byte {error.start})") from error
+    try:
+        content = yaml.load(text, _Loader) or {}
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{where}: not a YAML file that can be read ({error.problem})") from error
+    except (yaml.YAMLError, ValueError, KeyError, OverflowError) as error:
+        raise InputError(f"{path}: not a YAML file that can be read ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested more than {_DEEPEST} deep") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
+    return content
+
+
+def check_recipe(content: dict[str, Any], schema: type[S], path: Path) -> S:
+    """Return the content as the schema's.
+
+    Raises:
+        InputError: for the first value that does not fit; says which one, and what would.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as found:
+        errors = found.errors(include_url=False)
+        error = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # perhaps a misspelling
+    *outer, key = map(str, error["loc"] or ("",))
+    place = ", ".join([str(path), *outer])
+    known = "" if outer else f"; want {', '.join(sorted(schema.model_fields))}"
+    if error["type"] == "extra_forbidden":
+        raise InputError(f"{place}: unknown key {key!r}{known}")
+    if error["type"] == "missing":
+        raise InputError(f"{place}: no {key}{known}")
+    if key:
+        place += f", {key}"
+    if error["type"] == "value_error":  # a validator of the schema's, which says it all
+        raise InputError(f"{place}: {error['ctx']['error']}")
+    value = repr(error["input"])
+    wanted = _WANTED.get(error["type"], error["msg"].replace("Input should be ", ""))
+    raise InputError(f"{place}: {value if len(value) <= 80 else value[:79] + '…'}; want {wanted}")
+
+
+def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values only, none of them twice under one name, no more of them than a recipe has."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        self._count(node, {}, 0)
+        return self.construct_document(node)
+
+    def _count(self, node: yaml.Node, counted: dict[int, int], depth: int) -> int:
+        """How many characters there are once each alias is written out; with aliases, a short file holds billions."""
+        if depth > _DEEPEST:
+            raise _error(f"nested more than {_DEEPEST} deep", node)
+        if id(node) not in counted:
+            if isinstance(node, yaml.ScalarNode):
+                counted[id(node)] = 1 + len(node.value)
+            else:
+                pairs = isinstance(node, yaml.MappingNode)
+                inner = [each for pair in node.value for each in pair] if pairs else node.value
+                counted[id(node)] = 1 + sum(self._count(each, counted, depth + 1) for each in inner)
+            if counted[id(node)] > _LONGEST:
+                raise _error(f"more than {_LONGEST:,} characters, aliases written out", node)
+        return counted[id(node)]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error("a name is not text", key)
+            if key.value in names:
+                raise _error(f"{key.value!r} stands twice", key)
+            names.add(key.value)
+        self.flatten_mapping(node)  # `<<`, whose values give way to those that are there
+        return {self.construct_text(key): self.construct_object(value, deep=True) for key, value in node.value}
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        if _UNWRITABLE.search(node.value):
+            raise _error(f"{node.value!r} holds NUL or half a character (a lone surrogate)", node)
+        return node.value
+
+    def construct_map(self, node: yaml.MappingNode) -> dict[Hashable, Any]:
+        return self.construct_mapping(node, deep=True)
+
+    def construct_list(self, node: yaml.SequenceNode) -> list[Any]:
+        return self.construct_sequence(node, deep=True)
+
+
+_PLAIN = {"null", "bool", "int", "float"}
+_Loader.yaml_constructors = {
+    tag: made for tag, made in yaml.SafeLoader.yaml_constructors.items() if tag and tag.rpartition(":")[2] in _PLAIN
+} | {
+    "tag:yaml.org,2002:str": _Loader.construct_text,
+    "tag:yaml.org,2002:timestamp": _Loader.construct_text,
+    "tag:yaml.org,2002:map": _Loader.construct_map,
+    "tag:yaml.org,2002:seq": _Loader.construct_list,
+    None: yaml.SafeLoader.construct_undefined,
+}
