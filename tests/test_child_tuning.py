@@ -1,16 +1,31 @@
 import ast
+import itertools
+import math
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT
 from datasets import Dataset
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-from trainer_ext.child_tuning import ChildNetwork, Draws, highest_share, keep, mask_seed, network, put_back
+from trainer_ext.child_tuning import (
+    ChildNetwork,
+    ChildTuningError,
+    Draws,
+    highest_share,
+    keep,
+    mask_seed,
+    network,
+    put_back,
+)
 from trainer_ext.training.warm_start import warm_start
 
 BATCHES = 20
@@ -27,7 +42,14 @@ def dataset(tokenizer):
 def train(v3_folder, tokenizer, dataset, tmp_path):
     """Train the tiny model, dropout and shuffling on; returns the trainer."""
 
-    def run(trainer_class=ChildTuningTrainer, arguments_class=ChildTuningArguments, model=None, train=True, **options):
+    def run(
+        trainer_class=ChildTuningTrainer,
+        arguments_class=ChildTuningArguments,
+        model=None,
+        train=True,
+        train_dataset=dataset,
+        **options,
+    ):
         options = {"max_steps": BATCHES, "learning_rate": 1e-3, "report_to": "none", "disable_tqdm": True} | options
         args = arguments_class(
             output_dir=str(tmp_path / "run"),
@@ -37,7 +59,7 @@ def train(v3_folder, tokenizer, dataset, tmp_path):
         torch.manual_seed(7)
         if model is None:
             model = warm_start(str(v3_folder), num_labels=3)
-        trainer = trainer_class(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
+        trainer = trainer_class(model=model, args=args, train_dataset=train_dataset, processing_class=tokenizer)
         if train:
             trainer.train()
         return trainer
@@ -282,6 +304,95 @@ def test_masks_go_through_a_file_and_are_refused_where_they_do_not_fit(tmp_path)
             other.load(tmp_path / "masks.safetensors")
 
 
+def found_child(batches: list[torch.Tensor], p: float = 0.25, dtype=torch.float32) -> torch.Tensor:
+    """D's child of a parameter, whose gradients these are."""
+    parameter = torch.nn.Parameter(torch.zeros(len(batches[0]), dtype=dtype))
+    child = ChildNetwork(torch.optim.SGD([parameter], lr=1.0), "D", p, scope="all")
+    child.find(torch.nn.ParameterList([parameter]), ((parameter * batch).sum() for batch in batches))
+    return child.masks[0]
+
+
+GOOD = [torch.randn(1000, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("entries", [1, 1000])
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_a_bad_batch_is_left_out_of_the_information(bad, entries, position, caplog):
+    batch = torch.zeros(1000)
+    batch[:entries] = bad
+    child = found_child([*GOOD[:position], batch, *GOOD[position:]])
+    assert torch.equal(child, found_child(GOOD))
+    assert child.sum() == 250
+    assert "the gradients of 1 of 5 batches are not finite, or over 1e+15" in caplog.text
+
+
+def test_information_that_no_batch_gives_is_said_so():
+    with pytest.raises(ChildTuningError, match="of 2 of 2 batches are not finite"):
+        found_child([torch.full((10,), torch.nan)] * 2)
+    with pytest.raises(ChildTuningError, match="every gradient in scope is zero"):
+        found_child([torch.zeros(10)])
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-20, 1e-25, 1e-35])
+def test_tiny_gradients_have_the_child_of_larger_ones(scale):
+    """The squares of the last three are zero in float32. A power of two, so that the same entries are rounded alike."""
+    scale = 2.0 ** round(math.log2(scale))
+    assert torch.equal(found_child([batch * scale for batch in GOOD]), found_child(GOOD))
+    mixed = [GOOD[0] * scale, *GOOD[1:]]  # the first says nothing beside the others
+    assert (found_child(mixed) == found_child(GOOD[1:])).float().mean() > 0.999
+    assert torch.equal(found_child([torch.zeros(1000), GOOD[0] * scale]), found_child(GOOD[:1]))
+
+
+class Stream(IterableDataset):
+    """Rows without a length. If they can be read only once, each iteration goes on where the last one was left."""
+
+    def __init__(self, rows: list[dict], endless: bool, once: bool):
+        self.rows, self.endless, self.shared = rows, endless, self.read() if once else None
+
+    def read(self):
+        yield from itertools.cycle(self.rows) if self.endless else self.rows
+
+    def __iter__(self):
+        return self.shared or self.read()
+
+
+def rows_of(dataset) -> list[dict]:
+    return [{name: torch.tensor(value) for name, value in row.items()} for row in dataset]
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_child_is_found_on_a_stream(endless, train, dataset):
+    """In as many batches as training takes, of an endless one; and training still sees the first."""
+    seen = []
+
+    class Watched(Stream):
+        def read(self):
+            for row in super().read():
+                seen.append(row)
+                yield row
+
+    stream = Watched(rows_of(dataset), endless, once=False)
+    options = {"max_steps": 3, "gradient_accumulation_steps": 2, "disable_tqdm": False}
+    trainer = train(train_dataset=stream, child_tuning="D", **options)
+    assert trainer.state.global_step == 3
+    assert len(seen) <= 2 + 2 * (3 * 2 + 2) * 4  # the check, the pass and the training, which read a batch ahead
+    loaders = trainer.accelerator.gradient_state.dataloader_references
+    assert sum(loader is not None for loader in loaders) <= 1  # training's, whose end was not reached
+    whole = {"train_dataset": stream.rows[:24], "train_sampling_strategy": "sequential"}
+    same = train(child_tuning="D", **whole, **options)
+    for one, other in zip(trainer._child.masks, same._child.masks, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_stream_that_can_be_read_once_is_refused_for_d_and_trains_with_f(endless, train, dataset):
+    with pytest.raises(ChildTuningError, match="want a dataset that starts again for each iteration"):
+        train(train_dataset=Stream(rows_of(dataset), endless, once=True), child_tuning="D", max_steps=3)
+    stream = Stream(rows_of(dataset), endless, once=True)
+    assert train(train_dataset=stream, child_tuning="F", max_steps=3).state.global_step == 3
+
+
 @pytest.mark.parametrize("variant", ["F", "D"])
 @pytest.mark.parametrize("target", ["gradient", "update"])
 def test_a_resumed_run_is_bit_exact(variant, target, train, tmp_path):
@@ -429,6 +540,182 @@ def test_a_child_network_is_taken_off_again():
     child.remove()
     child.optimizer.step()
     assert torch.equal(parameter.detach(), -torch.ones(100))
+
+
+# ---- Optimizers and loops of others -------------------------------------------------------------------------------
+def step_with_closure(child: ChildNetwork, parameter: torch.nn.Parameter, keyword: bool) -> None:
+    """As Lightning and LBFGS step: gradients cleared, computed and clipped by the closure."""
+
+    def closure():
+        child.optimizer.zero_grad()
+        loss = (parameter - 1).square().sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([parameter], 10.0)
+        return loss
+
+    loss = child.optimizer.step(closure=closure) if keyword else child.optimizer.step(closure)
+    assert loss == 4000
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad, torch.optim.LBFGS])
+@pytest.mark.parametrize("target", ["gradient", "update"])
+@pytest.mark.parametrize("keyword", [True, False])
+def test_a_step_with_a_closure_moves_the_child_and_nothing_else(kind, target, keyword):
+    for variant in ("F", "D"):
+        parameter = torch.nn.Parameter(torch.zeros(4000))
+        child = ChildNetwork(kind([parameter], lr=0.1), variant, 0.25, target, "all", seed=3)
+        if variant == "D":
+            model = torch.nn.ParameterDict({"a": parameter})
+            child.find(model, [(parameter * torch.arange(4000)).sum()])
+            expected = torch.arange(4000) >= 3000
+        else:
+            expected = Draws(0.25, mask_seed(3, 0, 0), "cpu").next(4000)
+        child.measure = True
+        step_with_closure(child, parameter, keyword)
+        assert torch.equal(parameter != 0, expected)
+        assert child.kept == (int(expected.sum()), 4000)
+        assert child.step == 1
+
+
+def test_a_closure_steps_as_gradients_computed_before_do():
+    """Clipping and momentum too, over several steps: to the bit."""
+    ends = []
+    for with_closure in (False, True):
+        parameter = torch.nn.Parameter(torch.zeros(4000))
+        child = ChildNetwork(torch.optim.AdamW([parameter], lr=0.1), p=0.3, seed=4)
+        for _ in range(5):
+
+            def closure(parameter=parameter, child=child):
+                child.optimizer.zero_grad()
+                (parameter - 1).square().sum().backward()
+                torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+
+            if with_closure:
+                child.optimizer.step(closure)
+            else:
+                closure()
+                child.optimizer.step()
+        ends.append(parameter.detach())
+    assert torch.equal(*ends)
+
+
+def test_an_optimizer_that_accelerate_prepared_is_masked():
+    model = torch.nn.Linear(40, 40)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    child = ChildNetwork(optimizer, p=0.3, target="update", seed=2)
+    before = [parameter.detach().clone() for parameter in child.parameters()]
+    for _ in range(2):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(torch.ones(3, 40)).square().sum())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert child.step == 1  # the first call only accumulates
+    for index, (old, new) in enumerate(zip(before, child.parameters(), strict=True)):
+        drawn = Draws(0.3, mask_seed(2, 0, index), "cpu").next(old.numel()).view(old.shape)
+        assert torch.equal(new != old, drawn)
+    with pytest.raises(ChildTuningError, match=r"Counter.*calls? no hooks; want a torch.optim.Optimizer"):
+        ChildNetwork(Counter())
+
+
+@pytest.mark.parametrize("variant", ["F", "D"])
+def test_parameters_added_later_are_masked_or_asked_for(variant):
+    first, second = (torch.nn.Parameter(torch.zeros(1000)) for _ in range(2))
+    child = ChildNetwork(torch.optim.SGD([first], lr=1.0), variant, 0.3, scope="all", seed=6)
+    model = torch.nn.ParameterList([first, second])
+    scales = torch.arange(1000.0)
+    if variant == "D":
+        child.find(model, [(first * scales).sum()])
+    child.optimizer.add_param_group({"params": [second]})
+    first.grad, second.grad = scales.clone(), scales.clone()
+    if variant == "D":
+        with pytest.raises(ChildTuningError, match=r"1 parameters, the optimizer now has 2.*find\(\) again"):
+            child.optimizer.step()
+        child.find(model, [((first + second) * scales).sum()])
+        first.grad, second.grad = scales.clone(), scales.clone()
+    child.optimizer.step()
+    for parameter in (first, second):
+        assert 0.2 < (parameter != 0).float().mean() < 0.4
+
+
+@pytest.mark.parametrize("target", ["gradient", "update"])
+@pytest.mark.parametrize("variant", ["F", "D"])
+def test_sparse_gradients_are_masked_as_dense_ones(variant, target):
+    """Ids come twice in a batch; the table is large enough for dense gradients to be masked by rows, too."""
+    ids, ends = torch.tensor([[5, 19_000, 5], [17, 3, 17]]), []
+    p = 0.3 if variant == "F" else 1e-4
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(20_000, 8, sparse=sparse)
+        child = ChildNetwork(torch.optim.SGD(table.parameters(), lr=1.0), variant, p, target, "all", seed=8)
+        weights = torch.arange(1.0, 49).view(2, 3, 8)
+        if variant == "D":
+            child.find(table, [(table(ids) * weights).sum()])
+        for _ in range(2):
+            child.optimizer.zero_grad()
+            (table(ids) * weights).sum().backward()
+            child.optimizer.step()
+        ends.append(table.weight.detach())
+    torch.testing.assert_close(*ends)  # without a mask, ids that come twice are added one after the other
+    torch.manual_seed(0)
+    start = torch.nn.Embedding(20_000, 8).weight
+    assert torch.equal(*(end != start for end in ends))
+    assert 8 <= (ends[0] != start).sum() < 32
+
+
+def test_what_no_mask_fits_is_refused():
+    value = torch.zeros(8, dtype=torch.complex128)
+    _, child = one_parameter(value, value)
+    with pytest.raises(ChildTuningError, match="does not mask gradients of torch"):
+        child.optimizer.step()
+
+
+@pytest.mark.parametrize("optim", ["schedule_free_adamw", "schedule_free_sgd"])
+def test_a_schedule_free_optimizer_is_masked_by_its_gradients_alone(optim, train):
+    """Between train() and eval() it moves every weight: with target update, that would be outside the child too."""
+    pytest.importorskip("schedulefree", reason="schedulefree is not installed")
+    options = {"optim": optim, "child_tuning": "D", "lr_scheduler_type": "constant", "max_steps": 3}
+    before = weights(train(train=False))
+    trainer = train(**options)
+    masks = trainer._child.masks
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    for parameter, mask in zip(trainer._child.parameters(), masks, strict=True):
+        if mask is not None:  # without momentum or decay, weights outside the child have no gradient
+            assert torch.equal(parameter[~mask], before[names[id(parameter)]][~mask])
+    with pytest.raises(ChildTuningError, match=r"update does not hold with .*ScheduleFree"):
+        train(child_tuning_target="update", **options)
+
+
+@pytest.mark.parametrize(
+    ("package", "optim", "says"),
+    [
+        ("lomo_optim", "lomo", "Lomo, which moves weights in the backward pass"),
+        ("galore_torch", "galore_adamw_layerwise", "LayerWiseDummyOptimizer, which holds no weight"),
+        ("apollo_torch", "apollo_adamw_layerwise", "LayerWiseDummyOptimizer, which holds no weight"),
+    ],
+)
+def test_an_optimizer_that_steps_in_the_backward_pass_is_refused(package, optim, says, train):
+    pytest.importorskip(package, reason=f"{package} cannot be imported", exc_type=ImportError)
+    options = {"optim": optim, "optim_target_modules": ["dense"], "max_steps": 1}
+    for setting in (
+        {"child_tuning": "F"},
+        {"child_tuning": "D"},
+        {"child_tuning": "F", "child_tuning_target": "update"},
+    ):
+        with pytest.raises(ChildTuningError, match=re.escape(says)):
+            train(**setting, **options)
+    train(child_tuning="none", **options)  # as the library trains it
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw"])
+def test_an_optimizer_of_projected_gradients_is_masked(optim, train):
+    pytest.importorskip(f"{optim[:6]}_torch", reason=f"{optim[:6]}_torch cannot be imported", exc_type=ImportError)
+    options = {"optim": optim, "optim_target_modules": ["dense"], "max_steps": 2, "child_tuning": "F"}
+    before = weights(train(train=False))
+    after = weights(train(child_tuning_target="update", child_tuning_p=0.2, **options))
+    for name, old in before.items():
+        if "dense.weight" in name:
+            assert 0.55 < (after[name] == old).float().mean() < 1
 
 
 def test_deepspeed_is_refused(train):

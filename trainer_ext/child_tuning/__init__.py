@@ -20,11 +20,13 @@ In your own loop:
 For variant D, before the first step: `child.find(model, (model(**batch).loss for batch in loader))`.
 """
 
+from .checks import SCOPES, TARGETS, VARIANTS, ChildTuningError, check_settings
 from .masks import CHUNK, MANY_ROWS, Draws, Mask, highest_share, keep, mask_seed, put_back
-from .network import MASKS, SCOPES, TARGETS, VARIANTS, ChildNetwork, check_settings
+from .network import MASKS, ChildNetwork
 from .trainer import ChildTuningArguments, ChildTuningTrainer
 
 __all__ = [
     "CHUNK", "MANY_ROWS", "MASKS", "SCOPES", "TARGETS", "VARIANTS", "ChildNetwork", "ChildTuningArguments",
-    "ChildTuningTrainer", "Draws", "Mask", "check_settings", "highest_share", "keep", "mask_seed", "put_back",
+    "ChildTuningError", "ChildTuningTrainer", "Draws", "Mask", "check_settings", "highest_share", "keep",
+    "mask_seed", "put_back",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor, Shard
 
+from .checks import ChildTuningError
+
 # Entries masked at a time on CPU: from the first pass over them to the last they stay in the cache.
 CHUNK = 2**17
 # In a matrix with so many rows, those that are all zero are passed over: an embedding's, of tokens not in the batch.
@@ -135,6 +137,25 @@ def mask_seed(seed: int, step: int, parameter: int, shard: int | None = None) ->
 def kept_levels(p: float) -> int:
     """How many of the 65,536 values of a 16-bit number are kept."""
     return max(1, round(p * 2**16))
+
+
+def stored_gradient(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return what is stored of a parameter's gradient, to be masked in place, and where in the parameter that lies.
+
+    Of a sparse gradient that is its values and their indices; a position that came several times is summed first. Any
+    other gradient is whole, and the indices are empty.
+
+    Raises:
+        ChildTuningError: for a layout or an element size that is not masked.
+    """
+    gradient = local_part(parameter.grad)
+    if gradient.element_size() not in _INTEGERS or gradient.layout not in (torch.strided, torch.sparse_coo):
+        raise ChildTuningError(f"Child-Tuning does not mask gradients of {gradient.dtype}, {gradient.layout}")
+    if not gradient.is_sparse:
+        return gradient, ()
+    if not gradient.is_coalesced():
+        parameter.grad = gradient = gradient.coalesce()
+    return gradient.values(), tuple(gradient.indices())
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, has_length
 
-from .masks import local_part, shard_number
-from .network import MASKS, ChildNetwork, check_settings
+from .checks import ChildTuningError, check_settings, hooked_optimizer
+from .masks import shard_number, stored_gradient
+from .network import MASKS, ChildNetwork
 
 
 # ---- Trainer ------------------------------------------------------------------------------------------------------
@@ -64,33 +66,36 @@ class ChildTuningTrainer(Trainer):
 
     The hooks run after accumulation, all-reduce, unscaling and clipping. A step that mixed precision skips moves no
     other mask. With `p = 1` the run is bit-identical to `Trainer`'s. D's masks are found before the first step, with
-    the random state left as it was, and saved in each checkpoint as `child_network.safetensors`.
+    the random state left as it was, and saved in each checkpoint as `child_network.safetensors`. They are found in one
+    pass over the training data; over a stream, which may have no end, in as many batches as training takes.
 
     At each logging step the log gains `child_tuning_kept_fraction` (of the entries that are masked) and, for target
     `gradient`, the gradient's 2-norm before and after the mask (`child_tuning_grad_norm`,
     `child_tuning_masked_grad_norm`).
 
     Raises:
-        ValueError: if `args` is not a [`ChildTuningArguments`], or under DeepSpeed, whose inner optimizer no hook
-            reaches.
+        ChildTuningError: if `args` is not a [`ChildTuningArguments`]; under DeepSpeed, whose inner optimizer no hook
+            reaches; when training begins, for an optimizer that moves weights outside of its steps (LOMO, layer-wise
+            GaLore and APOLLO), and for D on training data that can be read only once.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, ChildTuningArguments):
-            raise ValueError(
+            raise ChildTuningError(
                 f"ChildTuningTrainer needs args of type ChildTuningArguments, not {type(self.args).__name__}"
             )
         if self.args.child_tuning != "none" and self.is_deepspeed_enabled:
-            raise ValueError("Child-Tuning does not work under DeepSpeed, whose optimizer cannot be hooked; use DDP")
+            raise ChildTuningError("Child-Tuning does not work under DeepSpeed, whose optimizer has no hooks; use DDP")
         self._child: ChildNetwork | None = None
         self._child_tuning_log: dict[str, float] = {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The library's optimizer, with a child network around its steps."""
         optimizer = super().create_optimizer(model)
-        # On a second `train()` the library hands back the optimizer wrapped by Accelerate.
-        inner = getattr(optimizer, "optimizer", optimizer)
+        if self.args.child_tuning == "none":
+            return optimizer
+        inner = hooked_optimizer(optimizer)  # on a second `train()` the library hands back Accelerate's wrapper
         if self._child is None or inner is not self._child.optimizer:
             args = self.args
             inner.register_step_pre_hook(self._before_masking)  # before the child's own
@@ -104,37 +109,69 @@ class ChildTuningTrainer(Trainer):
                 step=lambda: self.state.global_step,
             )
             inner.register_step_pre_hook(self._after_masking)
+            weights = {id(weight) for weight in (model or self.model).parameters() if weight.requires_grad}
+            if self._child.active and weights.isdisjoint(map(id, self._child.parameters())):
+                raise ChildTuningError(
+                    f"Child-Tuning does not work with {type(inner).__name__}, which holds no weight of the model: "
+                    "layer-wise optimizers move them in the backward pass"
+                )
         return optimizer
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self._child.active and self._child.variant == "D" and self._child.masks is None:
+        if self._finds_child() and self._child.masks is None:
+            batches = None
+            if not has_length(self.train_dataset):
+                self._check_read_twice()
+                batches = max_steps * self.args.gradient_accumulation_steps
             with _random_states_kept():
-                self._child.find(self.model, self._losses(prepared[0]))
+                self._child.find(self.model, self._losses(prepared[0], batches))
         return prepared
 
-    def _losses(self, model: nn.Module) -> Iterator[torch.Tensor]:
-        """Of one pass over the training data, with dropout, as published."""
+    def _finds_child(self) -> bool:
+        return self._child is not None and self._child.active and self._child.variant == "D"
+
+    def _check_read_twice(self) -> None:
+        """Check that a stream starts again: the pass that finds the child would take training's data away."""
+        firsts = []
+        for _ in range(2):
+            with _random_states_kept():
+                firsts.append(next(iter(self.train_dataset), None))
+        if not _same(*firsts):
+            raise ChildTuningError(
+                "Child-Tuning D reads the training data once before it trains, and these go on where they were left, "
+                "or differ; want a dataset that starts again for each iteration, or --child_tuning F"
+            )
+
+    def _losses(self, model: nn.Module, batches: int | None) -> Iterator[torch.Tensor]:
+        """Of one pass over the training data, or of its first batches, with dropout, as published."""
         model.train()
         scale = 2**10 if self.accelerator.mixed_precision == "fp16" else 1  # small gradients stay above fp16's zero
         loader = self.get_train_dataloader()
         quiet = self.args.disable_tqdm or not self.is_local_process_zero()
-        for inputs in tqdm(loader, desc="Fisher information", disable=quiet):
+        total = batches if batches is not None or not has_length(loader) else len(loader)
+        for inputs in tqdm(islice(loader, batches), desc="Fisher information", disable=quiet, total=total):
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager():
                 yield self.compute_loss(model, inputs).mean() * scale
+        if batches is not None and hasattr(loader, "end"):
+            loader.end()  # else Accelerate takes it for one that is still read
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self._child.masks is not None and (self.args.should_save or self._masks_name() != MASKS):
-            self._child.save(os.path.join(output_dir, self._masks_name()))
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        # The masks come first: the library writes the state last, and a checkpoint that has it is complete.
+        has_masks = self._child is not None and self._child.masks is not None
+        if has_masks and (self.args.should_save or self._masks_name() != MASKS):
+            folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            os.makedirs(folder, exist_ok=True)
+            self._child.save(os.path.join(folder, self._masks_name()))
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # Its masks first: to make room for a sharded optimizer's state, torch takes an empty step.
-        if checkpoint is not None and self._child.active and self._child.variant == "D":
+        if checkpoint is not None and self._finds_child():
             path = os.path.join(checkpoint, self._masks_name())
             if not os.path.exists(path):
-                raise ValueError(f"{path}: missing; Child-Tuning D cannot go on from a checkpoint without its child")
+                raise ChildTuningError(f"{path}: missing; Child-Tuning D does not resume without its child network")
             self._child.load(path)
         super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -157,7 +194,9 @@ class ChildTuningTrainer(Trainer):
 
     def _gradient_norm(self) -> float:
         """Of this process's gradients."""
-        gradients = [local_part(p.grad) for p in self._child.parameters() if p.grad is not None]
+        gradients = [stored_gradient(p)[0] for p in self._child.parameters() if p.grad is not None]
+        if not gradients:
+            return 0.0
         return torch.stack([norm.float().to("cpu") for norm in torch._foreach_norm(gradients)]).norm().item()
 
     def _logs_after_this_step(self) -> bool:
@@ -185,3 +224,14 @@ def _random_states_kept() -> Iterator[None]:
         yield
     random.setstate(python)
     np.random.set_state(numpy)
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether two rows are equal."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, torch.Tensor | np.ndarray) and isinstance(other, torch.Tensor | np.ndarray):
+        return np.array_equal(np.asarray(one), np.asarray(other))
+    return one == other
