@@ -27,10 +27,10 @@ from transformers.utils import logging
 
 try:
     from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, by_head, position_scores, shifted
-    from .packing_emodeberta import Packing
+    from .packing_emodeberta import Packing, is_traced
 except ImportError:
     from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, by_head, position_scores, shifted
-    from packing_emodeberta import Packing
+    from packing_emodeberta import Packing, is_traced
 
 logger = logging.get_logger(__name__)
 
@@ -128,7 +128,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         dropout = self.dropout.p if self.training else 0.0
         parts = (query, key, value, c2p, p2c, attention_mask.bias)
         arguments = (*parts, attention_mask)
-        if torch.compiler.is_compiling():
+        if is_traced():
             return self._fused(*arguments, dropout), None
         if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts):
             return DisentangledAttention.apply(*arguments, dropout), None
@@ -183,34 +183,34 @@ class ProjectionCache:
     """Every layer's projections of the relative positions, kept from one inference batch to the next.
 
     They are computed from the relative embedding, its normalisation and the layers' projections, and from nothing in
-    the batch. They are stale once one of these weights is replaced, moved, cast or written in place, or once autocast
-    computes in another precision. To notice, the cache compares each weight's id, address, dtype and version. It also
-    keeps the weights' memory alive, so that no new weight can come up at an old address. Where a change could go
-    unseen, nothing is reused: in layers of other classes (adapters, quantised ones) and for weights made under
-    `torch.inference_mode`.
+    the batch. They are stale once one of these weights has another value or precision. Whatever changed it need not
+    say so: fused optimizers and `weight.data` leave no trace in a tensor's version. So the cache adds up the weights'
+    bits, which takes about 2% of the time of one short text. In layers of other classes (adapters, quantised or
+    offloaded ones) nothing is reused.
     """
 
     def __init__(self):
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        # State of the weights, the weights, projections: one tuple, so that a thread sees all of it or none.
-        self._kept: tuple[tuple | None, list[torch.Tensor], list[tuple]] = (None, [], [])
+        # Precision, sums and projections: one tuple, so that a thread sees all of it or none.
+        self._kept: tuple[tuple, torch.Tensor, list[tuple]] | None = None
 
     def of(self, encoder: "EmoDebertaEncoder") -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
         """Return what [`EmoDebertaSelfAttention.project_positions`] gives for each layer, computed anew if stale."""
-        state, weights = self._state(encoder)
-        kept = self._kept
-        if state is None or kept[0] != state:
-            positions = encoder.get_rel_embedding()
-            made = [layer.attention.self.project_positions(positions) for layer in encoder.layer]
-            kept = self._kept = (state, weights, made)
-        return kept[2]
+        weights, kept = self._weights(encoder), self._kept
+        if weights is not None:
+            device = weights[0].device
+            autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+            precision = (device, autocast, *(weight.dtype for weight in weights))
+            sums = torch.cat([bit_sums(weight) for weight in weights])
+            if kept is not None and kept[0] == precision and torch.equal(kept[1], sums):
+                return kept[2]
+        positions = encoder.get_rel_embedding()
+        made = [layer.attention.self.project_positions(positions) for layer in encoder.layer]
+        self._kept = None if weights is None else (precision, sums, made)
+        return made
 
     @staticmethod
-    def _state(encoder: "EmoDebertaEncoder") -> tuple[tuple | None, list[torch.Tensor]]:
-        """Return what changes whenever the projections would, `None` if a change could go unseen, and the weights."""
+    def _weights(encoder: "EmoDebertaEncoder") -> list[torch.Tensor] | None:
+        """Return the weights that projections are made of, or `None` if they may depend on something else."""
         modules: list[nn.Module] = [encoder.rel_embeddings]
         if "layer_norm" in encoder.norm_rel_ebd:
             modules.append(encoder.LayerNorm)
@@ -221,14 +221,24 @@ class ProjectionCache:
                 modules.append(attention.key_proj if shared else attention.pos_key_proj)
             if "p2c" in attention.pos_att_type:
                 modules.append(attention.query_proj if shared else attention.pos_query_proj)
-        known = (nn.Embedding, nn.Linear, nn.LayerNorm)
         weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
-        if any(type(module) not in known for module in modules) or any(weight.is_inference() for weight in weights):
-            return None, []
-        device_type = weights[0].device.type
-        precision = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type)
-        state = tuple((id(weight), weight.data_ptr(), weight.dtype, weight._version) for weight in weights)
-        return (precision, state), [weight.detach() for weight in weights]
+        known = (nn.Embedding, nn.Linear, nn.LayerNorm)
+        if any(type(module) not in known or has_hooks(module) for module in modules):
+            return None
+        return None if len({weight.device for weight in weights}) > 1 else weights
+
+
+def bit_sums(weight: torch.Tensor) -> torch.Tensor:
+    """Return for each row the sum of its bits, read as whole numbers; one changed bit changes it."""
+    rows = weight.detach().contiguous()
+    rows = rows.view(len(rows), -1) if rows.dim() > 1 else rows.view(1, -1)
+    whole = torch.int64 if rows.shape[1] * rows.element_size() % 8 == 0 else torch.uint8
+    return rows.view(whole).sum(1, dtype=torch.int64)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module does more than its class says: hooks of torch, or accelerate's, which fetch weights."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 class EmoDebertaEncoder(DebertaV2Encoder):
@@ -247,12 +257,6 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         if config.position_bias_buckets:
             self.position_bias = nn.Embedding(config.position_bias_buckets, config.num_attention_heads)
         self.projection_cache = ProjectionCache()
-
-    def train(self, mode: bool = True) -> "EmoDebertaEncoder":
-        """Set the mode as the library does; training also empties the cache of projections."""
-        if mode:
-            self.projection_cache.clear()
-        return super().train(mode)
 
     def forward(
         self,
@@ -276,7 +280,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             return super().forward(hidden_states, attention_mask, output_hidden_states, output_attentions)
 
         heads = self.config.num_attention_heads
-        if torch.compiler.is_compiling():
+        if is_traced():
             packing = Packing.padded(attention_mask, heads)
         else:
             on_cpu = hidden_states.device.type == "cpu"
@@ -313,6 +317,14 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         by_distance = self.position_bias(buckets).T
         return shifted(by_distance[:, None].expand(-1, length, -1), length)
 
+    def get_rel_embedding(self) -> torch.Tensor | None:
+        """Return the library's result; weights that a hook fetches (`cpu_offload`) are read through their module."""
+        if not self.relative_attention or not has_hooks(self.rel_embeddings):
+            return super().get_rel_embedding()
+        weight = self.rel_embeddings.weight
+        positions = self.rel_embeddings(torch.arange(len(weight), device=None if weight.is_meta else weight.device))
+        return self.LayerNorm(positions) if "layer_norm" in self.norm_rel_ebd else positions
+
     def get_rel_pos(self, hidden_states, query_states=None, relative_pos=None):
         """Return the library's result, for `eager`; with a position bias, `(that result or None, bias matrix)`."""
         relative_pos = super().get_rel_pos(hidden_states, query_states, relative_pos)
@@ -325,7 +337,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             return None, [None] * len(self.layer)
         span = len(self.rel_embeddings.weight) // 2
         rows = relative_rows(length, span, self.position_buckets, self.max_relative_positions, hidden_states.device)
-        if torch.compiler.is_compiling():
+        if is_traced():
             return rows, [self.get_rel_embedding()] * len(self.layer)
         if self.training or torch.is_grad_enabled() or self._is_sharded():
             reach = min(length, span)  # no bucket is further from 0 than its distance

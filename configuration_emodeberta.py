@@ -40,6 +40,25 @@ CUSTOM_PIPELINES = {
 }
 
 
+class Pipelines(dict):
+    """`CUSTOM_PIPELINES`, in which the library also finds its other name for the task, `sentiment-analysis`.
+
+    There is still only one entry, from which `pipeline(model=…)` infers the task.
+    """
+
+    def __init__(self):
+        super().__init__(deepcopy(CUSTOM_PIPELINES))
+
+    def __contains__(self, task: object) -> bool:
+        return task == "sentiment-analysis" or super().__contains__(task)
+
+    def __missing__(self, task: str) -> dict:
+        return self["text-classification"]
+
+    def __reduce__(self) -> tuple:
+        return Pipelines, ()
+
+
 @strict
 class EmoDebertaConfig(DebertaV2Config):
     """A DeBERTa-v2/v3 configuration with the pooling and the classification head of LingJing (WASSA 2022).
@@ -79,7 +98,7 @@ class EmoDebertaConfig(DebertaV2Config):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.auto_map = dict(AUTO_MAP)
-        self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
+        self.custom_pipelines = Pipelines()
 
     def to_dict(self) -> dict:
         """Return the library's dictionary, without the classes that `pipeline()` puts into `custom_pipelines`."""
@@ -154,7 +173,7 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.auto_map = dict(ENSEMBLE_AUTO_MAP)
-        self.custom_pipelines = deepcopy(CUSTOM_PIPELINES)
+        self.custom_pipelines = Pipelines()
 
     def to_dict(self) -> dict:
         """Return what `EmoDebertaConfig.to_dict` does."""

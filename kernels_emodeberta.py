@@ -8,16 +8,21 @@ import math
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 try:
-    from .packing_emodeberta import Packing
+    from .packing_emodeberta import Packing, is_exported, is_traced
 except ImportError:
-    from packing_emodeberta import Packing
+    from packing_emodeberta import Packing, is_exported, is_traced
 
 # In a long text on its own, this many queries (or keys) share one matrix product for their position scores.
 BLOCK = 64
+
+
+def refuse_second_derivative() -> None:
+    """Raise an error in a backward pass that is to be differentiated again; the gradients here cannot be."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("no second derivative (create_graph=True) here; load with attn_implementation='eager'")
 
 
 # ---- Scores by relative position ------------------------------------------------------------------------------------
@@ -27,6 +32,9 @@ def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
     Row r is read m - 1 - r columns further right. In memory, that is a matrix whose rows are one entry shorter.
     """
     m, width = scores.shape[-2:]
+    if is_exported():  # one more column, so that the same graph holds for m = 1
+        flat = F.pad(scores, (0, 1)).flatten(-2)[..., m - 1 : m - 1 + m * width]
+        return flat.unflatten(-1, (m, width))[..., :columns]
     if m == 1:
         return scores
     flat = scores.flatten(-2)[..., m - 1 : m - 1 + m * (width - 1)]
@@ -69,7 +77,7 @@ def position_scores(
         `(heads, rows, length, length)`.
     """
     _, rows, length, _ = query.shape
-    if torch.compiler.is_compiling() or rows > 1 or length <= BLOCK:
+    if is_traced() or rows > 1 or length <= BLOCK:
         scores = None if c2p is None else position_products(query, c2p)
         if p2c is not None:
             other = position_products(key, p2c).transpose(-1, -2)
@@ -134,7 +142,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         threshold = round(self.p * 2**16)
-        if not self.training or threshold in (0, 2**16) or states.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training or threshold in (0, 2**16) or states.device.type != "cpu" or is_traced():
             return super().forward(states)
         scale = 2**16 / (2**16 - threshold)
         return states * (dropout_noise(states.shape, threshold, states.device) > 0).to(states.dtype).mul_(scale)
@@ -144,7 +152,7 @@ class Gelu(nn.Module):
     """GELU, computed in place if nothing needs its argument again, since a new tensor costs more than the GELU."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or is_traced():
             return F.gelu(states)
         return torch.ops.aten.gelu_(states)
 
@@ -228,8 +236,8 @@ class DisentangledAttention(torch.autograd.Function):
         return context
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient):
+        refuse_second_derivative()
         with torch.autocast(gradient.device.type, enabled=False):
             return DisentangledAttention._backward(ctx, gradient)
 
@@ -300,8 +308,8 @@ class TiedLookup(torch.autograd.Function):
         return F.embedding(ids, weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple:
+        refuse_second_derivative()
         (ids,) = ctx.saved_tensors
         rows = gradient.flatten(0, -2).to(ctx.dtype)
         if ctx.padding is not None:
@@ -326,8 +334,8 @@ class TiedLogits(torch.autograd.Function):
         return logits
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: torch.Tensor) -> tuple:
+        refuse_second_derivative()
         states, weight = ctx.saved_tensors
         ctx.tie.factors = (gradient, states.to(gradient.dtype))
         for_states = (gradient @ weight.to(gradient.dtype)).to(states.dtype)

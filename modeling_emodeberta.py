@@ -21,12 +21,13 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
     from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
-    from .packing_emodeberta import Packing  # noqa: F401
+    from .packing_emodeberta import is_traced
     from .pipeline_emodeberta import EmotionPipeline
 except ImportError:
     from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
     from kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
+    from packing_emodeberta import is_traced
     from pipeline_emodeberta import EmotionPipeline
 
 
@@ -296,7 +297,7 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         words, head, tie = self.deberta.embeddings.word_embeddings, self.lm_predictions.lm_head, None
-        trained = torch.is_grad_enabled() and words.weight.requires_grad and not torch.compiler.is_compiling()
+        trained = torch.is_grad_enabled() and words.weight.requires_grad and not is_traced()
         if trained and input_ids is not None and inputs_embeds is None:
             tie = Tie()
             inputs_embeds = TiedLookup.apply(words.weight, input_ids, words.padding_idx, tie)

@@ -12,6 +12,19 @@ import torch
 MASKED = -3e4
 
 
+def is_traced() -> bool:
+    """Return whether a graph is being recorded (`torch.compile`, `torch.export`, `torch.jit.trace`).
+
+    The graph must hold for other texts, so nothing may depend on where this batch has padding.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_exported() -> bool:
+    """Return whether that graph is to be kept, so that it is not recorded anew for another length."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 @dataclass
 class TextGroup:
     """Texts of similar length that attention sees as one grid.

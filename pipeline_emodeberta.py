@@ -4,8 +4,13 @@ Shipped inside every saved model, where `pipeline("text-classification", model=�
 """
 
 import re
+import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from itertools import islice
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +23,13 @@ logger = logging.get_logger(__name__)
 WINDOW = 2048
 # Characters in which the first tokens are looked for: almost all of a longer one would be blanks or one word.
 LONGEST_TEXT = 2**20
+# What a call may also say of the tokenizers.
+TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
+TOKENIZER_OPTIONS += ("return_token_type_ids", "split_special_tokens", "truncation", "verbose")
+# A tokenizer keeps the last caller's length and stride, so threads take turns, whichever pipeline they call.
+TOKENIZING = threading.Lock()
+# Letters and symbols of Unicode that show nothing: Hangul fillers and the Braille blank.
+BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 
 def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -35,12 +47,34 @@ def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[
         yield batch
 
 
-def _is_text(value: object) -> bool:
-    """Return whether a value is a string, not blank, and valid Unicode (half of a surrogate pair is not)."""
+def is_text(value: object) -> bool:
+    """Return whether a value is a string with something to read in it.
+
+    That is a letter, a digit, a punctuation mark or a symbol: not only spaces, controls, zero-width characters or marks
+    without a letter. A string with half of a surrogate pair is not a text.
+    """
     try:
-        return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
+        if not isinstance(value, str) or not value.encode():
+            return False
     except UnicodeEncodeError:
         return False
+    # "Cn" is for characters that are newer than this Python
+    return any(
+        character not in BLANK and ((kind := unicodedata.category(character))[0] in "LNPS" or kind == "Cn")
+        for character in value
+    )
+
+
+def as_pair(value: Any) -> tuple[str, str | None] | None:
+    """Return an input's text and the second text that belongs to it, `None` if there is no text."""
+    second = None
+    if isinstance(value, dict) and {"text"} <= value.keys() <= {"text", "text_pair"}:
+        value, second = value["text"], value.get("text_pair") or None
+    elif isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and len(value[0]) == 2:
+        value, second = value[0]  # the library's old way
+    if not is_text(value) or not (second is None or is_text(second)):
+        return None
+    return str(value), second
 
 
 def beginnings(texts: list[str], tokenizer: Any, room: int) -> list[str]:
@@ -78,10 +112,12 @@ class EmotionPipeline(TextClassificationPipeline):
     """`TextClassificationPipeline` whose batches follow the texts' lengths; results keep the order of the texts.
 
     Made by `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or by `pipeline(...)` as above. It takes
-    a text, a list or any other iterable of texts (a generator, a column of a dataset). It returns what the library's
-    pipeline does: a list for a list, a generator for another iterable. Texts beyond the tokenizer's `model_max_length`
-    are cut. In a list or stream, an input that is empty or not a text gets `{"label": None, "score": None,
-    "error": …}`, so that one bad row does not lose the others. Warnings say how many of each there were.
+    a text, a pair `{"text": …, "text_pair": …}`, a list or any other iterable of these (a generator, a dataset, a
+    column of one). `text_pair=` gives a list of texts their second texts, or all of them the same one. It returns what
+    the library's pipeline does: a list for a list, a generator for another iterable. Texts beyond the tokenizer's
+    `model_max_length` are cut. An input that is empty or not a text gets `{"label": None, "score": None, "error": …}`,
+    and so does one for which the model gives no number, so that one bad row does not lose the others. Warnings say how
+    many there were. Threads may share a pipeline.
 
     An ensemble's texts are tokenized once per tokenizer and sorted once.
 
@@ -128,8 +164,20 @@ class EmotionPipeline(TextClassificationPipeline):
     ):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         preprocess.setdefault("truncation", True)
+        if unknown := sorted(preprocess.keys() - set(TOKENIZER_OPTIONS)):
+            own = ("stride", "tokens_per_batch", "abstain_below", "thresholds", "return_members", "batch_size")
+            options = (*own, "function_to_apply", "top_k", "text_pair", "num_workers", *TOKENIZER_OPTIONS)
+            meant = get_close_matches(unknown[0], options, 1)
+            hint = f"did you mean {meant[0]}?" if meant else f"the options are {', '.join(options)}"
+            raise ValueError(f"unknown option {unknown[0]!r}; {hint}")
+        top_k = postprocess.get("top_k")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}; want at least 1, or None for all labels")
+        limit = self._limit(getattr(self, "_preprocess_params", {}) | preprocess)
+        room = limit - self.tokenizer.num_special_tokens_to_add()
+        if room < 1:
+            raise ValueError(f"max_length is {limit}; the special tokens alone are {limit - room}")
         if stride is not None:
-            room = self.tokenizer.model_max_length - self.tokenizer.num_special_tokens_to_add()
             if not 0 <= stride < room or not self.tokenizer.is_fast:
                 raise ValueError(f"stride is {stride}; want 0 to {room - 1} shared tokens, and a fast tokenizer")
             if max(getattr(self.model.config, "tokenizer_of_member", None) or [0]) > 0:
@@ -157,6 +205,10 @@ class EmotionPipeline(TextClassificationPipeline):
                 raise ValueError("return_members: this model is not an ensemble")
             postprocess["return_members"] = return_members
         return preprocess, forward, postprocess
+
+    def _limit(self, preprocess: dict) -> int:
+        """Return how many tokens of a text are read."""
+        return preprocess.get("max_length") or self.tokenizer.model_max_length
 
     def _forward(self, model_inputs, tokens_per_batch=None):
         return super()._forward(model_inputs)
@@ -189,22 +241,35 @@ class EmotionPipeline(TextClassificationPipeline):
             "disagreement": sum(member["label"] != label for member in members.values()) / len(members),
         }
 
-    def __call__(self, inputs: str | dict | Iterable[str], **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: str | dict | Iterable, text_pair: str | Iterable[str] | None = None, **kwargs: Any
+    ) -> Any:
         """Classify texts; the class says what goes in and what comes out."""
-        own_way = isinstance(inputs, str) and (hasattr(self.model, "members") or kwargs.get("stride") is not None)
-        if isinstance(inputs, str | dict) and not own_way:
-            return super().__call__(inputs, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("batch_size", "num_workers")}
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        postprocess = self._postprocess_params | postprocess
+        if isinstance(inputs, dict) and isinstance(inputs.get("text"), list | tuple):  # a batch of columns
+            inputs, text_pair = inputs["text"], inputs.get("text_pair", text_pair)
+        single = isinstance(inputs, str | dict)
+        texts = [inputs] if single else inputs
+        if not hasattr(texts, "__iter__") and hasattr(texts, "__len__"):
+            texts = map(texts.__getitem__, range(len(texts)))  # iter() of a torch dataset would never end
+        if isinstance(text_pair, str):
+            texts = ({"text": text, "text_pair": text_pair} for text in texts)
+        elif text_pair is not None:
+            if isinstance(texts, list | tuple) and isinstance(text_pair, list | tuple) and len(texts) != len(text_pair):
+                raise ValueError(f"text_pair: {len(text_pair)} for {len(texts)} texts")
+            texts = ({"text": text, "text_pair": pair} for text, pair in zip(texts, text_pair, strict=True))
         results = self._classify(
-            [inputs] if own_way else inputs,
+            texts,
             self._preprocess_params | preprocess,
             (self._forward_params | forward).get("tokens_per_batch"),
-            self._postprocess_params | postprocess,
+            postprocess,
         )
-        if own_way:  # in the form of the library's result for one text
-            result = next(results)
-            return result if isinstance(result, list) else [result]
+        if single:  # in the form of the library's result for one text
+            (result,) = results
+            bare = isinstance(inputs, dict) or "top_k" in kwargs or "thresholds" in postprocess
+            return result if bare else [result]
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def encode(self, texts: list[str], **options: Any) -> list[Any]:
@@ -216,6 +281,20 @@ class EmotionPipeline(TextClassificationPipeline):
             cuts = options.get("truncation") and "stride" not in options
             encoded.append(tokenizer(beginnings(texts, tokenizer, room) if cuts else texts, **options))
         return encoded
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """Save model and tokenizers; an ensemble's others go into subfolders, where they are looked for."""
+        super().save_pretrained(save_directory, **kwargs)
+        for number, tokenizer in enumerate(self.tokenizers[1:], 1):
+            tokenizer.save_pretrained(Path(save_directory) / f"tokenizer_{number}")
+
+    def encode(self, texts: list, **options: Any) -> list[Any]:
+        """Return the texts' tokens from each tokenizer, without padding; `options` override the pipeline's.
+
+        A text may also be two, as a tuple.
+        """
+        with TOKENIZING:
+            return [tokenizer(texts, **self._preprocess_params | options) for tokenizer in self.tokenizers]
 
     def batches(
         self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False
@@ -238,20 +317,26 @@ class EmotionPipeline(TextClassificationPipeline):
             yield batch, {name: outputs[name] for name in names}
 
     def _classify(
-        self, texts: Iterable[str], preprocess: dict, tokens_per_batch: int | None, postprocess: dict
+        self, texts: Iterable, preprocess: dict, tokens_per_batch: int | None, postprocess: dict
     ) -> Iterator[Any]:
-        texts, seen, cut, bad = iter(texts), 0, 0, 0
+        texts, seen, cut, bad, undecided = iter(texts), 0, 0, 0, 0
+        listed = ("top_k" in postprocess or "thresholds" in postprocess) and not postprocess.get("return_members")
+
+        def error(position: int, problem: str) -> Any:
+            result = {"label": None, "score": None, "error": f"input {seen + position}: {problem}"}
+            return [result] if listed else result
+
         while window := list(islice(texts, WINDOW)):
             results: list[Any] = [None] * len(window)
-            usable = []
-            for position, text in enumerate(window):
-                if _is_text(text):
-                    usable.append(position)
+            usable, pairs = [], []
+            for position, given in enumerate(window):
+                if (pair := as_pair(given)) is None:
+                    results[position] = error(position, f"{given!r:.60}; want a text, or text and text_pair")
                 else:
-                    problem = f"input {seen + position}: {text!r:.60}; want a text"
-                    results[position] = {"label": None, "score": None, "error": problem}
+                    usable.append(position)
+                    pairs.append(pair[0] if pair[1] is None else pair)
             if usable:
-                encoded = self.encode([window[position] for position in usable], **preprocess)
+                encoded = self.encode(pairs, **preprocess)
                 if "stride" not in preprocess:
                     cut += sum(truncated(encoded))
                 of_text = encoded[0].pop("overflow_to_sample_mapping", range(len(usable)))
@@ -263,16 +348,20 @@ class EmotionPipeline(TextClassificationPipeline):
                 for position, output in zip(of_text, outputs, strict=True):
                     windows[position].append(output)
                 for position, of_one in zip(usable, windows, strict=True):
-                    results[position] = self.postprocess(self._joined(of_one), **postprocess)
+                    if all(tensor.isfinite().all() for output in of_one for tensor in output.values()):
+                        results[position] = self.postprocess(self._joined(of_one), **postprocess)
+                    else:
+                        undecided += 1
+                        results[position] = error(position, "the model gives no number (NaN or infinite)")
             yield from results
             seen += len(window)
             bad += len(window) - len(usable)
         if cut:
-            logger.warning(
-                f"{cut} of {seen} texts are longer than {self.tokenizer.model_max_length} tokens and were cut"
-            )
+            logger.warning(f"{cut} of {seen} texts are longer than {self._limit(preprocess)} tokens and were cut")
         if bad:
             logger.warning(f"{bad} of {seen} inputs are empty or not texts, and have an error instead of a label")
+        if undecided:
+            logger.warning(f"for {undecided} of {seen} inputs the model gives no number; they have an error instead")
 
     def _joined(self, windows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Return logits whose probabilities are the mean over the windows of one text."""

@@ -125,7 +125,7 @@ class Logits(torch.nn.Module):
 def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
     """Write the graph, batch and length free."""
     limit = {"max": model.config.max_position_embeddings} if model.config.position_biased_input else {}
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=3, **limit)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, **limit)
     ids = torch.full((3, 20), 5)
     axes = {0: batch, 1: length}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # on packages that are not needed

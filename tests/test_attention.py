@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import TINY, XXLARGE_STYLE
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
@@ -257,8 +258,85 @@ def test_projections_are_made_once_for_all_batches(monkeypatch):
         for length in (9, 30, 4):
             ours.eval()(**padded_batch(length))
     assert len(made) == 2  # layers
-    ours.train()
-    assert ours.encoder.projection_cache._kept == (None, [], [])
+
+
+def fused_step(optimizer) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+UNSEEN = {  # changes of weights that leave no trace in their version, id or address
+    "SGD": lambda weights: fused_step(torch.optim.SGD(weights, lr=0.1, fused=True)),
+    "AdamW": lambda weights: fused_step(torch.optim.AdamW(weights, lr=0.1, fused=True)),
+    "Adagrad": lambda weights: fused_step(torch.optim.Adagrad(weights, lr=0.1, fused=True)),
+    "data": lambda weights: [weight.data.mul_(1.3) for weight in weights],
+    "one bit": lambda weights: [weight.data.view(-1)[:1].mul_(-1) for weight in weights],
+    "numpy": lambda weights: [weight.detach().numpy().__imul__(1.5) for weight in weights],
+    "rows changed places": lambda weights: [weight.data.copy_(weight.data.flip(0)) for weight in weights],
+}
+
+
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", UNSEEN)
+def test_kept_projections_follow_changes_that_leave_no_trace(change, inference):
+    eager, ours = both(TINY)
+    batch = padded_batch(9)
+    with inference():
+        before = ours.eval()(**batch)[0]
+    for model in (eager.eval(), ours):
+        UNSEEN[change](list(model.encoder.parameters()))
+    with inference():
+        after, want = ours(**batch)[0], eager(**batch)[0]
+    kept = batch["attention_mask"].bool()
+    torch.testing.assert_close(after[kept], want[kept], atol=2e-5, rtol=0)
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_weights_may_stay_on_the_cpu_until_they_are_needed(name):
+    for model in both(OPTIONS[name], EmoDebertaForSequenceClassification):
+        batch = padded_batch(9)
+        with torch.no_grad():
+            want = model.eval()(**batch).logits
+            offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+            assert torch.equal(offloaded(**batch).logits, want)
+
+
+@pytest.mark.parametrize("way", ["jit", "export from 1", "export from 2"])
+@pytest.mark.parametrize("name", ["v3", "v2-xxlarge", "position bias", "no buckets, distances beyond the range"])
+def test_a_recorded_graph_holds_for_every_length(name, way):
+    eager, ours = both(OPTIONS[name])
+    example = tuple(padded_batch(9).values())
+    if way == "jit":
+        graph = torch.jit.trace(ours.eval(), example, strict=False)
+    else:
+        axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=int(way[-1]), max=512)}
+        shapes = {"input_ids": axes, "attention_mask": axes}
+        graph = torch.export.export(ours.eval(), example, dynamic_shapes=shapes).module()
+    for length in (1, 2, 3, 20, 130):
+        batch = padded_batch(length)
+        kept = batch["attention_mask"].bool()
+        with torch.no_grad():
+            found = graph(*batch.values())["last_hidden_state"]
+            torch.testing.assert_close(found[kept], eager.eval()(**batch)[0][kept], atol=1e-5, rtol=0)
+
+
+def test_a_second_derivative_is_eagers_alone():
+    """Under sdpa, one line names the remedy."""
+    for model in both(TINY | NO_DROPOUT):
+        batch = padded_batch(9)
+        embeds = model.embeddings.word_embeddings(batch.pop("input_ids")).detach().requires_grad_()
+        loss = model(inputs_embeds=embeds, **batch).last_hidden_state.pow(3).sum()
+        if model.config._attn_implementation == "eager":
+            (gradient,) = torch.autograd.grad(loss, embeds, create_graph=True)
+            gradient.pow(2).sum().backward()
+            assert embeds.grad.abs().max() > 0
+        else:
+            with pytest.raises(RuntimeError, match="attn_implementation='eager'"):
+                torch.autograd.grad(loss, embeds, create_graph=True)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])

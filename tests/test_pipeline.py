@@ -1,11 +1,15 @@
+import copy
+import json
 import logging
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TextClassificationPipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_emodeberta as module
 from pipeline_emodeberta import EmotionPipeline, token_budget_batches
@@ -51,11 +55,63 @@ def test_options_may_be_given_at_construction(classify, parts):
     assert EmotionPipeline(**parts, **options)(TEXTS[:5]) == classify(TEXTS[:5], **options)
 
 
-def test_one_text_and_pairs_go_the_librarys_way(classify, parts):
+class Map(torch.utils.data.Dataset):
+    """Rows by number, as in torch: no `__iter__`, and no end for those that ask for one row after the other."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, position):
+        return self.rows[position % len(self.rows)]
+
+
+class Columns(list):
+    """What `evaluate`'s evaluator sends: a list that holds nothing and yields pairs, the second text `None` or not."""
+
+    def __iter__(self):
+        return iter(PAIRS)
+
+    def __len__(self):
+        return len(PAIRS)
+
+
+PAIRS = [{"text": "the road", "text_pair": "nobody told us"}, {"text": "river", "text_pair": None}, {"text": "why"}]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": None}, {"top_k": 1}, {"max_length": 4}])
+def test_one_input_and_pairs_give_what_the_library_gives(classify, parts, options):
     library = TextClassificationPipeline(**parts)
-    assert classify(TEXTS[0]) == library(TEXTS[0])
-    assert classify({"text": "a", "text_pair": "b"}) == library({"text": "a", "text_pair": "b"})
+    for item in [TEXTS[0], *PAIRS, PAIRS, [PAIRS[0], "river"], [[["the road", "nobody told us"]]]]:
+        assert classify(item, **options) == close(library(item, truncation=True, **options))
     assert classify([]) == []
+
+
+def test_pairs_may_come_in_columns(classify):
+    want = classify([{"text": "the road", "text_pair": "why"}, {"text": "river", "text_pair": "nobody"}])
+    assert classify({"text": ["the road", "river"], "text_pair": ["why", "nobody"]}) == want
+    assert classify(["the road", "river"], text_pair=["why", "nobody"]) == want
+    assert list(classify(iter(["the road", "river"]), text_pair=iter(["why", "nobody"]))) == want
+    assert classify("the road", text_pair="why") == [want[0]]
+    assert classify(["the road"], text_pair="why") == [want[0]]
+    with pytest.raises(ValueError, match="text_pair: 1 for 2 texts"):
+        classify(["the road", "river"], text_pair=["why"])
+
+
+@pytest.mark.parametrize("rows", [TEXTS[:5], PAIRS])
+def test_a_dataset_of_torch_ends(classify, rows):
+    assert list(classify(Map(rows))) == classify(rows)
+    assert list(classify(KeyDataset([{"body": text} for text in TEXTS[:5]], "body"))) == classify(TEXTS[:5])
+    assert classify(Columns()) == classify(PAIRS)
+
+
+def close(result):
+    """A result to compare with, up to the rounding of another batch."""
+    if isinstance(result, dict):
+        return result | {"score": pytest.approx(result["score"], abs=1e-5)}
+    return [close(entry) for entry in result]
 
 
 def test_a_stream_stays_one(classify, monkeypatch):
@@ -74,7 +130,9 @@ def test_a_stream_stays_one(classify, monkeypatch):
     assert [first, *results] == classify(TEXTS)
 
 
-@pytest.mark.parametrize("bad", [None, 7, b"text", ["a", "b"], float("nan"), "", " \n"])
+@pytest.mark.parametrize(
+    "bad", [None, 7, b"text", ["a", "b"], float("nan"), "", " \n", {"text_pair": "b"}, {"text": "a", "pair": "b"}]
+)
 def test_one_bad_row_does_not_lose_the_others(classify, bad, monkeypatch, caplog):
     monkeypatch.setattr(module.logger, "propagate", True)
     with caplog.at_level(logging.WARNING):
@@ -97,7 +155,7 @@ def test_odd_texts_get_a_label_or_an_error(classify, text):
 
 def test_ten_thousand_mixed_inputs_each_get_a_label_or_an_error(classify):
     draw = random.Random(0)
-    no_text = [None, 7, 7.5, float("nan"), b"river", ["road"], {"text": "road"}, "", " \n\t", "\ud800"]
+    no_text = [None, 7, 7.5, float("nan"), b"river", ["road"], {"body": "road"}, "\u200b\ufeff", "", " \n\t", "\ud800"]
     odd = ["\U0001f642\U0001f62d", "\x00\x07\x1b[31m", "\ufeff\u200b word", "7", "<b>road</b>", "\u202e road", "?"]
     inputs = [draw.choice([*odd, *TEXTS[:40]]) + f" {i}" for i in range(10_000)]
     bad = set(draw.sample(range(10_000), 2_000))
@@ -115,6 +173,90 @@ def test_ten_thousand_mixed_inputs_each_get_a_label_or_an_error(classify):
             assert "error" not in result
     for position in draw.sample(sorted(set(range(10_000)) - bad), 50):
         assert results[position]["score"] == pytest.approx(classify(inputs[position])[0]["score"], abs=1e-5)
+
+
+INVISIBLE = ["\u200b\u200d\ufeff", "\u00ad", "\u2060\u2063", "\u3164", "\u2800", "\u034f", "\ufe0f", "\x00\x1b"]
+VISIBLE = ["\U0001f642", "\u2764\ufe0f", "?", "7", "\u200bno", "\u0928\u092e", "\u20ac", "\U0001fae9"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\U000e0041", *INVISIBLE])
+def test_an_input_that_shows_nothing_has_an_error_in_the_shape_of_a_result(classify, text):
+    for item in (text, {"text": text}, [text], ["a", text]):
+        (plain,) = [classify(item)] if isinstance(item, dict) else classify(item)[-1:]
+        assert plain["label"] is None
+        assert "want a text" in plain["error"]
+        every = classify(item, top_k=None)
+        last = every[-1] if isinstance(item, list) else every
+        assert [entry["label"] for entry in last] == [None]
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f642", "\u2764\ufe0f", "?", "7", "\u200bno", "\u0928\u092e", "\u20ac", "\U0001fae9"]
+)
+def test_a_symbol_is_a_text(classify, text):
+    assert classify(text)[0]["label"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("options", [{}, {"abstain_below": 0.4}, {"top_k": None}, {"stride": 2}, {"top_k": 1}])
+def test_logits_that_are_no_numbers_give_no_label(parts, number, options):
+    model = copy.deepcopy(parts["model"])
+    model.classifier.out_proj.bias.data[0] = number
+    for result in EmotionPipeline(**parts | {"model": model})(["a day", "river"], **options):
+        result = result[0] if isinstance(result, list) else result
+        assert (result["label"], result["score"]) == (None, None)
+        assert "gives no number" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"abstain_bellow": 0.5}, "did you mean abstain_below"),
+        ({"topk": 2}, "did you mean top_k"),
+        ({"maximum_length": 9}, "did you mean max_length"),
+        ({"return_all_scores": True}, "unknown option 'return_all_scores'"),
+        ({"return_tensors": "pt"}, "unknown option"),
+        ({"qwertz": 1}, "the options are stride"),
+        ({"top_k": 0}, "want at least 1"),
+        ({"max_length": 2}, "max_length is 2"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused(classify, parts, option, says):
+    with pytest.raises(ValueError, match=says):
+        classify(TEXTS[:2], **option)
+    with pytest.raises(ValueError, match=says):
+        EmotionPipeline(**parts, **option)
+
+
+def test_threads_that_share_a_pipeline_get_what_each_would_get_alone(classify, parts):
+    """Eight threads, 320 calls with four settings, on two pipelines with one tokenizer."""
+    options = [{}, {"max_length": 16}, {"stride": 8}, {"max_length": 64}]
+    pipelines = [classify, EmotionPipeline(**parts)]
+    texts = [f"{'the river took the road and nobody told us ' * (i % 9 + 1)} {i}" for i in range(48)]
+
+    def call(number: int):
+        thread, first = number % 8, number // 8
+        return pipelines[thread // 4](texts[first : first + 8], **options[thread % 4])
+
+    want = list(map(call, range(320)))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(320))) == want
+
+
+@pytest.mark.parametrize("task", ["text-classification", "sentiment-analysis", None])
+def test_the_library_finds_the_pipeline_under_both_names(parts, tmp_path, python_without_project, task):
+    EmotionPipeline(**parts).save_pretrained(tmp_path / "model")
+    assert list(json.loads((tmp_path / "model" / "config.json").read_text())["custom_pipelines"]) == [
+        "text-classification"
+    ]
+    out = python_without_project(f"""
+from transformers import pipeline
+for _ in range(2):
+    classify = pipeline({task!r}, model={str(tmp_path / "model")!r}, trust_remote_code=True)
+    print(type(classify).__name__, classify(["a day"], abstain_below=1.0)[0]["label"], classify([""])[0]["label"])
+    classify.save_pretrained({str(tmp_path / "model")!r})
+""")
+    assert out.splitlines() == ["EmotionPipeline None None"] * 2
 
 
 def test_abstaining(classify):
