@@ -59,7 +59,7 @@ from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
 from trainer_ext.evaluation.fusion_table import check_names, compare_fusions, plain_votes, voters
 from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
-from trainer_ext.files import RESULTS, digest, write_json
+from trainer_ext.files import RESULTS, check_free, claim, digest, lock, write_json
 from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble, write_fused_predictions
 from trainer_ext.release.model_card import write_ensemble_card
 from trainer_ext.runs.provenance import command_line
@@ -82,6 +82,7 @@ def main() -> None:
     if (args.recipe is None) == (args.members is None):
         raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
     check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    check_free(args.output_dir)
     command = command_line()
     if args.recipe is not None and args.names:
         raise InputError("--names is for --members; a recipe names its own")
@@ -113,6 +114,7 @@ def main() -> None:
         if args.plan:
             print(plan(recipe, driver))
             return
+        claim(args.output_dir)  # for the hours before the folder is written
         figures, fused = cross_validate(recipe, driver, corpus, args.fusion)
         print_figures(figures)
         print_figures({"variants": figures["against_the_ensemble"]})
@@ -295,19 +297,24 @@ def cross_validate_student(
     driver.train([member for of_pairs in of_teachers for member in of_pairs.values()])
     flags = dict(recipe.student)
     seed = flags.pop("seed", 1)
-    taught = []
+    lessons = {}  # by the fold that the student is scored on, its rows and what its teachers say of them
     for scored in range(recipe.cv_folds):
         seen = assigned != scored
         said = [[member for pair, member in of_pairs.items() if scored in pair] for of_pairs in of_teachers]
         probabilities = np.stack([driver.collect(of_fold, ids[seen], "test") for of_fold in said])
-        fused = fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
-        teacher = driver.folder / f"teacher-{digest(fused.tolist())}"  # the same when a killed run goes on
-        teacher.mkdir(exist_ok=True)
-        write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
-        taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
-    driver.train(taught)
-    for member in taught:
-        shutil.rmtree(member.overrides["distill_from"])
+        lessons[scored] = seen, fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
+    # The same folders when a killed run goes on. Another run with these teachers waits, for its folders are these.
+    names = {scored: f"teacher-{digest(fused.tolist())}" for scored, (_, fused) in lessons.items()}
+    with lock(driver.folder / f".teachers-{digest(names)}.lock", "the student's teachers", "in use by another process"):
+        taught = []
+        for scored, (seen, fused) in lessons.items():
+            teacher = driver.folder / names[scored]
+            teacher.mkdir(exist_ok=True)
+            write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
+            taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
+        driver.train(taught)
+        for member in taught:
+            shutil.rmtree(member.overrides["distill_from"])
     return driver.collect(taught, ids, "test")
 
 
