@@ -77,23 +77,22 @@ def as_pair(value: Any) -> tuple[str, str | None] | None:
     return str(value), second
 
 
-def beginnings(texts: list[str], tokenizer: Any, room: int) -> list[str]:
-    """Return each text as far as it fills `room` tokens, and more than fills it if it did before.
+def beginning(text: str | tuple[str, str], tokenizer: Any, room: int) -> str | tuple[str, ...]:
+    """Return a text as far as it fills `room` tokens, and more than fills it if it did before; of a pair both texts.
 
     A tokenizer reads a text whole before it cuts it, and takes some 200 bytes for each character that it reads.
     """
-    cut = []
-    for text in texts:
-        characters, part = 8 * room, text
-        while len(text) > characters:
-            whole_words = text[:characters].rsplit(None, 1)[:-1]  # half a word may have other tokens
-            part = whole_words[0] if whole_words else text[:characters]
-            tokens = tokenizer(part, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
-            if (whole_words and len(tokens) > room) or characters >= LONGEST_TEXT:
-                break
-            characters, part = 4 * characters, text
-        cut.append(part)
-    return cut
+    if isinstance(text, tuple):
+        return tuple(str(beginning(part, tokenizer, room)) for part in text)
+    characters = 8 * room
+    while len(text) > characters:
+        whole_words = text[:characters].rsplit(None, 1)[:-1]  # half a word may have other tokens
+        part = whole_words[0] if whole_words else text[:characters]
+        tokens = tokenizer(part, truncation=False, add_special_tokens=False, verbose=False)["input_ids"]
+        if (whole_words and len(tokens) > room) or characters >= LONGEST_TEXT:
+            return part
+        characters *= 4
+    return text
 
 
 def truncated(encoded: list[Any]) -> list[bool]:
@@ -272,16 +271,6 @@ class EmotionPipeline(TextClassificationPipeline):
             return result if bare else [result]
         return list(results) if isinstance(inputs, list | tuple) else results
 
-    def encode(self, texts: list[str], **options: Any) -> list[Any]:
-        """Return the texts' tokens from each tokenizer, without padding; `options` override the pipeline's."""
-        options = self._preprocess_params | options
-        encoded = []
-        for tokenizer in self.tokenizers:
-            room = options.get("max_length") or tokenizer.model_max_length
-            cuts = options.get("truncation") and "stride" not in options
-            encoded.append(tokenizer(beginnings(texts, tokenizer, room) if cuts else texts, **options))
-        return encoded
-
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Save model and tokenizers; an ensemble's others go into subfolders, where they are looked for."""
         super().save_pretrained(save_directory, **kwargs)
@@ -293,8 +282,16 @@ class EmotionPipeline(TextClassificationPipeline):
 
         A text may also be two, as a tuple.
         """
+        options = self._preprocess_params | options
+        encoded = []
         with TOKENIZING:
-            return [tokenizer(texts, **self._preprocess_params | options) for tokenizer in self.tokenizers]
+            for tokenizer in self.tokenizers:
+                room = options.get("max_length") or tokenizer.model_max_length
+                cuts = options.get("truncation") and "stride" not in options
+                encoded.append(
+                    tokenizer([beginning(text, tokenizer, room) for text in texts] if cuts else texts, **options)
+                )
+        return encoded
 
     def batches(
         self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False

@@ -57,7 +57,7 @@ from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
 from trainer_ext.evaluation.fusion_table import compare_fusions, plain_votes, voters
 from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
-from trainer_ext.files import RESULTS, write_json
+from trainer_ext.files import RESULTS, check_free, claim, write_json
 from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble, write_fused_predictions
 from trainer_ext.release.model_card import write_ensemble_card
 from trainer_ext.runs.fusion_recipe import (
@@ -103,6 +103,7 @@ def main() -> None:
         if args.plan:
             print(recipe.plan(trials))
             return
+        claim(args.output_dir)  # for the hours before the folder is written
         figures, fused = cross_validate(recipe, trials, corpus, args.fusion)
         print_figures(figures)
         print_figures({"variants": figures["against_the_ensemble"]})
@@ -134,6 +135,7 @@ def check_arguments(args: argparse.Namespace, rest: list[str]) -> None:
     if (args.recipe is None) == (args.members is None):
         raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
     check_usable(args.output_dir, {}, args.overwrite_output_dir)
+    check_free(args.output_dir)
     if args.recipe is not None:
         if args.names:
             raise InputError("--names is for --members; a recipe names its own")

@@ -40,7 +40,7 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions
 from trainer_ext.evaluation.significance import bootstrap_macro_f1
-from trainer_ext.files import RESULTS, file_digest, lock, write_json
+from trainer_ext.files import RESULTS, file_digest, handed_on, lock, write_json
 from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
 from trainer_ext.runs.provenance import command_line
 
@@ -133,7 +133,7 @@ def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
     environment = os.environ | ({"EMODEBERTA_DATA": data_dir} if data_dir else {})
     script, *flags = stage.command
     command = [sys.executable, ROOT / script, *flags, "--output_dir", stage.output_dir]
-    done = subprocess.run(command, env=environment, pass_fds=[held], stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(command, env=environment, **handed_on(held), stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise InputError(f"stage {stage.name}: {script} ended with exit status {done.returncode}; see above")
 

@@ -8,7 +8,6 @@ This file imports nothing of the project. `space/precision.py` is a copy of it, 
 """
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from filelock import lock_descriptor
 
 # A feed-forward layer of a base-size encoder on 512 tokens: (tokens, width) x (width, inner width).
 TOKENS, WIDTH, INNER_WIDTH = 512, 768, 3072
@@ -184,5 +184,5 @@ def _locked(path: Path) -> Iterator[None]:
         yield
         return
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno())
         yield

@@ -13,6 +13,7 @@ import torch
 from conftest import ESSAY_FLAGS, ROOT
 from hub.server import TOKEN, Fault, LoopbackHub
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import AutoTokenizer
 
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
@@ -238,6 +239,53 @@ def test_a_reader_sees_the_old_revision_or_the_whole_new_one(hub, client, faults
         assert answer["error"].startswith("InputError")
         assert "\n" not in answer["error"]
         assert {path: content.encode() for path, content in seen.items()} == before
+
+
+@pytest.mark.parametrize(
+    ("status", "helps"),
+    [
+        (401, "see `hf auth login`"),
+        (403, "write access"),
+        (404, "no such repository"),
+        (413, "is larger than it takes"),
+    ],
+)
+def test_a_file_that_the_hub_refuses_is_sent_once_and_the_answer_is_told(hub, client, status, helps, tmp_path):
+    """The client wraps the answer to a large file in an error of its own, without the status."""
+    (tmp_path / "README.md").write_text("---\nsdk: gradio\n---\n")
+    (tmp_path / "app.py").write_text(f"number = {status}\n")
+    Image.new("RGB", (2, 2), (status % 256, 0, 0)).save(tmp_path / "shown.png")  # the Hub keeps pictures with LFS
+    hub.faults[:] = [Fault("PUT", "/lfs/", status, times=9)]
+    answer = client(
+        "from pathlib import Path; from trainer_ext.release import hub; hub.time.sleep = lambda _: None; "
+        f"print(hub.push_space(Path({str(tmp_path)!r}), 'owner/refused{status}', 'owner/single'))",
+        check=False,
+    )
+    left, hub.faults[:] = hub.faults[0].times, []
+    assert left == 8
+    assert answer["error"].startswith(
+        f"InputError: owner/refused{status}: Error while uploading 'shown.png' to the Hub"
+    )
+    assert f"the Hub answers {status}" in answer["error"]
+    assert helps in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wait"),
+    [
+        *(("7", 7), ("²", 1), ("-3", 1), ("", 1), ("1e3", 1), ("soon", 1), ("9" * 40, 300)),
+        *(("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("Wed, 21 Oct 2199 07:28:00 GMT", 300)),
+    ],
+)
+def test_whatever_wait_the_hub_asks_for_is_understood_or_passed_over(hub, client, asked, wait, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\nsdk: gradio\n---\n{asked}\n")
+    hub.faults[:] = [Fault("POST", "/commit/", 429, retry_after=asked)]
+    said = client(
+        "from pathlib import Path; from trainer_ext.release import hub; slept = []; hub.time.sleep = slept.append; "
+        f"hub.push_space(Path({str(tmp_path)!r}), 'owner/waited', 'owner/single'); print([round(s) for s in slept])"
+    )["said"]
+    assert said.splitlines()[-1] == f"[{wait}]"
 
 
 def test_a_space_is_pushed_as_one(hub, client, finished):

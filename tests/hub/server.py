@@ -57,6 +57,7 @@ class Fault:
     path: str
     what: int | str
     times: int = 1
+    retry_after: str = "0"
 
 
 class LoopbackHub:
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault and fault.what != "cut after":
                 page = b"<html>not today</html>"  # what stands before the Hub speaks no JSON
                 content = page if fault.what == 503 else {"error": f"injected {fault.what}"}
-                return self._answer(fault.what, content, {"Retry-After": "0"})
+                return self._answer(fault.what, content, {"Retry-After": fault.retry_after})
             self._silent = fault is not None  # obey, then cut
             for pattern, routes in _ROUTES:
                 found = re.fullmatch(pattern, path)

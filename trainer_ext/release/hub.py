@@ -1,20 +1,20 @@
 """Publish a folder on the Hub in one commit that can be interrupted: models, ensembles and the Space."""
 
-import json
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers import TrainingArguments
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .folder_check import check_files, check_folder
 from .licence import NOT_PUBLISHED, licence_of
 
@@ -240,34 +240,66 @@ def _persistently(repo_id: str, act: Callable[[], T]) -> T:
         except InputError:
             raise
         except Exception as error:  # the client's, httpx's, hf_xet's and JSON's: some lines from many kinds
-            response = error.response if isinstance(error, HfHubHTTPError) else None
-            if response is not None:
-                passing = response.status_code in _PASSING
-            else:
-                local = FileNotFoundError | PermissionError | OfflineModeIsEnabled
-                wrong_input = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
-                passing = not (isinstance(error, local) or wrong_input)
-            if attempt == TRIES or not passing:
+            if attempt == TRIES or not _may_pass(error):
                 raise InputError(f"{repo_id}: {_reason(error)}") from error
-            asked = response.headers.get("Retry-After", "") if response is not None else ""
-            wait = min(float(asked) if asked.isdigit() else 2.0 ** (attempt - 1), _LONGEST_WAIT)
+            asked = _asked_wait(error)
+            wait = min(2.0 ** (attempt - 1) if asked is None else asked, _LONGEST_WAIT)
             print(f"{repo_id}: {_reason(error)}; trying again in {wait:.0f} s ({attempt + 1} of {TRIES})", flush=True)
             time.sleep(wait)
     raise AssertionError
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may do better the next time."""
+    if (status := _status(error)) is not None:
+        return status in _PASSING
+    return not isinstance(error, FileNotFoundError | PermissionError | OfflineModeIsEnabled | HFValidationError)
+
+
+def _refusal(error: BaseException | None) -> HfHubHTTPError | None:
+    """The Hub's answer that an error comes from: the client wraps those to the upload of a file in its own errors."""
+    while error is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _status(error: Exception) -> int | None:
+    """The status that the Hub or its store of large files answered, if there was an answer."""
+    if (refusal := _refusal(error)) is not None:
+        return refusal.response.status_code
+    told = re.search(r"HTTP status \w+ error \((\d{3})", str(error))  # hf_xet's, which are text alone
+    return int(told.group(1)) if told else None
+
+
+def _asked_wait(error: Exception) -> float | None:
+    """The seconds that the Hub asks for, given as such or as a date."""
+    refusal = _refusal(error)
+    asked = refusal.response.headers.get("Retry-After", "").strip() if refusal else ""
+    if re.fullmatch(r"[0-9]+", asked):
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
+
+
 def _reason(error: Exception) -> str:
     """In one line: what the Hub said, else the client; and what helps."""
-    said = getattr(error, "server_message", None) or str(error)
+    refusal, status = _refusal(error), _status(error)
+    said = getattr(refusal, "server_message", None) or str(refusal or error)
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.strip().startswith("(Request ID")]
     reason = lines[0] if lines else type(error).__name__
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        reason = f"the Hub answers {status}" + (f" ({reason.rstrip('.')})" if lines else "")
-        if status == 401:
-            reason += "; it does not accept the token: see `hf auth login`, or give --token"
-        if status == 403:
-            reason += "; the token must have write access there"
-        if status == 404 and not isinstance(error, RevisionNotFoundError):
-            reason += "; there is no such repository, or the token may not see it"
+    if status is None:
+        return reason
+    reason = f"the Hub answers {status}" + (f" ({reason.rstrip('.')})" if lines else "")
+    if refusal is not error:  # which file
+        reason = f"{first_line(error).rstrip('.')}: {reason}"
+    if status == 401:
+        reason += "; it does not accept the token: see `hf auth login`, or give --token"
+    if status == 403:
+        reason += "; the token must have write access there"
+    if status == 404 and not isinstance(refusal, RevisionNotFoundError):
+        reason += "; there is no such repository, or the token may not see it"
+    if status == 413:
+        reason += "; the file is larger than it takes, see --max_shard_size of save_pretrained"
     return reason

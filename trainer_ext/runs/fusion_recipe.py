@@ -10,7 +10,7 @@ from ..data.corpus import Corpus
 from ..errors import InputError
 from ..evaluation.fusion import fuse_cross_fitted
 from ..evaluation.fusion_table import check_names, plain_votes
-from ..files import digest
+from ..files import digest, lock
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds
 from .trials import Trials
@@ -114,19 +114,24 @@ def cross_validate_student(
     trials.train([member for of_pairs in of_teachers for member in of_pairs.values()])
     flags = dict(recipe.student)
     seed = flags.pop("seed", 1)
-    taught = []
+    lessons = {}  # by the fold that the student is scored on, its rows and what its teachers say of them
     for scored in range(recipe.cv_folds):
         seen = assigned != scored
         said = [[member for pair, member in of_pairs.items() if scored in pair] for of_pairs in of_teachers]
         probabilities = np.stack([trials.collect(of_fold, ids[seen], "test") for of_fold in said])
-        fused = fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
-        teacher = trials.folder / f"teacher-{digest(fused.tolist())}"  # the same when a killed run goes on
-        teacher.mkdir(exist_ok=True)
-        write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
-        taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
-    trials.train(taught)
-    for member in taught:
-        shutil.rmtree(member.overrides["distill_from"])
+        lessons[scored] = seen, fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
+    # The same folders when a killed run goes on. Another run with these teachers waits, for its folders are these.
+    names = {scored: f"teacher-{digest(fused.tolist())}" for scored, (_, fused) in lessons.items()}
+    with lock(trials.folder / f".teachers-{digest(names)}.lock", "the student's teachers", "in use by another process"):
+        taught = []
+        for scored, (seen, fused) in lessons.items():
+            teacher = trials.folder / names[scored]
+            teacher.mkdir(exist_ok=True)
+            write_out_of_fold(teacher, ids[seen].tolist(), texts[seen].tolist(), fused, corpus.label_names)
+            taught.append(one_a_fold(flags | {"distill_from": str(teacher)}, recipe.cv_folds, seed, STUDENT)[scored])
+        trials.train(taught)
+        for member in taught:
+            shutil.rmtree(member.overrides["distill_from"])
     return trials.collect(taught, ids, "test")
 
 

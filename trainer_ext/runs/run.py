@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from ..child_tuning import ChildTuningArguments
 from ..data.label_maps import TransferArguments
 from ..data.load import DataArguments
 from ..errors import InputError
-from ..files import CHECKPOINTS, RESULTS, SETTINGS, write_json
+from ..files import CHECKPOINTS, LOCK, RESULTS, SETTINGS, check_free, claim, open_to_readers, release, write_json
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
 from ..training.head import ModelArguments
@@ -94,11 +95,13 @@ def training_settings(*parts: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in left_out}
 
 
-_STAGING = ".incomplete"
-# What a run leaves in its folder; an overwritten run's files go, so that none of them passes for the new one's.
+_STAGING = ".incomplete-"  # and a name of its own, for results that are being written
+_REPLACED = ".replaced-"  # for what --overwrite_output_dir takes away
+# What a run leaves in its folder, and run_export.py for it; an overwritten run's files go, so that none of them passes
+# for the new one's.
 _OUTPUTS = (
-    "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*", "learning_curve.*",
-    "left_out.json", "reliability.*",
+    CHECKPOINTS, "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*",
+    "learning_curve.*", "left_out.json", "onnx", "reliability.*",
     "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "training_args.json", "*token*",
     "vocab.txt", "spm.model",
 )  # fmt: skip
@@ -122,13 +125,20 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
     if not folder.exists():
         return
     started = folder / CHECKPOINTS / SETTINGS
-    ours = started.exists() or (folder / RESULTS).exists()
+    half_replaced = any(folder.glob(f"{_REPLACED}*")) and not started.exists()
+    ours = started.exists() or (folder / RESULTS).exists() or half_replaced
     # A run that was killed at its very start leaves an empty folder, or this file half-written.
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(f".{SETTINGS}."))
+    start_of_run = (f".{SETTINGS}.", LOCK)
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(start_of_run))
     if not ours and any(files):
         raise InputError(f"{folder}: is in use (not empty, and no run of this script); give another --output_dir")
     if overwrite:
         return
+    if half_replaced:
+        raise InputError(
+            f"{folder}: --overwrite_output_dir was stopped while it replaced an earlier run; give "
+            "--overwrite_output_dir again, or another --output_dir"
+        )
     if (folder / RESULTS).exists():
         raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
     if started.exists():
@@ -143,26 +153,40 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
 
 
 def start(folder: Path, settings: dict, overwrite: bool) -> None:
-    """Make the folder and note the settings; with `overwrite`, remove an earlier run's checkpoints and results."""
-    if overwrite:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        for pattern in _OUTPUTS:
-            for path in folder.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(folder / _STAGING, ignore_errors=True)
-    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    """Claim the folder for this process, until [`staged`] is done, and note the settings.
+
+    With `overwrite`, an earlier run's checkpoints and results are moved aside first, and removed when the settings of
+    the new one are there: a kill in between leaves a folder that the same command takes.
+
+    Raises:
+        InputError: as [`claim`], and as [`check_usable`] of whatever happened since.
+    """
+    claim(folder)
+    check_usable(folder, settings, overwrite)
+    if overwrite and (old := [path for pattern in _OUTPUTS for path in folder.glob(pattern)]):
+        aside = Path(tempfile.mkdtemp(prefix=_REPLACED, dir=folder))
+        for path in dict.fromkeys(old):
+            path.rename(aside / path.name)
+        logger.info(f"{folder}: an earlier run is removed; to resume this one later, leave --overwrite_output_dir out")
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     write_json(folder / CHECKPOINTS / SETTINGS, settings)
+    for left in (*folder.glob(f"{_REPLACED}*"), *folder.glob(f"{_STAGING}*")):  # of this start, and of killed ones
+        shutil.rmtree(left)
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write results into; on success its files move into `folder`, `all_results.json` last."""
-    staging = folder / _STAGING
-    staging.mkdir(parents=True)
+    """A folder to write results into. On success its files move into `folder`, `all_results.json` last, and other
+    processes may have `folder`, which [`start`] claimed."""
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     yield staging
+    open_to_readers(staging)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
+        if path.is_dir():  # there already if an earlier start was killed here
+            shutil.rmtree(folder / path.name, ignore_errors=True)
         path.replace(folder / path.name)
     staging.rmdir()
+    release(folder)
 
 
 class Run:
@@ -176,11 +200,13 @@ class Run:
         overwrite: Whether an earlier run in the folder may be removed.
 
     Raises:
-        InputError: as [`check_usable`].
+        InputError: as [`check_usable`], and if another process is writing to the folder.
     """
 
     def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, overwrite: bool):
         check_usable(folder, settings, overwrite)
+        if args.process_index == 0:  # the process that claims it, for all of this run
+            check_free(folder)
         self.folder, self.settings, self.args, self.overwrite = folder, settings, args, overwrite
         self.provenance = provenance(args, chosen)
 
@@ -199,7 +225,11 @@ class Run:
     def train(self, trainer: Trainer, resume: str | None) -> TrainOutput:
         """Train from the start, or from a checkpoint."""
         logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
-        return trainer.train(resume_from_checkpoint=resume)
+        try:
+            return trainer.train(resume_from_checkpoint=resume)
+        except BaseException:
+            release(self.folder)  # a notebook's process lives on
+            raise
 
     @contextmanager
     def results(self, figures: dict[str, Any]) -> Iterator[Path]:

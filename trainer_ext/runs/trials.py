@@ -33,7 +33,7 @@ from transformers import PreTrainedConfig
 from ..data.corpus import Corpus
 from ..data.label_maps import transfer_digest
 from ..errors import InputError
-from ..files import RESULTS, digest, file_digest, lock, write_json, write_text
+from ..files import RESULTS, digest, file_digest, handed_on, lock, write_json, write_text
 from ..training.checkpoint_source import resolve_checkpoint
 from ..training.distillation import OUT_OF_FOLD
 from .checkpoints import checkpoint_digest
@@ -364,7 +364,7 @@ class Trials:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=[held],  # held on if this process dies first
+                **handed_on(held),  # held on if this process dies first
             )
             running.add(process)
             try:

@@ -5,6 +5,7 @@ one folder, or into several that are merged, and go on after any of them was kil
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ import pyarrow.parquet
 
 from ..errors import InputError
 from ..escape import probability_column
-from ..files import digest, file_digest, read_object, write_json
+from ..files import check_free, claim, digest, file_digest, read_object, release, write_json
 from .text_stream import Row, TextSource
 
 FORMATS = ("parquet", "csv", "jsonl")
 MANIFEST = "manifest.json"
 _RECORDS = ".shards"  # a shard whose record is there is finished
+_LOCKS = ".locks"  # a folder for each share of the shards, which the process that writes it claims
 
 
 @dataclass
@@ -152,17 +154,36 @@ class ScoreFolder:
 
     def shards(self, share: int, shares: int) -> Iterator[tuple[int, list[Row]]]:
         """Number and rows of every shard of the source. A shard that is finished has no rows, nor has one whose number
-        divided by `shares` leaves another remainder than `share`."""
+        divided by `shares` leaves another remainder than `share`.
+
+        Raises:
+            InputError: if another process is writing some of these shards.
+        """
+        share_folder = self._claim_share(share, shares)
         finished, number, rows, count = set(self.finished()), 0, [], 0
-        for row in self.source:
-            if number % shares == share and number not in finished:
-                rows.append(row)
-            count += 1
-            if count == self.rows_per_shard:
+        try:
+            for row in self.source:
+                if number % shares == share and number not in finished:
+                    rows.append(row)
+                count += 1
+                if count == self.rows_per_shard:
+                    yield number, rows
+                    number, rows, count = number + 1, [], 0
+            if count:
                 yield number, rows
-                number, rows, count = number + 1, [], 0
-        if count:
-            yield number, rows
+        finally:
+            release(share_folder)
+
+    def _claim_share(self, share: int, shares: int) -> Path:
+        """Return a folder that is claimed as long as this process writes its share, next to which no other process
+        writes one with the same shards in it, be it cut the same way or not."""
+        mine = self.folder / _LOCKS / f"share-{share}-of-{shares}"
+        claim(mine, self.folder)
+        for other in (self.folder / _LOCKS).glob("share-*-of-*"):
+            of_other, others = map(int, other.name.removeprefix("share-").split("-of-"))
+            if (share - of_other) % math.gcd(shares, others) == 0:
+                check_free(other, self.folder)
+        return mine
 
     def write(self, number: int, rows: list[Row], scores: Scores) -> None:
         """Leave a shard and its record.

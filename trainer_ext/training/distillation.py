@@ -27,7 +27,9 @@ def write_out_of_fold(
     """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id, and a hash of each text."""
     described = json.dumps({"rows": list(map(_key, ids, texts)), "labels": label_names})
     # One entry: several would stand in any order, and the file's hash is part of what a student is.
-    save_file({"probabilities": probabilities.astype(np.float32)}, folder / OUT_OF_FOLD, {"emodeberta": described})
+    partial = folder / f".{OUT_OF_FOLD}"  # a student of an earlier start may be reading the file
+    save_file({"probabilities": probabilities.astype(np.float32)}, partial, {"emodeberta": described})
+    partial.replace(folder / OUT_OF_FOLD)
 
 
 def _key(row_id: str, text: str) -> str:

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
 
-from pipeline_emodeberta import beginnings
+from pipeline_emodeberta import beginning
 
 from ..errors import InputError
 
@@ -37,7 +37,7 @@ class Tokenising:
         options = {} if self.line_by_line else {"return_overflowing_tokens": True}
         texts = batch["text"]
         if self.line_by_line:
-            texts = beginnings(texts, self.tokenizer, self.max_seq_length)
+            texts = [beginning(text, self.tokenizer, self.max_seq_length) for text in texts]
         encoded = self.tokenizer(
             texts,
             truncation=True,
