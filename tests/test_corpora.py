@@ -298,6 +298,18 @@ def test_a_carved_out_validation_split_shares_no_writer(writers, seed, percentag
     assert 0.4 < len(validation) / len(rows) / (percentage / 100) < 2.1
 
 
+@pytest.mark.parametrize("percentage", [10, 20, 50])
+def test_few_rows_of_each_class_are_enough_to_carve_from(percentage):
+    """Fewer than the folds that the percentage stands for: 8 rows of each of three classes."""
+    rows = [{"id": str(i), "text": "x", "labels": i % 3} for i in range(24)]
+    corpus = Corpus({"train": Dataset.from_list(rows)}, ["a", "b", "c"], "single_label_classification", "made")
+    corpus = split_off_validation(corpus, percentage, 0)
+    counts = corpus.class_counts("validation").values()
+    assert all(abs(count - 8 * percentage / 100) < 1 for count in counts)
+    assert min(counts) > 0
+    assert len(corpus.splits["train"]) == 24 - sum(counts)
+
+
 def test_too_few_groups_to_carve_from(write):
     corpus = read(write("a.csv", "text,label,w\nx,joy,1\ny,fear,2\n"), group_column="w")
     with pytest.raises(InputError, match="2 groups in train cannot give 20%"):

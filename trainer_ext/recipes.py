@@ -18,7 +18,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from .child_tuning import ChildTuningArguments
-from .errors import InputError
+from .errors import InputError, expand_home
 from .files import CHECKPOINTS, begun_settings
 from .precision import Choice, choose
 from .recipe_file import read_recipe
@@ -92,6 +92,8 @@ class RecipeParser(HfArgumentParser):
                 f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
             )
         values = vars(namespace)
+        if "output_dir" in values and not values["output_dir"]:  # the library would take a name of its own
+            raise InputError("give --output_dir, the folder for what the run leaves")
         if "bf16" in values:
             tokens = (token.partition("=")[0] for token in [*recipe, *argv])
             given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
@@ -133,6 +135,7 @@ def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: objec
             arguments.append(f"--{key}={json.dumps(value)}")
         else:
             arguments.append(f"--{key}={value}")
+        arguments = expand_home(arguments)
         try:
             _, left = parser.parse_known_args(arguments)
         except InputError as error:

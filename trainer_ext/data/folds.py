@@ -39,7 +39,7 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
             f"{corpus.source}: {len(set(groups))} groups in train cannot give {percentage}% for validation; "
             "name a validation file"
         )
-    if len(set(groups)) > _MANY_GROUPS:
+    if len(set(groups)) > _MANY_GROUPS or folds > np.bincount(classes).max():
         kept, held_out = _split_many_groups(np.asarray(groups), classes, percentage, seed)
     else:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -50,9 +50,11 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
 def _split_many_groups(
     groups: np.ndarray, classes: np.ndarray, percentage: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of both sides: of the groups whose first row has a class, the same share of each class is held out.
+    """Return the indices of both sides: of the groups whose first row has a class, the same share of each is held out.
 
-    `StratifiedGroupKFold` weighs every group against every fold, minutes for a corpus of unrelated rows."""
+    For what `StratifiedGroupKFold` does not do: it takes minutes for thousands of groups, as it weighs every group
+    against every fold, and refuses more folds than a class has rows.
+    """
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     rng, chosen = np.random.default_rng(seed), np.zeros(len(first), dtype=bool)
     for label in np.unique(classes):

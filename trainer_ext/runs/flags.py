@@ -1,14 +1,16 @@
 """Flags of the training scripts: what their dataclasses cannot check alone, and what follows from them."""
 
 import logging
+import math
 from pathlib import Path
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.corpus import Corpus
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 from ..training.head import ModelArguments
 from ..training.sharding import check_sharding, is_sharded
@@ -16,6 +18,25 @@ from .checkpoints import is_complete
 from .run import RunArguments
 
 logger = logging.getLogger(__name__)
+_AT_LEAST_0 = (lambda value: 0 <= value < math.inf), "0 or more"
+_AT_LEAST_1 = (lambda value: value >= 1), "at least 1"
+_SHARE = (lambda value: 0 <= value < 1), "0 or more, and less than 1"
+# By name of the library's flags: whether a value is in range, and the words for the range.
+_RANGES = {
+    "learning_rate": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "max_grad_norm": ((lambda value: value is None or value >= 0), "0 or more"),
+    "warmup_steps": _AT_LEAST_0,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _AT_LEAST_0,
+    "label_smoothing_factor": _SHARE,
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "dataloader_num_workers": _AT_LEAST_0,
+    "seed": ((lambda value: 0 <= value < 2**32), "0 to 4294967295"),
+}
 
 
 def complete_folders(args: TrainingArguments, model_name_or_path: str | None) -> Path:
@@ -29,8 +50,7 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     """
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
-    if not args.output_dir:
-        raise InputError("give --output_dir")
+    check_training(args)
     output_dir = Path(args.output_dir)
     args.output_dir = str(output_dir / CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
@@ -40,6 +60,29 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False
     return output_dir
+
+
+def check_training(args: TrainingArguments) -> None:
+    """Check the ranges of the library's own flags, and that the packages they need are there, before anything is read.
+
+    Raises:
+        InputError: for the first that is wrong.
+    """
+    for name, (holds, wanted) in _RANGES.items():
+        if not holds(value := getattr(args, name)):
+            raise InputError(f"--{name} is {value}; want {wanted}")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise InputError(f"--num_train_epochs is {args.num_train_epochs}; want more than 0, or --max_steps")
+    try:
+        for callback in get_reporting_integration_callbacks(args.report_to):
+            callback()
+    except (RuntimeError, ImportError, ValueError) as error:
+        raise InputError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError) as error:
+        if isinstance(error, ImportError) or "install" in str(error):
+            raise InputError(f"--optim {args.optim}: {first_line(error)}") from error
 
 
 def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> Path:

@@ -39,6 +39,9 @@ def load_tokenizer(
             )
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if max_seq_length < least:
+        raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, for {least - 1} are no text")
     if config.position_biased_input and max_seq_length > config.max_position_embeddings:
         raise InputError(
             f"--max_seq_length is {max_seq_length}; {name} has positions for {config.max_position_embeddings}"
