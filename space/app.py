@@ -11,7 +11,6 @@ Texts are not logged. A session's last text and answer are in memory while it is
 results of the batch tab are removed within two hours.
 """
 
-import csv
 import html
 import os
 import re
@@ -29,11 +28,13 @@ import gradio as gr
 import pandas as pd
 import torch
 from captum.attr import FeatureAblation
+from delimited import UnreadableTable, broken, delimited_rows
 from precision import choose
 from transformers import pipeline
 
 MAX_CHARACTERS = 20_000
 MAX_ROWS = 5_000
+MAX_COLUMNS = 200
 MAX_FILE_SIZE = "10mb"
 # Tokens that the search for the words that count may read: long texts are taken several words at a time.
 EXPLANATION_TOKENS = 20_000
@@ -46,6 +47,8 @@ EXAMPLES = [
     "The bridge reopens on Tuesday at nine.",
     "I'm scared, there is somebody outside the door.",
 ]  # written for this project
+# What a spreadsheet takes for a formula, in any width, unless it is a number.
+FORMULA, NUMBER = tuple("=+-@＝＋－＠"), re.compile(r"\s*[-+]?[0-9]+([.,][0-9]+)*(e[-+]?[0-9]+)?\s*", re.IGNORECASE)
 PROGRESS = gr.Progress()
 CSS = """
 .gradio-container {max-width: 1100px !important; width: 100%; margin: auto}
@@ -194,8 +197,7 @@ def _wrong(message: str) -> gr.Error:
 
 
 def read_table(path: str | None, column: str) -> tuple[pd.DataFrame, str]:
-    """A csv (commas, or semicolons where the header has no comma) or tsv, every cell as it is written, and the name of
-    its column of texts. A blank line is a row of empty cells, but at the end.
+    """Read a csv or tsv, every cell as it is written, and the name of its column of texts.
 
     Raises:
         gr.Error: in words, if it cannot be read or has no such column.
@@ -204,34 +206,25 @@ def read_table(path: str | None, column: str) -> tuple[pd.DataFrame, str]:
         raise _wrong("Please choose a csv or tsv file first.")
     kind = Path(path).suffix.lower()
     if kind not in (".csv", ".tsv"):
-        raise _wrong(f"Please upload a .csv or .tsv file; this one is {kind or 'without an ending'}.")
-    rows, blank = [], 0
+        raise _wrong(f"Please upload a .csv or .tsv file; this one is {html.escape(kind) or 'without an ending'}.")
+    header: list[str] = []
+
+    def check(names: list[str]) -> None:
+        if len(names) > MAX_COLUMNS:
+            raise _wrong(f"The file has {len(names):,} columns; at most {MAX_COLUMNS} are read.")
+        header.extend(names)
+
+    rows = []
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            comma = ";" if ";" in first and "," not in first else ","
-            reader = csv.reader(file, delimiter="\t" if kind == ".tsv" else comma, strict=True)
-            header = next(reader, [])
-            if not any(header):
-                raise _wrong("The first line is empty; it should name the columns.")
-            if repeated := sorted({name for name in header if header.count(name) > 1}):
-                raise _wrong(f"The file has {header.count(repeated[0])} columns {_names(repeated[:1])}.")
-            for row in reader:
-                if not row:
-                    blank += 1
-                    continue
-                if len(row) != len(header):
-                    fields = f"{len(row)} fields, the header has {len(header)}; a text with a separator needs quotes"
-                    raise _wrong(f"Line {reader.line_num}: {fields}.")
-                rows += [[""] * len(header)] * blank + [row]
-                blank = 0
+        with open(path, "rb") as file:
+            for record in delimited_rows(file, kind, check=check):
+                if wrong := record.problem or broken(record.values):
+                    raise _wrong(html.escape(f"{record.place.capitalize()}: {wrong}.", quote=False))
+                rows.append(record.values)
                 if len(rows) > MAX_ROWS:
                     raise _wrong(f"The file has more than {MAX_ROWS:,} rows. run_score.py takes any number.")
-    except UnicodeDecodeError:
-        raise _wrong("The file is not UTF-8. Please save it as UTF-8 and upload it again.") from None
-    except csv.Error as error:
-        raise _wrong(f"Line {reader.line_num}: no well-formed {kind[1:]} ({error}).") from None
+    except UnreadableTable as error:
+        raise _wrong(html.escape(f"The file cannot be read: {error}.", quote=False)) from None
     if not rows:
         raise _wrong("The file has no rows below its header.")
     column = column.strip() or ("text" if "text" in header else header[0] if len(header) == 1 else "")
@@ -239,6 +232,12 @@ def read_table(path: str | None, column: str) -> tuple[pd.DataFrame, str]:
         wanted = f"no column {_names([column])}" if column else 'no column "text"'
         raise _wrong(f"The file has {wanted}; its columns are {_names(header)}.")
     return pd.DataFrame(rows, columns=header), column
+
+
+def _plain(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula: with an apostrophe before what begins like one."""
+    formula = isinstance(cell, str) and cell.lstrip()[:1] in FORMULA and not NUMBER.fullmatch(cell)
+    return f"'{cell}" if formula else cell
 
 
 def _names(columns: list[str]) -> str:
@@ -254,8 +253,9 @@ def classify_table(
 
     Returns:
         Path of a csv with the file's columns and after them `predicted_label`, `predicted_score`, `sure`, a
-        `probability_<label>` each, `note` and `error`; the same table; of the classified rows, the share that has each
-        label; and a summary in words.
+        `probability_<label>` each, `note` and `error`; cells that a spreadsheet would take for a formula begin with an
+        apostrophe there. The same table without these; of the classified rows, the share that has each label; and a
+        summary in words.
     """
     table, column = read_table(path, column)
     probabilities = [f"probability_{name}" for name in classifier.labels]
@@ -276,7 +276,7 @@ def classify_table(
             columns[name].append(round(value, 6) if isinstance(value, float) else value)
     table = table.assign(**columns)
     target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "emotions.csv"
-    table.to_csv(target, index=False)
+    table.map(_plain).rename(columns=_plain).to_csv(target, index=False)
     classified = [answer for answer in answers if "error" not in answer]
     bad, cut = len(answers) - len(classified), sum("note" in answer for answer in classified)
     unsure = sum(not answer["sure"] for answer in classified)

@@ -295,7 +295,13 @@ def test_a_space_is_pushed_as_one(hub, client, finished):
     assert repo.details["sdk"] == "gradio"
     sha = hub.repos["models", "owner/shown"].refs["main"]
     assert repo.variables == {"EMODEBERTA_MODEL": "owner/shown", "EMODEBERTA_REVISION": sha}
-    assert set(files_of(hub, "spaces", "owner/demo")) == {"README.md", "app.py", "precision.py", "requirements.txt"}
+    assert set(files_of(hub, "spaces", "owner/demo")) == {
+        "README.md",
+        "app.py",
+        "delimited.py",
+        "precision.py",
+        "requirements.txt",
+    }
 
 
 def test_a_run_publishes_itself(hub, client, v3_folder, tmp_path):

@@ -32,7 +32,7 @@ ANSWERED = "#verdict p"
 def space(fused, tmp_path_factory):
     """The address of a Space that shows an ensemble, and its process."""
     home = tmp_path_factory.mktemp("space")
-    for name in ("app.py", "precision.py", "requirements.txt", "README.md"):  # alone, as in a Space
+    for name in ("app.py", "delimited.py", "precision.py", "requirements.txt", "README.md"):  # alone, as in a Space
         shutil.copy(ROOT / "space" / name, home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -101,13 +101,15 @@ def test_bad_input_is_answered_in_words(space, tmp_path):
         ("a.txt", b"text\nx\n", "", "upload a .csv or .tsv file"),
         ("a.csv", b"text\n\xff\xfe\n", "", "not UTF-8"),
         ("b.csv", b"a,b\n1,2\n", "text", "no column 'text'; its columns are 'a', 'b'"),
-        ("c.csv", b"text,more\n1,2,3\n5,6\n", "", "Line 2: 3 fields, the header has 2"),
-        ("d.csv", b'text\nfine\n"a" b\n', "", "Line 3: no well-formed csv"),
+        ("c.csv", b"text,more\n1,2,3\n5,6\n", "", "Row 2: 3 fields; want 2"),
+        ("d.csv", b'"text"\nfine\n"a" b\n', "", "Row 3: ',' expected after"),
         ("e.csv", b"text\n", "", "no rows below its header"),
-        ("f.csv", b"", "", "first line is empty"),
+        ("f.csv", b"", "", "empty; want a header and rows"),
         ("g.csv", b"text\n" + b"x\n" * 5001, "", "more than 5,000 rows"),
         ("h.csv", b"text,error\nx,y\n", "", "has a column 'error' already"),
-        ("i.csv", b"text,text\nx,y\n", "", "2 columns 'text'"),
+        ("i.csv", b"text,text\nx,y\n", "", "names 'text' twice"),
+        ("k.csv", b",tweet,label\n0,what a lovely day,joy\n", "", "columns are 'column_1', 'tweet', 'label'"),
+        ("l.csv", ",".join(f"c{n}" for n in range(150_000)).encode() + b"\n", "", "150,000 columns; at most 200"),
         ("j.csv", b"<img src=x>,b\nx,y\n", "", "columns are '&lt;img src=x&gt;', 'b'"),
     ):
         (tmp_path / name).write_bytes(content)
@@ -151,9 +153,17 @@ def test_what_a_spreadsheet_saves_is_read(space, tmp_path):
     (tmp_path / "in.csv").write_bytes('\ufefftext;n\n"They knew; all of them, for years.";1\n\nYes.;2\n\n\n'.encode())
     with open(client.predict(handle_file(tmp_path / "in.csv"), api_name="/classify_batch")) as file:
         read = list(csv.DictReader(file))
-    assert [row["text"] for row in read] == ["They knew; all of them, for years.", "", "Yes."]
-    assert [row["n"] for row in read] == ["1", "", "2"]
-    assert [bool(row["error"]) for row in read] == [False, True, False]
+    assert [row["text"] for row in read] == ["They knew; all of them, for years.", "Yes."]
+    assert [row["n"] for row in read] == ["1", "2"]
+    assert [bool(row["error"]) for row in read] == [False, False]
+    (tmp_path / "in.csv").write_bytes("text\t=cmd\t\r=1+1\t-5\t\r@x\t+SUM(A1)\t\r\t\t\r".encode("utf-16"))
+    with open(client.predict(handle_file(tmp_path / "in.csv"), api_name="/classify_batch")) as file:
+        read = list(csv.DictReader(file))
+    assert [(row["text"], row["'=cmd"]) for row in read] == [("'=1+1", "-5"), ("'@x", "'+SUM(A1)")]
+
+
+def test_the_space_reads_with_a_copy_of_the_same_file():
+    assert (ROOT / "space" / "delimited.py").read_bytes() == (ROOT / "trainer_ext/data/delimited.py").read_bytes()
 
 
 def test_a_long_file_does_not_hold_up_one_text(space, tmp_path, essays):

@@ -273,8 +273,8 @@ class _Delimited:
             return _Parsed(self._split(line), 1)
         parsed = self._parse(self._next, self._next < self._until)
         inside = [self._held[self._next + i] for i in range(parsed.lines)]
-        if not parsed.problem and parsed.lines > 1:
-            if self._quoting == "auto" and self._swallows(parsed, self._next):
+        if self._quoting == "auto" and not parsed.problem and parsed.lines > 1:
+            if self._swallows(parsed, self._next):
                 problem = f"a quote that is closed {parsed.lines - 1} lines later, each of which looks like a row"
                 parsed = parsed._replace(problem=f"{problem}; if they are one text, say --quoting minimal")
             elif len(parsed.fields) != self._width and any(map(self._is_row, inside[1:])):

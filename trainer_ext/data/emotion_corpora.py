@@ -13,6 +13,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ..errors import InputError
+from .tables import read_lines
 
 BUILT_IN = ("go_emotions", "xed")
 # Of both corpora, by their publishers' repositories. It decides what may be published, so it is said in this one place.
@@ -99,10 +100,10 @@ _GO_EMOTIONS_FILES = {"train": "train.tsv", "validation": "dev.tsv", "test": "te
 
 
 def _go_emotions(folder: Path, split: str) -> EmotionCorpus:
-    names = _lines(folder / "original" / "labels.txt")
+    names = read_lines(folder / "original" / "labels.txt")
     corpus = EmotionCorpus("go_emotions", LICENCE, names)
     path = folder / "original" / _GO_EMOTIONS_FILES[split]
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         fields = line.split("\t")  # quotes are text here
         if len(fields) != 3:
             raise InputError(f"{path}, row {number}: {len(fields)} fields; want text, label ids and comment id")
@@ -123,7 +124,7 @@ def _go_emotions_from_hub(split: str, cache_dir: str | None, token: str | None) 
 def _xed(folder: Path) -> EmotionCorpus:
     path = folder / "en-annotated.tsv"
     annotated = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, row {number}"
         fields = line.split("\t")
         if len(fields) != 2:
@@ -131,7 +132,7 @@ def _xed(folder: Path) -> EmotionCorpus:
         annotated.append((f"{path.name}, row {number}", fields[0], _names(fields[1], XED_LABELS, where)))
     path = folder / "neu_en.txt"
     neutral, malformed = [], 0
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         fields = line.split("\t")  # columns the other way round
         if len(fields) == 2 and fields[0] == _XED_NEUTRAL:
             neutral.append((f"{path.name}, row {number}", fields[1]))
@@ -184,18 +185,6 @@ def _joined(
 
 
 # ---- Lines and labels ---------------------------------------------------------------------------------------------
-def _lines(path: Path) -> list[str]:
-    """Without their ends, CRLF or LF; the last may be without one."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file with encoding UTF-8") from error
-    lines = text.replace("\r\n", "\n").split("\n")
-    return lines[:-1] if lines[-1] == "" else lines
-
-
 def _names(ids: str, names: list[str], where: str) -> list[str]:
     """`"1, 4"` as names, each once, in the corpus' order."""
     try:

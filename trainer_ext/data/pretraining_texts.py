@@ -2,17 +2,22 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..recipes import PUBLISH_RESTRICTED, flag
+from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
-from .load import read_texts
+from .load import QUOTING_HELP, read_texts
+from .rows import format_of, read_rows, readable
+from .tables import no_column, read_file
 
 
 @dataclass
@@ -36,7 +41,7 @@ class PretrainingArguments(TargetArguments):
     )
     train_file: list[str] = field(
         default_factory=list,
-        metadata={"help": "Files of texts: .txt (one a line), .csv, .tsv, .json, .jsonl or .parquet."},
+        metadata={"help": "Files of texts: .txt (one per line), .csv, .tsv, .json, .jsonl or .parquet; also as .gz."},
     )
     validation_file: list[str] = field(
         default_factory=list, metadata={"help": "Files of texts to measure perplexity on; else see the next flag."}
@@ -45,6 +50,7 @@ class PretrainingArguments(TargetArguments):
         5.0, "Without --validation_file, hold out about this share of the texts for perplexity; 0 for none."
     )
     text_column_name: str = flag("text", "Column with the text.")
+    quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     streaming: bool = flag(
         False,
         "Read --train_file or the Hub dataset as it is trained on, for corpora larger than memory: give --max_steps. "
@@ -82,7 +88,6 @@ class PretrainingArguments(TargetArguments):
 logger = logging.getLogger(__name__)
 STREAM_VALIDATION_ROWS = 1000
 SHUFFLE_BUFFER = 10_000
-_STREAMED = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass
@@ -126,7 +131,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
         raise InputError(f"--dataset_name {' '.join(data.dataset_name)}: want {' and '.join(BUILT_IN)}, or one other")
     if len(data.dataset_name) > 1 and not built_in:
         raise InputError(f"--dataset_name {' '.join(data.dataset_name)}: want one dataset of the Hub")
-    names = data.dataset_name or [Path(path).name for path in data.train_file]
+    names = data.dataset_name or [readable(Path(path).name) for path in data.train_file]
     guard, target_texts, licence = _target(data)
     corpus = PretrainingCorpus(None, None, ", ".join(names), guard=guard)
     if data.streaming:
@@ -143,7 +148,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     if data.dataset_name and not built_in:
         rows += _hub_texts(data, cache_dir, token)
     for path in data.train_file:
-        rows += _file_texts(path, data.text_column_name, corpus)
+        rows += _file_texts(path, data, corpus)
     if data.include_target_train:
         rows += target_texts
         corpus.target_licence = licence
@@ -160,7 +165,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     if not kept:
         raise InputError(f"{corpus.source}: no texts are left; left out: {corpus.left_out}")
     if data.validation_file:
-        held_out = [text for path in data.validation_file for _, text in _file_texts(path, data.text_column_name)]
+        held_out = [text for path in data.validation_file for _, text in _file_texts(path, data)]
         held_out = [text for text in held_out if text.strip()]
     else:
         order = np.random.default_rng(seed).permutation(len(kept))
@@ -196,21 +201,19 @@ def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | N
     return [(f"{name}, row {i}", text or "") for i, text in enumerate(rows[data.text_column_name], start=1)]
 
 
-def _file_texts(path: str, column: str, corpus: PretrainingCorpus | None = None) -> list[tuple[str, str]]:
+def _file_texts(
+    path: str, data: PretrainingArguments, corpus: PretrainingCorpus | None = None
+) -> list[tuple[str, str]]:
     """Row id and text; the empty lines of a text file are counted in `corpus`."""
-    name = Path(path).name
-    if Path(path).suffix.lower() != ".txt":
-        return [(f"{name}, text {i}", text) for i, text in enumerate(read_texts(path, column), start=1)]
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        lines = Path(path).read_bytes().decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the file with encoding UTF-8") from error
-    empty = sum(not line.strip() for line in lines)
+    name = readable(Path(path).name)
+    if format_of(Path(path)) != ".txt":
+        texts = read_texts(path, data.text_column_name, data.quoting)
+        return [(f"{name}, text {i}", text) for i, text in enumerate(texts, start=1)]
+    table = read_file(path)
+    texts = [(f"{name}, {place}", row["text"]) for place, row in zip(table.places, table.rows, strict=True)]
     if corpus is not None:
-        corpus.leave_out(f"{name}: empty line", empty)
-    return [(f"{name}, line {i}", line) for i, line in enumerate(lines, start=1) if line.strip()]
+        corpus.leave_out(f"{name}: empty line", sum(not text.strip() for _, text in texts))
+    return [(row_id, text) for row_id, text in texts if text.strip()]
 
 
 # ---- Streams ------------------------------------------------------------------------------------------------------
@@ -222,30 +225,17 @@ def _stream(
         raise InputError("--streaming is for files and Hub datasets; go_emotions and xed fit in memory")
     if data.include_target_train:
         raise InputError("--streaming does not read --include_target_train; write the texts into a --train_file")
+    for path in [*data.train_file, *data.validation_file]:
+        if not Path(path).is_file():
+            raise InputError(f"{readable(path)}: no such file")
     if data.train_file:
-        kinds = {_STREAMED.get(Path(path).suffix.lower()) for path in data.train_file}
-        for path in [*data.train_file, *data.validation_file]:
-            if not Path(path).is_file():
-                raise InputError(f"{path}: no such file")
-        if len(kinds) > 1 or None in kinds:
-            raise InputError(f"--streaming reads files of one kind, {', '.join(_STREAMED)}; got {corpus.source}")
-        options = {"delimiter": "\t"} if data.train_file[0].lower().endswith(".tsv") else {}
-        arguments = {"path": kinds.pop(), "data_files": data.train_file, **options}
+        arguments = {"column": data.text_column_name, "quoting": data.quoting}
+        rows = IterableDataset.from_generator(_streamed, gen_kwargs={"paths": data.train_file, **arguments})
+        column = "text"
     else:
-        arguments = {"path": data.dataset_name[0], "name": data.dataset_config_name, "token": token}
-    try:
-        rows = load_dataset(**arguments, split="train", streaming=True, cache_dir=cache_dir)
-        if data.train_file:
-            # Pyarrow keeps what it reads of a parquet file to the file's end (arrow#39808); so one row group at a time.
-            # On the Hub this would fetch something of each file first.
-            rows = rows.reshard()
-        first = next(iter(rows), None)
-    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
-        raise InputError(f"{corpus.source}: {str(error).strip().splitlines()[0]}") from error
-    if first is None:
+        rows, column = _hub_stream(data, cache_dir, token), data.text_column_name
+    if next(iter(rows), None) is None:
         raise InputError(f"{corpus.source}: no rows")
-    if data.text_column_name not in first:
-        raise InputError(f"{corpus.source}: no column {data.text_column_name!r}; it has {', '.join(first)}")
 
     def keep(row: dict, number: int) -> bool:
         text = row["text"]
@@ -254,11 +244,11 @@ def _stream(
             return False
         return corpus.guard is None or corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
 
-    if data.text_column_name != "text":
-        rows = rows.rename_column(data.text_column_name, "text")
+    if column != "text":
+        rows = rows.rename_column(column, "text")
     rows = rows.select_columns(["text"]).filter(keep, with_indices=True)
     if data.validation_file:
-        held_out = [text for path in data.validation_file for _, text in _file_texts(path, data.text_column_name)]
+        held_out = [text for path in data.validation_file for _, text in _file_texts(path, data)]
         count = 0
     else:
         count = data.max_eval_samples or (STREAM_VALIDATION_ROWS if data.validation_split_percentage else 0)
@@ -271,3 +261,40 @@ def _stream(
         corpus.guard.found.clear()
     corpus.train = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     corpus.validation = Dataset.from_dict({"text": held_out[: data.max_eval_samples]}) if held_out else None
+
+
+def _streamed(paths: list[str], column: str, quoting: str) -> Iterator[dict[str, str | None]]:
+    """Rows of files with the value `text`.
+
+    Raises:
+        InputError: at the first row that cannot be read.
+    """
+    for path in map(Path, paths):
+        name, named = readable(path), "text" if format_of(path) == ".txt" else column
+
+        def check(names: list[str], name: str = name, named: str = named) -> None:
+            if named not in names:
+                raise no_column(name, named, names)
+
+        try:
+            for record in read_rows(path, quoting=quoting, columns=[named], check=check):
+                text = (record.values or {}).get(named)
+                if wrong := record.problem or broken(text):
+                    raise InputError(f"{name}, {record.place}: {wrong}")
+                yield {"text": text if isinstance(text, str) else None}
+        except UnreadableTable as error:
+            raise InputError(f"{name}: {error}") from error
+
+
+def _hub_stream(data: PretrainingArguments, cache_dir: str | None, token: str | None) -> IterableDataset:
+    name = data.dataset_name[0]
+    try:
+        rows = load_dataset(
+            name, data.dataset_config_name, split="train", streaming=True, cache_dir=cache_dir, token=token
+        )
+        first = next(iter(rows), {data.text_column_name: None})
+    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
+        raise InputError(f"dataset {name}: {first_line(error)}") from error
+    if data.text_column_name not in first:
+        raise no_column(f"dataset {name}", data.text_column_name, list(first))
+    return rows

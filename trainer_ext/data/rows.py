@@ -93,7 +93,7 @@ def _json(text: TextIO, kind: str, check: Callable) -> Iterator[Record]:
     before, head = 0, text.readline(4096)
     while head and not head.strip():
         before, head = before + head.endswith(("\r", "\n")), text.readline(4096)
-    listed = re.match(r"\s*\[" + ("" if kind == ".json" else r"\s*\{"), head)
+    listed = re.match(r"\s*\[" + ("" if kind == ".json" else r"\s*(\{|$)"), head)
     values = _json_list(text, head) if listed else _json_lines(text, head, before, kind)
     first = True
     for number, value, problem in values:

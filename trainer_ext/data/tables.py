@@ -11,7 +11,7 @@ from datasets import Features, load_dataset
 from ..errors import InputError, first_line
 from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
-from .rows import cells, format_of, read_rows, readable
+from .rows import cells, format_of, read_rows, readable, text_lines
 
 _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 
@@ -68,6 +68,22 @@ def read_file(path: str | Path, quoting: str = "auto", header: bool = True) -> T
             except Exception as error:  # datasets raises many kinds
                 raise InputError(f"{table.name}: its features cannot be read ({first_line(error)})") from error
     return table
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file of any name without their ends.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    table = Table(readable(path))
+    try:
+        with open(path, "rb") as file:
+            for record in text_lines(file):
+                table.add(record.values, record.number, record.place, record.problem)
+    except OSError as error:
+        raise InputError(f"{table.name}: {error.strerror}; want a file") from error
+    return [row["text"] for row in table.rows]
 
 
 def read_hub_dataset(
