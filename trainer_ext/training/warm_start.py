@@ -284,7 +284,6 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
         fields.pop(key, None)
     if "id2label" in overrides:
         fields.pop("label2id", None)
-        fields.pop("class_weights", None)
     try:
         return EmoDebertaConfig(**fields | overrides)
     except StrictDataclassError as error:
