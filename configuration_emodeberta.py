@@ -115,9 +115,10 @@ class EmoDebertaConfig(DebertaV2Config):
 
     def validate_head(self):
         """Refuse settings of the head that are out of range; `@strict` calls this after every construction."""
-        if self.problem_type == "regression":
+        if self.problem_type not in (None, "single_label_classification", "multi_label_classification"):
             raise ValueError(
-                "EmoDeBERTa classifies: problem_type is single_label_classification or multi_label_classification"
+                f"problem_type is {self.problem_type!r}; EmoDeBERTa classifies: want single_label_classification or "
+                "multi_label_classification"
             )
         if self.classifier_hidden_size is not None and self.classifier_hidden_size < 1:
             raise ValueError(

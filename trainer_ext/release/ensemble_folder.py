@@ -21,7 +21,8 @@ from ..evaluation.calibration import apply_temperature
 from ..evaluation.fusion import apply
 from ..evaluation.fusion_table import FOLDS, check_names, compare_fusions, voters, without_figures
 from ..evaluation.predictions import read_rows, write_rows
-from ..training.tokenizer import library_quiet
+from ..training.checkpoint_source import WEIGHTS
+from ..training.saved_model import check_config, load_whole, reading
 from .licence import licence_of
 
 logger = logging.getLogger(__name__)
@@ -89,23 +90,29 @@ def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) ->
 
 
 def _read_member(folder: Path, name: str) -> EnsembleMember:
-    path = folder / "config.json"
-    if not path.is_file() or not (folder / "model.safetensors").is_file():
-        raise InputError(f"{folder}: no config.json and model.safetensors there; want a folder of run_classify.py")
-    values, _ = EmoDebertaConfig.get_config_dict(folder)
-    if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
-        raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
-    config = EmoDebertaConfig.from_dict(values)
+    weights = (folder / WEIGHTS, folder / f"{WEIGHTS}.index.json")
+    if not (folder / "config.json").is_file() or not any(path.is_file() for path in weights):
+        raise InputError(f"{folder}: no config.json and {WEIGHTS} there; want a folder of run_classify.py")
+    with reading(folder, "its config.json cannot be read; want that of a folder of run_classify.py"):
+        values, _ = EmoDebertaConfig.get_config_dict(folder)
+        if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
+            raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
+        config = EmoDebertaConfig.from_dict(values)
+        check_config(folder, config)
     if config.problem_type == "multi_label_classification":
         raise InputError(f"{folder}: gives several classes a row; a vote is on one")
+    load_whole(EmoDebertaForSequenceClassification, folder, dtype="auto")  # a member that lacks weights is found now
     tokenizer = hashlib.sha256()
-    for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
-        content = file.read_bytes()
-        if file.name == "tokenizer_config.json":  # the library notes where and how it was read
-            values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
-            content = json.dumps(values, sort_keys=True).encode()
-        tokenizer.update(file.name.encode() + content)
-    predictions = _read_predictions(folder, config)
+    with reading(folder, "its tokenizer cannot be read"):
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
+            content = file.read_bytes()
+            if file.name == "tokenizer_config.json":  # the library notes where and how it was read
+                values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
+                content = json.dumps(values, sort_keys=True).encode()
+            tokenizer.update(file.name.encode() + content)
+    with reading(folder / "predictions.tsv", "cannot be read; want the table that run_classify.py writes"):
+        predictions = _read_predictions(folder, config)
     return EnsembleMember(folder, name, config, tokenizer.hexdigest(), predictions, licence_of(folder))
 
 
@@ -122,7 +129,7 @@ def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | N
                 split,
                 [row["id"] for row in of_split],
                 [row.get("group", "") for row in of_split],
-                np.array([config.label2id[row["gold"]] for row in of_split]),
+                np.array([names.index(row["gold"]) for row in of_split]),
                 np.array([[float(row[name]) for name in names] for row in of_split]),
             )
     return None
@@ -205,17 +212,17 @@ def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figu
         weights=None if figures["weights"] is None else list(voters(figures).values()),
         temperature=figures["temperature"],
         id2label=dict(members[0].config.id2label),
-        label2id=dict(members[0].config.label2id),
+        label2id={name: label for label, name in members[0].config.id2label.items()},
         problem_type="single_label_classification",
     )
     model = EmoDebertaEnsembleForSequenceClassification(config)
     for slot, member in zip(model.members, members, strict=True):
-        read = EmoDebertaForSequenceClassification.from_pretrained(member.folder, dtype=torch.float32)
+        read = load_whole(EmoDebertaForSequenceClassification, member.folder, dtype=torch.float32)
         slot.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     for number, tokenizer_hash in enumerate(hashes):
         source = next(member.folder for member in members if member.tokenizer_hash == tokenizer_hash)
-        with library_quiet():
+        with reading(source, "its tokenizer cannot be read"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer.save_pretrained(folder / f"tokenizer_{number}" if number else folder)
 
