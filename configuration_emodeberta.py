@@ -30,6 +30,8 @@ ENSEMBLE_AUTO_MAP = {
     "AutoModel": "ensemble_emodeberta.EmoDebertaEnsembleModel",
     "AutoModelForSequenceClassification": "ensemble_emodeberta.EmoDebertaEnsembleForSequenceClassification",
 }
+# Settings of a training that are no part of the model that it makes.
+LOSS = ("class_weights", "label_smoothing")
 # The same for `pipeline("text-classification", …)`.
 CUSTOM_PIPELINES = {
     "text-classification": {
@@ -74,6 +76,7 @@ class EmoDebertaConfig(DebertaV2Config):
         classifier_dropout: Dropout probability before each linear layer of the head.
         classifier_activation: Activation between the two layers; the paper does not name one.
         class_weights: One non-negative weight per label, applied in the loss. `None` weights all labels equally.
+            This and `label_smoothing` belong to one training: they are not saved, and not read from older folders.
         label_smoothing: Share of each target that is spread evenly over the labels, in [0, 1).
         position_bias_buckets: Number of buckets of distances in MPNet's position bias. Each has one learned number per
             head, added to the scaled attention scores of every layer. Even; 0 turns the bias off; MPNet has 32.
@@ -100,15 +103,22 @@ class EmoDebertaConfig(DebertaV2Config):
         self.auto_map = dict(AUTO_MAP)
         self.custom_pipelines = Pipelines()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """Do what the library does, without the loss of the training that an older folder came from."""
+        return super().from_dict({key: value for key, value in config_dict.items() if key not in LOSS}, **kwargs)
+
     def to_dict(self) -> dict:
-        """Return the library's dictionary, without the classes that `pipeline()` puts into `custom_pipelines`."""
-        return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
+        """Return the library's dictionary without the loss, nor the classes that `pipeline()` has put into it."""
+        values = {key: value for key, value in super().to_dict().items() if key not in LOSS}
+        return values | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_head(self):
         """Refuse settings of the head that are out of range; `@strict` calls this after every construction."""
-        if self.problem_type == "regression":
+        if self.problem_type not in (None, "single_label_classification", "multi_label_classification"):
             raise ValueError(
-                "EmoDeBERTa classifies: problem_type is single_label_classification or multi_label_classification"
+                f"problem_type is {self.problem_type!r}; EmoDeBERTa classifies: want single_label_classification or "
+                "multi_label_classification"
             )
         if self.classifier_hidden_size is not None and self.classifier_hidden_size < 1:
             raise ValueError(

@@ -77,7 +77,7 @@ class _EnsemblePreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if not config.members:
             raise ValueError("an ensemble needs members; config.members has none")
-        configs = [EmoDebertaConfig(**values) for values in config.members]
+        configs = [EmoDebertaConfig.from_dict(values) for values in config.members]
         for member in configs:
             member._attn_implementation = config._attn_implementation
         self.members = nn.ModuleList(map(EmoDebertaForSequenceClassification, configs))

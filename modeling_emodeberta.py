@@ -18,13 +18,13 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
-    from .attention_emodeberta import EmoDebertaEncoder
+    from .attention_emodeberta import EmoDebertaEncoder, has_hooks
     from .configuration_emodeberta import EmoDebertaConfig
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from .packing_emodeberta import is_traced
     from .pipeline_emodeberta import EmotionPipeline
 except ImportError:
-    from attention_emodeberta import EmoDebertaEncoder
+    from attention_emodeberta import EmoDebertaEncoder, has_hooks
     from configuration_emodeberta import EmoDebertaConfig
     from kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from packing_emodeberta import is_traced
@@ -227,14 +227,8 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         encoded = self.deberta(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            *(output_attentions, output_hidden_states, True),
             **kwargs,
         )
         logits = self.classifier(encoded.pooler_output).float()
@@ -259,12 +253,25 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
     config: EmoDebertaConfig
     _supports_sdpa = True
 
+    # For calls that do not say, as a `Trainer`'s. None: all logits in evaluation, as in the library, few in training.
+    full_logits: bool | None = None
+
     def __init__(self, config: EmoDebertaConfig):
         super().__init__(config)
         config.legacy = False
         self.deberta = EmoDebertaModel(config)
         self.lm_predictions = DebertaV2OnlyMLMHead(config)
         self.post_init()
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Do what the library does, and give the head a bias for each token; that of new ones is the mean."""
+        embeddings, head = super().resize_token_embeddings(*args, **kwargs), self.lm_predictions.lm_head
+        new = embeddings.weight.shape[0] - len(head.bias)
+        if new:
+            bias = head.bias.detach()
+            bias = torch.cat([bias, bias.mean().expand(new)]) if new > 0 else bias[:new].clone()
+            head.bias = nn.Parameter(bias, requires_grad=head.bias.requires_grad)
+        return embeddings
 
     def forward(
         self,
@@ -287,36 +294,32 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
             labels: `(batch, length)`, the token to predict, or -100 for none.
             num_items_in_batch: The labels that `Trainer` counted over all accumulation steps and devices. The summed
                 loss is divided by it; `None` divides by this batch's own count.
-            full_logits: Return the logits of every token even if there are labels.
+            full_logits: Return the logits of every token even if there are labels; see the class's attribute.
 
         Returns:
             `loss` (if there are labels), `logits` in float32 and, on request, `hidden_states` and `attentions`; as a
-            tuple with `return_dict=False`. Without labels, logits are `(batch, length, vocabulary)`. With labels, they
-            are `(labels, vocabulary)`, for the tokens that have one, in order: a vocabulary of 128,100 at every token
-            costs more than the encoder.
+            tuple with `return_dict=False`. Logits are `(batch, length, vocabulary)`. In training with labels, they are
+            `(labels, vocabulary)`, for the tokens that have one, in order: a vocabulary of 128,100 at every token costs
+            more than the encoder.
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         words, head, tie = self.deberta.embeddings.word_embeddings, self.lm_predictions.lm_head, None
+        given = self.full_logits if full_logits is None else full_logits
+        full_logits = not self.training if given is None else given
+        plain = type(words) is nn.Embedding and not has_hooks(words) and self.config._attn_implementation != "eager"
         trained = torch.is_grad_enabled() and words.weight.requires_grad and not is_traced()
-        if trained and input_ids is not None and inputs_embeds is None:
+        if trained and plain and input_ids is not None and inputs_embeds is None:
             tie = Tie()
             inputs_embeds = TiedLookup.apply(words.weight, input_ids, words.padding_idx, tie)
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             input_ids = None
         encoded = self.deberta(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            *(output_attentions, output_hidden_states, True),
             **kwargs,
         )
-        states = encoded.last_hidden_state
-        loss, chosen = None, None
+        states, loss, chosen = encoded.last_hidden_state, None, None
         if labels is not None:
             chosen = labels != -100
             labels = labels[chosen]

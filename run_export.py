@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import token_budget_batches
@@ -25,6 +25,7 @@ from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.files import write_json
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
+from trainer_ext.training.saved_model import check_config, load_whole, reading
 
 ESSAYS = Path(__file__).parent / "examples" / "essays.tsv"
 LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest
@@ -101,14 +102,13 @@ def check_extra() -> None:
 def load(name: str) -> tuple[EmoDebertaForSequenceClassification, PreTrainedTokenizerBase]:
     """Model in float32 and tokenizer."""
     path = resolve_checkpoint(name)
-    try:
-        model = EmoDebertaForSequenceClassification.from_pretrained(path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no EmoDeBERTa classifier there ({str(error).strip().splitlines()[0]})") from error
-    if getattr(model.config, "model_type", None) != "emodeberta":
-        raise InputError(f"{name}: a {model.config.model_type}, not an EmoDeBERTa")
-    return model.eval(), tokenizer
+    with reading(name, "no EmoDeBERTa classifier there"):
+        values, _ = PretrainedConfig.get_config_dict(path)
+        if values.get("model_type") != "emodeberta":
+            raise InputError(f"{name}: a {values.get('model_type')}, not an EmoDeBERTa")
+        model = load_whole(EmoDebertaForSequenceClassification, path, dtype=torch.float32)
+        check_config(name, model.config)
+        return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 class Logits(torch.nn.Module):

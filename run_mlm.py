@@ -105,6 +105,7 @@ def main() -> None:
         **hub_access,
         **({"relative_attention": True} if model_args.relative_attention else {}),
     )
+    model.full_logits = False  # `masked_scores` reads those of masked tokens
     tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
     access = hub_access | ({"revision": None} if model_args.tokenizer_name else {})
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)

@@ -44,7 +44,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -65,7 +64,7 @@ from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder, Scores
 from trainer_ext.scoring.text_stream import Row, TextSource, UnreadableFile, open_source
-from trainer_ext.training.tokenizer import library_quiet
+from trainer_ext.training.saved_model import check_config, load_whole, reading
 
 OURS = {
     EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),
@@ -187,15 +186,14 @@ def read_config(name: str, revision: str | None, token: str | None) -> tuple[Pre
         raise InputError(f"{name}: no such folder; want an output folder of run_classify.py, or a Hub id (owner/name)")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{name}: no config.json there; want an output folder of run_classify.py or run_fuse.py")
-    try:
+    with reading(name, "no model there"):
         values, _ = PretrainedConfig.get_config_dict(name, revision=revision, token=token)
         kind = OURS.get(values.get("model_type"))
         if kind is None:
             config = AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
         else:
             config = kind[0].from_dict(values)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}: no model there ({first_line(error)})") from error
+        check_config(name, config)
     if not any("SequenceClassification" in architecture for architecture in config.architectures or ()):
         raise InputError(f"{name}: {', '.join(config.architectures or ['no architecture'])}; want a text classifier")
     if config.num_labels < 2 or config.problem_type == "regression":
@@ -228,20 +226,12 @@ def load_pipeline(
     kind = OURS.get(config.model_type, (None, AutoModelForSequenceClassification))[1]
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # of loading
-    try:
-        with library_quiet():
-            options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-            model, loaded = kind.from_pretrained(args.model, **options, **hub)
-            tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False, **hub)
-            if lacking := sorted([*loaded["missing_keys"], *(key[0] for key in loaded["mismatched_keys"])]):
-                raise InputError(f"{args.model}: its weights lack {lacking[0]}, and would be drawn at random")
-            if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
-                tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
-            return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{args.model}: cannot be loaded ({first_line(error)})") from error
+    model = load_whole(kind, args.model, dtype=dtype, **hub)
+    with reading(args.model, "cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False, **hub)
+        if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
+            tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
+        return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
 
 
 # ---- Scores -------------------------------------------------------------------------------------------------------

@@ -53,6 +53,13 @@ ESSAY_FLAGS = [
 ]
 
 
+def pytest_configure(config):
+    for version in ("", "_3", "_4"):
+        config.addinivalue_line("markers", f"flash_attn{version}_test: of the library's own tests")
+    for name in ("accelerate_tests", "torch_compile_test", "slow"):
+        config.addinivalue_line("markers", f"{name}: of the library's own tests")
+
+
 def pytest_collection_modifyitems(items):
     if not os.environ.get("EMODEBERTA_DATA"):
         skip = pytest.mark.skip(reason="EMODEBERTA_DATA names no folder with the real corpora")

@@ -16,7 +16,15 @@ from conftest import ESSAY_FLAGS, ESSAYS, ROOT, TINY, once
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, DebertaV2Config, DebertaV2ForMaskedLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM
@@ -75,6 +83,63 @@ def test_without_labels_every_token_has_logits(pair):
         wanted, found = library(**batch).logits, ours(**batch).logits
     tokens = batch["attention_mask"].bool()
     torch.testing.assert_close(found[tokens], wanted[tokens], rtol=1e-5, atol=1e-5)
+
+
+def test_the_metric_of_the_librarys_run_mlm_works(pair, tokenizer, tmp_path):
+    """Accuracy over masked tokens, from logits at every token; `full_logits = False` asks for those that are needed."""
+    library, ours, batch = pair
+    rows = [{name: values[row].tolist() for name, values in batch.items()} for row in range(len(batch["labels"]))]
+
+    def accuracy(prediction):
+        labels, predicted = prediction.label_ids.reshape(-1), prediction.predictions.reshape(-1)
+        return {"right": int((predicted == labels)[labels != -100].sum())}
+
+    def evaluate(model, metric=accuracy, choose=lambda logits, labels: logits.argmax(-1)):
+        args = TrainingArguments(str(tmp_path), use_cpu=True, per_device_eval_batch_size=2, report_to="none")
+        trainer = Trainer(model, args, compute_metrics=metric, preprocess_logits_for_metrics=choose)
+        return trainer.evaluate(rows)
+
+    want = evaluate(library)
+    found = evaluate(ours)
+    assert (found["eval_right"], found["eval_loss"]) == (want["eval_right"], pytest.approx(want["eval_loss"], rel=1e-4))
+    ours.full_logits = False
+    few = evaluate(ours, lambda prediction: masked_metrics(prediction.predictions), masked_scores)
+    assert few["eval_masked_tokens"] == int((batch["labels"] != -100).sum())
+    assert few["eval_masked_accuracy"] * few["eval_masked_tokens"] == pytest.approx(want["eval_right"])
+
+
+def test_hooks_on_the_word_embeddings_fire(pair):
+    """NEFTune is one; gradients are the library's under the same noise."""
+    library, ours, batch = pair
+    losses = []
+    for model in (library, ours):
+        plain = model.train()(**batch).loss
+        handle = activate_neftune(model, 5.0)
+        torch.manual_seed(3)
+        loss = model(**batch).loss
+        loss.backward()
+        losses.append((plain.item(), loss.item()))
+        deactivate_neftune(model, handle)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert abs(losses[1][0] - losses[1][1]) > 1e-3
+    name = "deberta.embeddings.word_embeddings.weight"
+    want, found = (model.get_parameter(name).grad for model in (library, ours))
+    assert (found - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("size", [607, 640, 590])
+def test_the_heads_bias_follows_the_vocabulary(pair, size, tmp_path):
+    _, ours, batch = pair
+    batch.pop("labels")
+    batch["input_ids"].clamp_(max=580)
+    with torch.no_grad():
+        before = ours.eval()(**batch).logits
+        ours.resize_token_embeddings(size)
+        ours.save_pretrained(tmp_path)
+        for model in (ours, EmoDebertaForMaskedLM.from_pretrained(tmp_path)):
+            found = model.eval()(**batch).logits
+            assert found.shape[-1] == len(model.lm_predictions.lm_head.bias) == model.config.vocab_size == size
+            torch.testing.assert_close(found[..., :590], before[..., :590])
 
 
 def test_the_tied_table_gets_both_gradients_once(pair):

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoModel, DebertaV2Config, DebertaV2Model
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
-from configuration_emodeberta import EmoDebertaConfig
+from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel, classification_loss, masked_mean
 
 
@@ -97,6 +98,30 @@ def test_class_weights_and_smoothing_enter_the_loss(config):
     smoothed = F.one_hot(labels, 3) * 0.9 + 0.1 / 3
     expected = -(torch.tensor(config.class_weights) * smoothed * logits.log_softmax(1)).sum() / 6
     torch.testing.assert_close(classification_loss(logits, labels, config), expected)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["saved now", "an older folder"])
+def test_the_loss_of_a_training_does_not_stay_with_the_model(config, batch, tmp_path, old):
+    """Weights and smoothing are the next user's choice, and so is the number of labels."""
+    config.class_weights, config.label_smoothing = [0.5, 2.0, 1.0], 0.1
+    EmoDebertaForSequenceClassification(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    assert not {"class_weights", "label_smoothing"} & values.keys()
+    if old:
+        path.write_text(json.dumps(values | {"class_weights": [0.5, 2.0, 1.0], "label_smoothing": 0.1}))
+    read = EmoDebertaForSequenceClassification.from_pretrained(tmp_path)
+    labels = torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        outputs = read.eval()(**batch, labels=labels)
+    torch.testing.assert_close(outputs.loss, F.cross_entropy(outputs.logits, labels))
+    for number in (2, 5):
+        other = {"num_labels": number, "ignore_mismatched_sizes": True}
+        assert EmoDebertaForSequenceClassification.from_pretrained(tmp_path, **other).num_labels == number
+    weighted = EmoDebertaForSequenceClassification.from_pretrained(tmp_path, class_weights=[0.5, 2.0, 1.0])
+    assert weighted.config.class_weights == [0.5, 2.0, 1.0]
+    ensemble = EmoDebertaEnsembleConfig(members=[values | {"class_weights": [1.0]}], id2label=config.id2label)
+    assert EmoDebertaEnsembleForSequenceClassification(ensemble).members[0].config.class_weights is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
@@ -17,12 +16,13 @@ from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 
 from ..data.folds import group_folds
-from ..errors import InputError, first_line
+from ..errors import InputError
 from ..evaluation.calibration import apply_temperature
 from ..evaluation.fusion import apply
 from ..evaluation.fusion_table import FOLDS, check_names, compare_fusions, voters, without_figures
 from ..evaluation.predictions import PREDICTIONS, PredictionTable, read_predictions, write_rows
-from ..training.tokenizer import library_quiet
+from ..training.checkpoint_source import WEIGHTS
+from ..training.saved_model import check_config, load_whole, reading
 from .licence import licence_of
 
 logger = logging.getLogger(__name__)
@@ -90,36 +90,30 @@ def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) ->
 
 
 def _read_member(folder: Path, name: str) -> EnsembleMember:
-    path, weights = folder / "config.json", folder / "model.safetensors"
-    if not path.is_file() or not weights.is_file():
-        raise InputError(f"{folder}: no config.json and model.safetensors there; want a folder of run_classify.py")
-    _check_finite(weights)
-    values, _ = EmoDebertaConfig.get_config_dict(folder)
-    if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
-        raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
-    config = EmoDebertaConfig.from_dict(values)
+    weights = (folder / WEIGHTS, folder / f"{WEIGHTS}.index.json")
+    if not (folder / "config.json").is_file() or not any(path.is_file() for path in weights):
+        raise InputError(f"{folder}: no config.json and {WEIGHTS} there; want a folder of run_classify.py")
+    with reading(folder, "its config.json cannot be read; want that of a folder of run_classify.py"):
+        values, _ = EmoDebertaConfig.get_config_dict(folder)
+        if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
+            raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
+        config = EmoDebertaConfig.from_dict(values)
+        check_config(folder, config)
     if config.problem_type == "multi_label_classification":
         raise InputError(f"{folder}: gives several classes a row; a vote is on one")
+    load_whole(EmoDebertaForSequenceClassification, folder, dtype="auto")  # a member that lacks weights is found now
     tokenizer = hashlib.sha256()
-    for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
-        content = file.read_bytes()
-        if file.name == "tokenizer_config.json":  # the library notes where and how it was read
-            values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
-            content = json.dumps(values, sort_keys=True).encode()
-        tokenizer.update(file.name.encode() + content)
-    predictions = _read_predictions(folder, config)
+    with reading(folder, "its tokenizer cannot be read"):
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
+            content = file.read_bytes()
+            if file.name == "tokenizer_config.json":  # the library notes where and how it was read
+                values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
+                content = json.dumps(values, sort_keys=True).encode()
+            tokenizer.update(file.name.encode() + content)
+    with reading(folder / PREDICTIONS, "cannot be read; want the table that run_classify.py writes"):
+        predictions = _read_predictions(folder, config)
     return EnsembleMember(folder, name, config, tokenizer.hexdigest(), predictions, licence_of(folder))
-
-
-def _check_finite(path: Path) -> None:
-    """Raises InputError for weights of a training that diverged, or that cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            broken = next((name for name in file.keys() if not file.get_tensor(name).isfinite().all()), None)  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
-    if broken:
-        raise InputError(f"{path}: {broken} is not finite; its training diverged")
 
 
 def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
@@ -233,17 +227,17 @@ def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figu
         weights=None if figures["weights"] is None else list(voters(figures).values()),
         temperature=figures["temperature"],
         id2label=dict(members[0].config.id2label),
-        label2id=dict(members[0].config.label2id),
+        label2id={name: label for label, name in members[0].config.id2label.items()},
         problem_type="single_label_classification",
     )
     model = EmoDebertaEnsembleForSequenceClassification(config)
     for slot, member in zip(model.members, members, strict=True):
-        read = EmoDebertaForSequenceClassification.from_pretrained(member.folder, dtype=torch.float32)
+        read = load_whole(EmoDebertaForSequenceClassification, member.folder, dtype=torch.float32)
         slot.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     for number, tokenizer_hash in enumerate(hashes):
         source = next(member.folder for member in members if member.tokenizer_hash == tokenizer_hash)
-        with library_quiet():
+        with reading(source, "its tokenizer cannot be read"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer.save_pretrained(folder / f"tokenizer_{number}" if number else folder)
 

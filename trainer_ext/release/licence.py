@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 
+from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 
 # A run's rows, with writers and gold labels, are not part of a model.
@@ -16,6 +18,10 @@ def licence_of(folder: Path) -> str | None:
     card = folder / "README.md"
     try:
         return ModelCard.load(card).data.license if card.is_file() else None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{card}: cannot be read ({first_line(error)}), so its licence is unknown; mend its YAML or remove the file"
+        ) from error
     except ValueError:  # a card of another kind
         return None
 

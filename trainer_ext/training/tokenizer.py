@@ -37,7 +37,7 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(
                 path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file, the library raises nearly anything
         raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
     least = tokenizer.num_special_tokens_to_add() + 1
     if max_seq_length < least:

@@ -17,7 +17,7 @@ from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClas
 from ..errors import InputError, first_line
 from ..recipes import flag
 from .checkpoint_source import resolve_checkpoint
-from .tokenizer import library_quiet
+from .saved_model import check_config, reading
 
 
 @dataclass
@@ -141,37 +141,40 @@ def warm_start(
     if path != name_or_path:
         hub["revision"] = None
     source = _read_config(path, hub)
-    config = _emodeberta_config(source, name_or_path, config_overrides)
+    with reading(name_or_path, "its config.json does not describe a model"):
+        config = _emodeberta_config(source, name_or_path, config_overrides)
     if from_scratch:
         logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
         config.max_position_embeddings -= _first_position(source)
-        model = model_class(config)
+        with reading(name_or_path, "no model of this config.json can be made"):
+            model = model_class(config)
         model.drawn_anew = set()
         return model
 
-    fresh = ["classifier.", "lm_predictions."]  # parameters that may be missing from the checkpoint, by prefix
+    # Parameters that may be missing from the checkpoint, by prefix.
+    fresh = ["classifier.", "lm_predictions."]
+    if source.model_type == "emodeberta" and model_class.__name__ in (source.architectures or ()):  # has its own head
+        fresh = ["classifier.dense."] if source.classifier_hidden_size != config.classifier_hidden_size else []
     renames = dict(_TO_LM_HEAD) if model_class is EmoDebertaForMaskedLM else {}
     if source.model_type in _BERT_SHAPED:
         renames |= _BERT_SHAPED[source.model_type]
         if config.relative_attention:
             fresh += ["encoder.rel_embeddings.", "encoder.LayerNorm.", ".pos_key_proj.", ".pos_query_proj."]
-    try:
-        with library_quiet():
-            model, info = model_class.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                key_mapping=renames,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **hub,
-            )
-    except OSError as error:
-        raise InputError(
-            f"{name_or_path}: no weights in safetensors format found (pickled ones are not read); "
-            f"want a model.safetensors beside its config.json. {first_line(error)}"
-        ) from error
+    with reading(
+        name_or_path,
+        "no weights in safetensors format found that fit (pickled ones are not read); want a model.safetensors beside "
+        "its config.json",
+    ):
+        model, info = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            key_mapping=renames,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **hub,
+        )
     model._weight_conversions = None  # else `save_pretrained` would give the checkpoint's names back to the parameters
     model.drawn_anew = _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
     if model_class is EmoDebertaForMaskedLM:
@@ -200,14 +203,15 @@ def _read_config(path: str, hub: dict) -> PretrainedConfig:
         file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
         if file.name != "config.json" or not file.is_file():
             raise InputError(f"{path}: no config.json there; want a checkpoint folder or a Hub id (owner/name)")
-    try:
+    with reading(path, "its config.json cannot be read; want that of a DeBERTa, of a BERT's relative or of ours"):
         kwargs = {key: value for key, value in hub.items() if value is not None}
         content, _ = PretrainedConfig.get_config_dict(path, **kwargs)
         if content.get("model_type") == "emodeberta":
-            return EmoDebertaConfig.from_dict(content)
-        return AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: its config.json cannot be read. {first_line(error)}") from error
+            config = EmoDebertaConfig.from_dict(content)
+        else:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
+        check_config(path, config)
+        return config
 
 
 def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> EmoDebertaConfig:
@@ -259,7 +263,6 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
         fields.pop(key, None)
     if "id2label" in overrides:
         fields.pop("label2id", None)
-        fields.pop("class_weights", None)
     try:
         return EmoDebertaConfig(**fields | overrides)
     except StrictDataclassError as error:

@@ -1,0 +1,67 @@
+"""A saved model, read: whatever is wrong with its files becomes one line, and nothing is drawn at random."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import InputError, first_line
+from .tokenizer import library_quiet
+
+
+@contextmanager
+def reading(name: str | Path, problem: str) -> Iterator[None]:
+    """Turn whatever the library raises over a file's content into an [`InputError`].
+
+    A crafted or damaged file makes it raise nearly anything (`TypeError`, `KeyError`, `ZeroDivisionError`,
+    `RecursionError`, Rust's own), so this is the one place that catches every exception.
+
+    Args:
+        name: The folder or Hub id, as the message says it.
+        problem: What cannot be done and what would be right.
+    """
+    try:
+        with library_quiet():
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        told = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        raise InputError(f"{name}: {problem} ({type(told).__name__}: {first_line(told)})") from error
+
+
+def load_whole(kind: type, name: str | Path, **options: Any) -> PreTrainedModel:
+    """Return `kind.from_pretrained(name, **options)`, read from safetensors.
+
+    Raises:
+        InputError: If the weights cannot be read or do not fit the configuration, or if some are missing or not
+            finite, as after a training that diverged.
+    """
+    with reading(name, "its weights cannot be loaded; want safetensors that fit its config.json"):
+        model, loaded = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options)
+    lacking = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(f"{name}: its weights lack {lacking[0]}{more}, and would be drawn at random")
+    if broken := next((key for key, weight in model.state_dict().items() if not weight.isfinite().all()), None):
+        raise InputError(f"{name}: {broken} is not finite; its training diverged")
+    return model
+
+
+def check_config(name: str | Path, config: PretrainedConfig) -> None:
+    """Check what the library reads without a look: the labels, numbered from 0 on, and the names of the architectures.
+
+    Raises:
+        InputError: If they are something else.
+    """
+    labels, architectures = config.id2label, config.architectures
+    names = list(labels.values()) if isinstance(labels, dict) else []
+    if not names or sorted(labels) != list(range(len(names))) or len(set(map(str, names))) < len(names):
+        raise InputError(
+            f"{name}: id2label in its config.json is {labels!r:.80}; want a name for each number from 0 on"
+        )
+    if not isinstance(architectures or [], list) or not all(isinstance(one, str) for one in architectures or []):
+        raise InputError(f"{name}: architectures in its config.json is {architectures!r:.80}; want a list of names")
