@@ -29,7 +29,6 @@ standard error.
 """
 
 import argparse
-import hashlib
 import os
 import queue
 import re
@@ -39,40 +38,25 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from huggingface_hub import hf_hub_download
 from tqdm.auto import tqdm
 from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
 )
-from transformers.utils import logging as transformers_logging
 
-from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
-from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
-from modeling_emodeberta import EmoDebertaForSequenceClassification
-from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
+from pipeline_emodeberta import WINDOW, EmotionPipeline
 from trainer_ext.data.delimited import QUOTING
 from trainer_ext.data.load import QUOTING_HELP
 from trainer_ext.errors import InputError, ProcessError, first_line, run_command
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
-from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder, Scores
+from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder
+from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config, score
 from trainer_ext.scoring.text_stream import Row, TextSource, UnreadableFile, open_source
-from trainer_ext.training.saved_model import check_config, load_whole, reading
 
-OURS = {
-    EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),
-    EmoDebertaEnsembleConfig.model_type: (EmoDebertaEnsembleConfig, EmoDebertaEnsembleForSequenceClassification),
-}
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
-# Of a model's folder, the files that decide what it says.
-DECIDING = ("config.json", "*.safetensors*", "*token*", "tokenizer_*/*", "vocab*", "merges.txt", "spm.model")
 
 
 def main() -> None:
@@ -97,7 +81,7 @@ def main() -> None:
         quoting=args.quoting,
         token=args.token,
     )
-    config, version = read_config(args.model, args.revision, args.token)
+    config, version = read_classifier_config(args.model, args.revision, args.token)
     if not Path(args.model).is_dir():
         args.revision = version  # that and no later one
     begun = ScoreFolder.begun(args.output) if args.output else {}
@@ -106,7 +90,11 @@ def main() -> None:
     if state.is_main_process:
         print(chosen, file=sys.stderr)
     if args.output is None:
-        print_labels(source, load_pipeline(args, config, dtype, state.device), args.tokens_per_batch)
+        print_labels(
+            source,
+            load_pipeline(args.model, config, dtype, state.device, args.revision, args.token),
+            args.tokens_per_batch,
+        )
         return
 
     labels = [config.id2label[label] for label in range(config.num_labels)]
@@ -176,36 +164,7 @@ def part(text: str) -> tuple[int, int]:
     return number - 1, parts
 
 
-# ---- Model --------------------------------------------------------------------------------------------------------
-
-
-def read_config(name: str, revision: str | None, token: str | None) -> tuple[PretrainedConfig, str]:
-    """A classifier's configuration, and what tells its versions apart: a commit of the Hub, or a hash of its files."""
-    folder = Path(name)
-    if not folder.is_dir() and (folder.exists() or name[0] in "./~" or name.count("/") > 1):
-        raise InputError(f"{name}: no such folder; want an output folder of run_classify.py, or a Hub id (owner/name)")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(f"{name}: no config.json there; want an output folder of run_classify.py or run_fuse.py")
-    with reading(name, "no model there"):
-        values, _ = PretrainedConfig.get_config_dict(name, revision=revision, token=token)
-        kind = OURS.get(values.get("model_type"))
-        if kind is None:
-            config = AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
-        else:
-            config = kind[0].from_dict(values)
-        check_config(name, config)
-    if not any("SequenceClassification" in architecture for architecture in config.architectures or ()):
-        raise InputError(f"{name}: {', '.join(config.architectures or ['no architecture'])}; want a text classifier")
-    if config.num_labels < 2 or config.problem_type == "regression":
-        raise InputError(f"{name}: gives one number a text; want a classifier with two labels or more")
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in sorted({path for pattern in DECIDING for path in folder.glob(pattern) if path.is_file()}):
-            with open(path, "rb") as file:
-                digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
-        return config, digest.hexdigest()
-    # The cache has a folder for each commit.
-    return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
+# ---- Scores -------------------------------------------------------------------------------------------------------
 
 
 def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device) -> Choice:
@@ -216,62 +175,6 @@ def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device
     if dtype:
         return Choice(SHORT.get(dtype, dtype), "as the scores in the folder")
     return choose(device)
-
-
-def load_pipeline(
-    args: argparse.Namespace, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
-) -> EmotionPipeline:
-    """The model and its tokenizers, ready."""
-    hub = {"revision": args.revision, "token": args.token}
-    kind = OURS.get(config.model_type, (None, AutoModelForSequenceClassification))[1]
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()  # of loading
-    model = load_whole(kind, args.model, dtype=dtype, **hub)
-    with reading(args.model, "cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False, **hub)
-        if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
-            tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
-        return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
-
-
-# ---- Scores -------------------------------------------------------------------------------------------------------
-
-
-def score(
-    classify: EmotionPipeline,
-    rows: list[Row],
-    tokens_per_batch: int | None,
-    progress: tqdm | None = None,
-    step: int = 1,
-) -> Scores:
-    """Scores of the rows, which are sorted by length among as many as the pipeline sorts. A row for which the model
-    gives no number gets an error, in place."""
-    config = classify.model.config
-    several, ensemble = config.problem_type == "multi_label_classification", hasattr(classify.model, "members")
-    probabilities = np.full((len(rows), config.num_labels), np.nan, dtype=np.float32)
-    cut = np.zeros(len(rows), dtype=bool)
-    disagreement = np.zeros(len(rows), dtype=np.float32) if ensemble else None
-    for start in range(0, len(rows), WINDOW):
-        window = rows[start : start + WINDOW]
-        usable = np.array([start + place for place, row in enumerate(window) if row.text is not None], dtype=int)
-        if progress is not None:
-            progress.update((len(window) - len(usable)) * step)
-        if not len(usable):
-            continue
-        encoded = classify.encode([rows[place].text for place in usable])
-        cut[usable] = truncated(encoded) | np.array([rows[place].cut for place in usable])
-        for positions, outputs in classify.batches(encoded, tokens_per_batch, ensemble):
-            places, logits = usable[positions], outputs["logits"].float()
-            probabilities[places] = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()
-            if ensemble:
-                differs = outputs["member_logits"].argmax(dim=-1) != logits.argmax(dim=-1, keepdim=True)
-                disagreement[places] = differs.float().mean(dim=-1).numpy()
-            if progress is not None:
-                progress.update(len(places) * step)
-    for place in np.flatnonzero(np.isnan(probabilities).any(axis=1)):
-        if rows[place].error is None:
-            rows[place] = rows[place]._replace(error="the model gives no number (NaN); try another --dtype")
-    return Scores(probabilities, several, cut, disagreement)
 
 
 def write_shards(
@@ -294,7 +197,7 @@ def write_shards(
             for number, rows in folder.shards(share, shares):
                 if rows:
                     if classify is None:
-                        classify = load_pipeline(args, config, dtype, state.device)
+                        classify = load_pipeline(args.model, config, dtype, state.device, args.revision, args.token)
                     scores = score(classify, rows, args.tokens_per_batch, progress, state.num_processes)
                     folder.write(number, rows, scores)
         except UnreadableFile as error:

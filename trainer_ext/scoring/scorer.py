@@ -1,0 +1,135 @@
+"""A trained classifier, read from a folder or the Hub, and its scores of rows."""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import hf_hub_download
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
+
+from ..errors import InputError
+from ..training.saved_model import check_config, load_whole, reading
+from .score_folder import Scores
+from .text_stream import Row
+
+_CLASSIFIERS = {
+    EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),
+    EmoDebertaEnsembleConfig.model_type: (EmoDebertaEnsembleConfig, EmoDebertaEnsembleForSequenceClassification),
+}
+# Of a model's folder, the files that decide what it says.
+_DECIDING_FILES = ("config.json", "*.safetensors*", "*token*", "tokenizer_*/*", "vocab*", "merges.txt", "spm.model")
+
+
+def read_classifier_config(name: str, revision: str | None, token: str | None) -> tuple[PretrainedConfig, str]:
+    """Return a classifier's configuration, and its version: a commit of the Hub, or a hash of the folder's files.
+
+    Raises:
+        InputError: if there is none, or it is no classifier.
+    """
+    folder = Path(name)
+    if not folder.is_dir() and (folder.exists() or name[0] in "./~" or name.count("/") > 1):
+        raise InputError(f"{name}: no such folder; want an output folder of run_classify.py, or a Hub id (owner/name)")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{name}: no config.json there; want an output folder of run_classify.py or run_fuse.py")
+    with reading(name, "no model there"):
+        values, _ = PretrainedConfig.get_config_dict(name, revision=revision, token=token)
+        kind = _CLASSIFIERS.get(values.get("model_type"))
+        if kind is None:
+            config = AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+        else:
+            config = kind[0].from_dict(values)
+        check_config(name, config)
+    if not any("SequenceClassification" in architecture for architecture in config.architectures or ()):
+        raise InputError(f"{name}: {', '.join(config.architectures or ['no architecture'])}; want a text classifier")
+    if config.num_labels < 2 or config.problem_type == "regression":
+        raise InputError(f"{name}: gives one number a text; want a classifier with two labels or more")
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for path in sorted({path for pattern in _DECIDING_FILES for path in folder.glob(pattern) if path.is_file()}):
+            with open(path, "rb") as file:
+                digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
+        return config, digest.hexdigest()
+    # The cache has a folder for each commit.
+    return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
+
+
+def load_pipeline(
+    name: str,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None = None,
+    token: str | None = None,
+) -> EmotionPipeline:
+    """Return the model and its tokenizers, ready.
+
+    Args:
+        name: Folder or Hub id.
+        config: Of [`read_classifier_config`].
+        revision, token: As in the library's `from_pretrained`.
+
+    Raises:
+        InputError: if a file of it cannot be read, or weights are missing.
+    """
+    hub = {"revision": revision, "token": token}
+    kind = _CLASSIFIERS.get(config.model_type, (None, AutoModelForSequenceClassification))[1]
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # of loading
+    model = load_whole(kind, name, dtype=dtype, **hub)
+    with reading(name, "cannot be loaded"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub)
+        if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
+            tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
+        return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
+
+
+def score(
+    classify: EmotionPipeline,
+    rows: list[Row],
+    tokens_per_batch: int | None,
+    progress: tqdm | None = None,
+    step: int = 1,
+) -> Scores:
+    """Return the scores of the rows. A row for which the model gives no number gets an error, in place.
+
+    Args:
+        classify: Of [`load_pipeline`].
+        rows: Sorted by length among as many as the pipeline sorts.
+        tokens_per_batch: With padding; `None` for the pipeline's own.
+        progress: Goes on by `step` for each row.
+    """
+    config = classify.model.config
+    several, ensemble = config.problem_type == "multi_label_classification", hasattr(classify.model, "members")
+    probabilities = np.full((len(rows), config.num_labels), np.nan, dtype=np.float32)
+    cut = np.zeros(len(rows), dtype=bool)
+    disagreement = np.zeros(len(rows), dtype=np.float32) if ensemble else None
+    for start in range(0, len(rows), WINDOW):
+        window = rows[start : start + WINDOW]
+        usable = np.array([start + place for place, row in enumerate(window) if row.text is not None], dtype=int)
+        if progress is not None:
+            progress.update((len(window) - len(usable)) * step)
+        if not len(usable):
+            continue
+        encoded = classify.encode([rows[place].text for place in usable])
+        cut[usable] = truncated(encoded) | np.array([rows[place].cut for place in usable])
+        for positions, outputs in classify.batches(encoded, tokens_per_batch, ensemble):
+            places, logits = usable[positions], outputs["logits"].float()
+            probabilities[places] = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()
+            if ensemble:
+                differs = outputs["member_logits"].argmax(dim=-1) != logits.argmax(dim=-1, keepdim=True)
+                disagreement[places] = differs.float().mean(dim=-1).numpy()
+            if progress is not None:
+                progress.update(len(places) * step)
+    for place in np.flatnonzero(np.isnan(probabilities).any(axis=1)):
+        if rows[place].error is None:
+            rows[place] = rows[place]._replace(error="the model gives no number (NaN); try another --dtype")
+    return Scores(probabilities, several, cut, disagreement)
