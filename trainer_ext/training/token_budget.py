@@ -6,6 +6,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from ..child_tuning import ChildTuningTrainer
 from ..errors import InputError
 from .learning_rates import LearningRatesTrainer
+from .resuming import ResumableTrainer
 
 # Texts that are sorted together, in budgets: less would leave padding, more would leave batches that never change.
 WINDOW = 16
@@ -94,8 +95,8 @@ class TokenBudgetSampler(BatchRebalanceSampler):
             batches.append(batches.pop() + batches.pop())
 
 
-class TokenBudgetTrainer(ChildTuningTrainer, LearningRatesTrainer):
-    """`ChildTuningTrainer` with a learning rate for each depth of the model.
+class TokenBudgetTrainer(ChildTuningTrainer, LearningRatesTrainer, ResumableTrainer):
+    """`ChildTuningTrainer` with a learning rate for each depth of the model, which resumes as if never interrupted.
 
     Its training batches follow a [`TokenBudgetSampler`] if `tokens_per_batch` is given.
     """
