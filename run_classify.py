@@ -49,6 +49,7 @@ from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.head import ModelArguments, head_settings
 from trainer_ext.training.learning_rates import LearningRatesMixin
 from trainer_ext.training.lora import add_lora, merge_lora
+from trainer_ext.training.resuming import ResumableTrainer
 from trainer_ext.training.sharding import CheckpointsWithoutCode, is_sharded, join_shards
 from trainer_ext.training.token_budget import TokenBudgetMixin
 from trainer_ext.training.tokenizer import encode_splits, load_tokenizer
@@ -57,9 +58,9 @@ from trainer_ext.training.warm_start import warm_start
 logger = logging.getLogger("run_classify")
 
 
-class EmotionTrainer(TokenBudgetMixin, LearningRatesMixin, ChildTuningTrainer):
-    """The library's `Trainer` with Child-Tuning (paper, section 2.3.2), a learning rate for each depth of the model and
-    batches of equally many tokens."""
+class EmotionTrainer(TokenBudgetMixin, LearningRatesMixin, ChildTuningTrainer, ResumableTrainer):
+    """The library's `Trainer` with Child-Tuning (paper, section 2.3.2), a learning rate for each depth of the model,
+    batches of equally many tokens, and a resumed run that ends as the uninterrupted one."""
 
 
 def main() -> None:

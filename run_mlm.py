@@ -48,6 +48,7 @@ from trainer_ext.training.masking import (
     masked_scores,
 )
 from trainer_ext.training.memory import ReturnMemory
+from trainer_ext.training.resuming import ResumableTrainer
 from trainer_ext.training.sharding import is_sharded
 from trainer_ext.training.token_budget import TokenBudgetMixin
 from trainer_ext.training.tokenizer import load_tokenizer
@@ -56,7 +57,7 @@ from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 logger = logging.getLogger("run_mlm")
 
 
-class PretrainingTrainer(TokenBudgetMixin, ChildTuningTrainer):
+class PretrainingTrainer(TokenBudgetMixin, ChildTuningTrainer, ResumableTrainer):
     """The library's `Trainer` with Child-Tuning and batches of equally many tokens."""
 
 

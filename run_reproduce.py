@@ -14,9 +14,10 @@ the submission:
     submission_dir: results/wassa2022
     submission: {predictions_EMO_single.tsv: outputs/wassa2022}
 
-Stopped or killed? Start it again in the same way: a stage whose folder is finished is taken as it is (remove the
-folder to have it made anew), one that was cut off goes on from its last checkpoint, and what run_compare.py and
-run_fuse.py have trained is in outputs/trials. After each stage it says how long the rest takes, from how long the
+Stopped or killed? Start it again in the same way: a stage that its own command has finished is taken as it is (remove
+its folder to have it made anew), one that was cut off resumes from its last checkpoint, and what run_compare.py and
+run_fuse.py have trained is in outputs/trials. A folder that another command made, or the same with another recipe, is
+refused. After each stage it says how long the rest takes, from how long the
 stages took so far.
 """
 
@@ -40,11 +41,14 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions
 from trainer_ext.evaluation.significance import bootstrap_macro_f1
-from trainer_ext.files import RESULTS, file_digest, handed_on, lock, write_json
+from trainer_ext.files import RESULTS, SETTINGS, file_digest, handed_on, lock, read_object, shown, write_json
 from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
-from trainer_ext.runs.provenance import command_line
+from trainer_ext.runs.provenance import command_line, flags_of, recipe_digest, without_secrets
+from trainer_ext.runs.run import NOT_SETTINGS
 
 ROOT = Path(__file__).resolve().parent
+# Flags that change nothing about what a stage leaves.
+IGNORED = NOT_SETTINGS | {"jobs", "trials_dir", "members_dir", "results_dir"}
 logger = logging.getLogger("run_reproduce")
 
 
@@ -96,18 +100,40 @@ class Stage:
     def finished(self) -> bool:
         return (self.output_dir / RESULTS).exists()
 
+    def made_otherwise(self) -> str | None:
+        """Return what made the finished folder, if that is not this stage's command with its recipe as it is now."""
+        if not self.finished:
+            return None
+        of_run, of_fusion = (read_object(self.output_dir / name) for name in (SETTINGS, "fusion.json"))
+        made = of_run if "command" in of_run else of_fusion
+        said = str(made.get("command", "an unknown command"))
+        own = shlex.join(map(shown, without_secrets(self.command)))
+        if flags_of(said, IGNORED) != flags_of(own, IGNORED):
+            return said
+        if made.get("recipe") not in (None, recipe_digest(self.command[1:])):
+            return f"{said}, with another {self.command[1]}"
+        return None
+
 
 def main() -> None:
     args = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     machine, stages, submission_dir, submission = read_stages(args.recipe)
     left = [stage for stage in stages if not stage.finished]
+    others = {stage.name: made for stage in stages if (made := stage.made_otherwise())}
     for stage in stages:
         state = "done" if stage.finished else f"about {stage.minutes:.0f} min"
+        state = "another run" if stage.name in others else state
         print(f"{state:>13}  {stage.name}: {shlex.join(stage.command)} -> {stage.output_dir}/")
     print(f"{len(left)} of {len(stages)} stages to run, about {_hours(left, 1.0)} on {machine}")
     if args.plan:
         return
+    for stage in stages:
+        if stage.name in others:
+            raise InputError(
+                f"{stage.output_dir}: was made by {others[stage.name]}; want stage {stage.name}: "
+                f"{shlex.join(stage.command)}; move or remove that folder"
+            )
     outputs = stages[0].output_dir.parent
     outputs.mkdir(parents=True, exist_ok=True)
     with lock(outputs / ".reproduce.lock", "a stage") as held:

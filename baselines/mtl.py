@@ -23,7 +23,7 @@ from scipy.special import softmax
 from scipy.stats import pearsonr
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from modeling_emodeberta import EmoDebertaModel
 from trainer_ext.data.corpus import Corpus
@@ -32,6 +32,7 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.files import write_json
 from trainer_ext.recipes import RecipeParser
+from trainer_ext.training.resuming import ResumableTrainer
 from trainer_ext.training.tokenizer import load_tokenizer
 from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
@@ -212,7 +213,7 @@ def main() -> None:
         scores = metric.compute(predictions=logits.argmax(axis=1), references=labels)
         return scores | correlations(numbers, targets, names)
 
-    trainer = Trainer(**trainer_arguments(args, model, tokenizer, encoded), compute_metrics=compute_metrics)
+    trainer = ResumableTrainer(**trainer_arguments(args, model, tokenizer, encoded), compute_metrics=compute_metrics)
 
     def save(folder: Path, predictions: dict) -> None:
         save_file(trainer.model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})

@@ -32,6 +32,7 @@ from trainer_ext.data.load import DataArguments
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.recipes import RecipeParser
+from trainer_ext.training.resuming import ResumableTrainer
 
 from .training import begin, train_and_report, trainer_arguments
 
@@ -81,7 +82,7 @@ def _token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
 
 
-class LabelNameTrainer(Seq2SeqTrainer):
+class LabelNameTrainer(ResumableTrainer, Seq2SeqTrainer):
     """`Seq2SeqTrainer` on class ids: the decoder's targets are the labels' names, predictions their log-likelihoods.
 
     Args:

@@ -638,6 +638,19 @@ def test_parameters_added_later_are_masked_or_asked_for(variant):
         assert 0.2 < (parameter != 0).float().mean() < 0.4
 
 
+def test_parameters_unfrozen_after_d_found_its_child_are_asked_for():
+    """Without information, none of their entries would be in the child, and nothing would train them."""
+    first, second = (torch.nn.Parameter(torch.zeros(100)) for _ in range(2))
+    second.requires_grad_(False)
+    child = ChildNetwork(torch.optim.SGD([first, second], lr=1.0), "D", 0.3, scope="all")
+    child.find(torch.nn.ParameterList([first, second]), [(first * torch.arange(100)).sum()])
+    first.grad = torch.ones(100)
+    child.optimizer.step()
+    second.requires_grad_(True)
+    with pytest.raises(ChildTuningError, match=r"call find\(\) again after requires_grad_"):
+        child.optimizer.step()
+
+
 @pytest.mark.parametrize("target", ["gradient", "update"])
 @pytest.mark.parametrize("variant", ["F", "D"])
 def test_sparse_gradients_are_masked_as_dense_ones(variant, target):

@@ -3,12 +3,14 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import forked
 import pytest
 import yaml
 from conftest import ESSAY_FLAGS, ROOT, call
 
+import run_classify
 import run_reproduce
 from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
@@ -61,6 +63,40 @@ def test_killed_it_goes_on_and_leaves_the_submission(v3_folder, tmp_path):
         assert of_second[name] == pytest.approx(figures[f"eval_{name}"])
 
     assert "0 of 2 stages to run" in forked.run(*arguments, cwd=tmp_path).stdout
+
+
+def test_a_folder_that_another_command_made_is_no_stage(v3_folder, tmp_path, monkeypatch, capsys):
+    """The stage's flags and one more, another value, and the same with another recipe."""
+    monkeypatch.chdir(tmp_path)
+    recipe = {"classifier_hidden_size": 16, "max_train_samples": 20}
+    Path("small.yaml").write_text(yaml.safe_dump(recipe))
+    flags = [*map(str, ESSAY_FLAGS), "--model_name_or_path", str(v3_folder), "--bf16", "false"]
+    command = ["run_classify.py", "small.yaml", *flags, "--max_predict_samples", "4", "--num_train_epochs", "1"]
+    content = {"minutes_on": "a test", "stages": {"first": stage(" ".join(command), "outputs/first")}}
+    Path("whole.yaml").write_text(yaml.safe_dump(content))
+    train = [*command[1:], "--output_dir", "outputs/first", "--overwrite_output_dir"]
+    for change in (["--max_steps", "1"], ["--num_train_epochs", "0.5"]):
+        call_as("run_classify.py", run_classify.main, *train, *change)
+        assert "another run  first" in call(run_reproduce.main, "whole.yaml", "--plan")
+        monkeypatch.setattr(sys, "argv", ["run_reproduce.py", "whole.yaml"])
+        with pytest.raises(SystemExit):
+            run_reproduce.command()
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: outputs/first: was made by ")
+        assert "want stage first: run_classify.py small.yaml" in line
+    call_as("run_classify.py", run_classify.main, *train, "--log_level", "info")
+    assert "done  first" in call(run_reproduce.main, "whole.yaml", "--plan")
+    Path("small.yaml").write_text("# a comment\n" + yaml.safe_dump(recipe))
+    assert "done  first" in call(run_reproduce.main, "whole.yaml", "--plan")
+    Path("small.yaml").write_text(yaml.safe_dump(recipe | {"max_train_samples": 21}))
+    assert "another run  first" in call(run_reproduce.main, "whole.yaml", "--plan")
+
+
+def call_as(program: str, main, *arguments: str) -> None:
+    """A script's main() in this process, under the name that its command line gives it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program, *arguments])
+        main()
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ For variant D, before the first step: `child.find(model, (model(**batch).loss fo
 """
 
 from .checks import SCOPES, TARGETS, VARIANTS, ChildTuningError, check_settings
-from .masks import CHUNK, MANY_ROWS, Draws, Mask, highest_share, keep, mask_seed, put_back
+from .masks import CHUNK, MANY_ROWS, Draws, Mask, highest_share, keep, local_part, mask_seed, put_back
 from .network import MASKS, ChildNetwork
 from .trainer import ChildTuningArguments, ChildTuningTrainer
 
 __all__ = [
     "CHUNK", "MANY_ROWS", "MASKS", "SCOPES", "TARGETS", "VARIANTS", "ChildNetwork", "ChildTuningArguments",
     "ChildTuningError", "ChildTuningTrainer", "Draws", "Mask", "check_settings", "highest_share", "keep",
-    "mask_seed", "put_back",
+    "local_part", "mask_seed", "put_back",
 ]  # fmt: skip

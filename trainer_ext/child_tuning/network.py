@@ -38,9 +38,9 @@ class ChildNetwork:
     `D` (task-driven): the share p of the entries with the highest Fisher information, found once by [`find`].
 
     The target says what happens to the rest. `gradient`, as published: its gradient is zeroed before the step (that of
-    an F child divided by p), so the moments see the masked gradient, and momentum and decay still move weights outside
-    the child. `update`, equation 2 of the LingJing paper: the step is taken with the whole gradient, then every weight
-    outside the child is put back; only the child moves.
+    an F child divided by p), so the moments see the masked gradient, and momentum, decay and what mixes entries
+    (GaLore, Muon, LBFGS) still move weights outside the child. `update`, equation 2 of the LingJing paper: the step is
+    taken with the whole gradient, then every weight outside the child is put back; only the child moves.
 
     A step with a closure (LBFGS, Lightning) is masked after each call of the closure, with one mask for the whole step.
     Of a sparse gradient the stored rows are masked.
@@ -84,6 +84,7 @@ class ChildNetwork:
         self.optimizer = optimizer = hooked_optimizer(optimizer)
         self.seed, self.step, self._given_step = seed, 0, step
         self.masks: list[torch.Tensor | None] | None = None
+        self._frozen: list[int] = []  # parameters that had no gradient when D's child was found
         self.measure, self.kept = False, (0, 0)
         self._before: list[tuple[int, torch.Tensor]] = []
         self.active = variant != "none" and (kept_levels(p) < 2**16 if variant == "F" else p < 1)
@@ -148,6 +149,11 @@ class ChildNetwork:
             raise ChildTuningError(
                 f"Child-Tuning D: the child network is of {len(self.masks)} parameters, the optimizer now has "
                 f"{len(parameters)}, or others; call find() again after add_param_group()"
+            )
+        if any(parameters[index].requires_grad for index in self._frozen):
+            raise ChildTuningError(
+                "Child-Tuning D: a parameter that was frozen when the child network was found is no longer; call "
+                "find() again after requires_grad_()"
             )
 
     @torch.no_grad()
@@ -262,6 +268,7 @@ class ChildNetwork:
             raise ChildTuningError("Child-Tuning D: every gradient in scope is zero; no child network can be found")
         threshold = highest_share(list(information.values()), self.p, sharded)
         self.masks = [None] * len(self.parameters())
+        self._frozen = [index for index, parameter in scoped if not parameter.requires_grad]
         for index in list(information):
             self.masks[index] = information.pop(index) >= threshold
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
@@ -10,24 +11,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ..errors import InputError
-from ..files import CHECKPOINTS, RESULTS, SETTINGS, digest, file_digest
+from ..files import CHECKPOINTS, RESULTS, SETTINGS, begun_settings, digest, file_digest
 
-_RESUMABLE = ("model.safetensors", "scheduler.pt", "trainer_state.json")
+# The setting that says how many processes train: each has a random state in a checkpoint.
+PROCESSES = "number of processes"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first. One that a kill cut short is passed over."""
+    """Return the complete checkpoints of a run, oldest first. One that a kill cut short is passed over."""
+    return [path for path in _named_checkpoints(folder) if is_complete(path)]
+
+
+def _named_checkpoints(folder: Path) -> list[Path]:
     found = (path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
-    return [path for path in sorted(found, key=lambda path: int(path.name.split("-")[1])) if is_complete(path)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """`Trainer` writes the state last; a cut-off state is no JSON, cut-off weights have no whole header."""
+    """Whether training can resume from a checkpoint: weights, optimizer, schedule, every process's random state.
+
+    `Trainer` writes the state last, yet each process writes its own random state. A state that was cut off is not JSON,
+    weights that were cut off have no whole header, and what `torch.save` wrote is a zip file, whose directory is last.
+    """
+    return _has_weights(checkpoint) and all(zipfile.is_zipfile(checkpoint / name) for name in _torch_files(checkpoint))
+
+
+def _torch_files(checkpoint: Path) -> list[str]:
+    is_sharded = (checkpoint / "pytorch_model_fsdp.bin").exists()
+    processes = begun_settings(checkpoint.parent).get(PROCESSES)
+    if processes is None:  # a checkpoint of another program
+        random_states = [path.name for path in checkpoint.glob("rng_state*.pth")] or ["rng_state.pth"]
+    elif processes == 1:
+        random_states = ["rng_state.pth"]
+    else:
+        random_states = [f"rng_state_{rank}.pth" for rank in range(processes)]
+    return ["optimizer.bin" if is_sharded else "optimizer.pt", "scheduler.pt", *random_states]
+
+
+def _has_weights(checkpoint: Path) -> bool:
     try:
-        sharded = (checkpoint / "pytorch_model_fsdp.bin").exists()
-        optimizer = "optimizer.bin" if sharded else "optimizer.pt"
-        if not all((checkpoint / name).stat().st_size for name in (*_RESUMABLE, optimizer)):
-            return False
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         with safe_open(checkpoint / "model.safetensors", framework="pt"):
             return True
@@ -35,10 +57,19 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
+def checkpoints_of_weights(folder: Path) -> list[Path]:
+    """Return the whole checkpoints that `--save_only_model` left, oldest first. No training resumes from them."""
+    return [
+        path
+        for path in _named_checkpoints(folder)
+        if _has_weights(path) and not any((path / name).exists() for name in _torch_files(path))
+    ]
+
+
 def remove_incomplete_checkpoints(folder: Path) -> list[str]:
-    """Remove what a kill left half-written, so that no later step takes it for a checkpoint; returns the names."""
-    complete = set(checkpoints(folder))
-    broken = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if path not in complete]
+    """Remove what a kill left half-written, so that no later step takes it for a checkpoint; return the names."""
+    whole = {*checkpoints(folder), *checkpoints_of_weights(folder)}
+    broken = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if path not in whole]
     for path in broken:
         shutil.rmtree(path)
     return sorted(path.name for path in broken)

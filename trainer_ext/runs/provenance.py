@@ -1,5 +1,6 @@
-"""What a run was: command line without secrets, hardware, versions, precision."""
+"""What a run was: command line without secrets, recipe, hardware, versions, precision."""
 
+import json
 import os
 import platform
 import shlex
@@ -11,8 +12,9 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from ..files import shown
+from ..files import digest, shown
 from ..precision import Choice
+from ..recipes import read_recipe
 
 
 # ---- What a run was ----------------------------------------------------------------------------------------------
@@ -37,6 +39,25 @@ def command_line() -> str:
     if module is not None and module.origin == sys.argv[0] and "." in module.name:  # of a package, by `python -m`
         start = ["python", "-m", module.name]
     return shlex.join([*start, *map(shown, without_secrets(sys.argv[1:]))])
+
+
+def recipe_digest(arguments: list[str]) -> str | None:
+    """Return the hash of what the recipe at the head of a script's arguments says, or `None` if there is none."""
+    if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
+        return None
+    return digest(json.dumps(read_recipe(Path(arguments[0])), default=str, sort_keys=True))
+
+
+def flags_of(command: str, ignored: set[str]) -> tuple[str, dict[str, list[str]]]:
+    """Split a command line into its script and recipe, and the values of each flag that is not ignored."""
+    script, flags, values = [], {}, []
+    for token in shlex.split(command):
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            values = flags[name.replace("-", "_")] = [value] if equals else []
+        else:
+            (values if flags else script).append(token)
+    return shlex.join(script).removeprefix("python "), {k: v for k, v in flags.items() if k not in ignored}
 
 
 def training_arguments(args: TrainingArguments) -> dict:

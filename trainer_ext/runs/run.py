@@ -2,37 +2,64 @@
 
 import json
 import logging
+import math
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..child_tuning import ChildTuningArguments
+from ..child_tuning import ChildTuningArguments, ChildTuningError, local_part
 from ..data.label_maps import TransferArguments
 from ..data.load import DataArguments
-from ..errors import InputError
-from ..files import CHECKPOINTS, LOCK, RESULTS, SETTINGS, check_free, claim, open_to_readers, release, write_json
+from ..errors import InputError, ProcessError, first_line
+from ..files import (
+    CHECKPOINTS,
+    LOCK,
+    RESULTS,
+    SETTINGS,
+    begun_settings,
+    check_free,
+    claim,
+    open_to_readers,
+    release,
+    write_json,
+)
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
 from ..training.head import ModelArguments
-from .checkpoints import checkpoints, remove_incomplete_checkpoints
-from .provenance import precision, provenance, training_arguments
+from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
+from .provenance import precision, provenance, recipe_digest, training_arguments
 
 logger = logging.getLogger(__name__)
 
 # Flags that do not change what is learnt; a run may go on with others.
-_NOT_SETTINGS = {
+NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
     "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
+# Settings that do not bind a run that is resumed, though they are in a trial's identity: what is evaluated, logged and
+# kept on the way, and where files lie, whose rows' hash is a setting of its own.
+_NOT_BINDING = {
+    "train_file", "test_file", "target_file", "distill_from", "max_predict_samples", "do_eval", "do_predict",
+    "per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
+    "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "include_for_metrics",
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "include_num_input_tokens_seen", "log_on_each_node", "logging_first_step", "logging_nan_inf_filter",
+    "logging_steps", "logging_strategy", "save_on_each_node", "save_only_model", "save_total_limit",
+    "skip_memory_metrics", "torch_empty_cache_steps",
+}  # fmt: skip
+# These bind where the weights to keep are chosen on the way.
+_CHOOSING = {"validation_file", "max_eval_samples", "save_steps", "save_strategy"}
 # Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
 _LATER = {"pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto"}
 
@@ -91,7 +118,7 @@ def training_settings(*parts: Any) -> dict[str, Any]:
     """The flags that decide what is learnt, from the dataclasses of a script; `TrainingArguments` come last."""
     *parts, args = parts
     settings = {key: value for part in parts for key, value in asdict(part).items()} | args.to_dict()
-    left_out = _NOT_SETTINGS | {key for key, default in _LATER.items() if settings.get(key) == default}
+    left_out = NOT_SETTINGS | {key for key, default in _LATER.items() if settings.get(key) == default}
     return {key: value for key, value in settings.items() if key not in left_out}
 
 
@@ -112,7 +139,8 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
 
     Args:
         folder: May be absent.
-        settings: What decides the run's result, as JSON values; an unfinished run goes on only with the same.
+        settings: What decides the run's result, as JSON values. Once there is a checkpoint, a run resumes only with the
+            same, as far as they decide what is learnt.
         overwrite: The user's word that what is there may go.
 
     Raises:
@@ -141,15 +169,20 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
         )
     if (folder / RESULTS).exists():
         raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
-    if started.exists():
-        before = json.loads(started.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(settings))
-        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if checkpoints(folder) or checkpoints_of_weights(folder):
+        changed = changed_settings(begun_settings(folder / CHECKPOINTS), settings)
         if changed:
             raise InputError(
-                f"{folder}: holds an unfinished run with another {', '.join(sorted(changed))}; give the same to go on, "
-                "another --output_dir, or --overwrite_output_dir"
+                f"{folder}: holds an unfinished run with another {', '.join(changed)}; give the same to go on, another "
+                "--output_dir, or --overwrite_output_dir"
             )
+
+
+def changed_settings(before: dict, settings: dict) -> list[str]:
+    """Return the names of the settings that differ, among those that decide what is learnt."""
+    now = json.loads(json.dumps(settings))
+    ignored = _NOT_BINDING if now.get("load_best_model_at_end") else _NOT_BINDING | _CHOOSING
+    return sorted(key for key in ({**before, **now}).keys() - ignored if before.get(key) != now.get(key))
 
 
 def start(folder: Path, settings: dict, overwrite: bool) -> None:
@@ -189,6 +222,49 @@ def staged(folder: Path) -> Iterator[Path]:
     release(folder)
 
 
+class StopIfDiverged(TrainerCallback):
+    """Ends a training whose loss or weights are not finite, before they are saved or published."""
+
+    def __init__(self):
+        self._watched: Any = None
+        self._when = "before the first step"
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        state.compute_steps(args, state.max_steps)  # of this start's flags; a checkpoint brings those of the earlier
+        if self._watched is None:
+            self._watched = model.register_forward_hook(self._check_output)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._when = f"step {state.global_step + 1}, --learning_rate {args.learning_rate:g}"
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save:
+            self._check_weights(model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save:
+            self._check_weights(model)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self._check_weights(model)
+
+    def _check_output(self, module: torch.nn.Module, inputs: tuple, output: Any) -> None:
+        """Check the loss or, where there is none, the logits: what comes first in an output."""
+        first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
+        if isinstance(first, torch.Tensor) and not torch.isfinite(first).all():
+            self._stop("its loss is" if first.dim() == 0 else "logits are")
+
+    def _check_weights(self, model: torch.nn.Module) -> None:
+        if not all(bool(torch.isfinite(local_part(weight.detach())).all()) for weight in model.parameters()):
+            self._stop("weights are")
+
+    def _stop(self, what: str) -> None:
+        raise ProcessError(
+            f"the training diverged: {what} not finite ({self._when}); nothing is published; want a lower rate (with "
+            "--overwrite_output_dir, where there are checkpoints), or finite weights to start from"
+        )
+
+
 class Run:
     """One training and its output folder, from the first look at the folder to the results.
 
@@ -204,6 +280,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, overwrite: bool):
+        settings = {**settings, PROCESSES: args.world_size}
         check_usable(folder, settings, overwrite)
         if args.process_index == 0:  # the process that claims it, for all of this run
             check_free(folder)
@@ -217,25 +294,45 @@ class Run:
                 start(self.folder, self.settings, self.overwrite)
                 for name in remove_incomplete_checkpoints(self.folder):
                     logger.info(f"{name} was cut short and is removed")
+                if weights := checkpoints_of_weights(self.folder):
+                    logger.warning(
+                        f"{', '.join(path.name for path in weights)}: weights alone (--save_only_model), from which "
+                        "no training resumes; they stay until checkpoints of this start replace them"
+                    )
         resume = self.args.resume_from_checkpoint or next(map(str, reversed(checkpoints(self.folder))), None)
         if resume:
             logger.info(f"resuming from {Path(resume).name}")
         return resume
 
     def train(self, trainer: Trainer, resume: str | None) -> TrainOutput:
-        """Train from the start, or from a checkpoint."""
+        """Train from the start, or from a checkpoint.
+
+        Raises:
+            InputError: if the training diverges, or its flags name an optimizer that is not installed or that
+                Child-Tuning does not work with.
+        """
         logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
+        trainer.add_callback(StopIfDiverged())
         try:
             return trainer.train(resume_from_checkpoint=resume)
-        except BaseException:
+        except BaseException as error:
             release(self.folder)  # a notebook's process lives on
+            if isinstance(error, ChildTuningError | ImportError):
+                raise InputError(first_line(error)) from error
             raise
 
     @contextmanager
     def results(self, figures: dict[str, Any]) -> Iterator[Path]:
-        """Yield a folder for what the run leaves. It all appears in the run's folder together, `figures` last."""
+        """Yield a folder for what the run leaves. It all appears in the run's folder together, `figures` last.
+
+        Raises:
+            InputError: if a loss among the figures is not finite.
+        """
+        for name, value in figures.items():
+            if name.endswith("loss") and not math.isfinite(value):
+                raise InputError(f"the training diverged: {name} is {value}; nothing is published; want a lower rate")
         with staged(self.folder) as folder:
             yield folder
-            write_json(folder / "run.json", self.provenance)
+            write_json(folder / "run.json", self.provenance | {"recipe": recipe_digest(sys.argv[1:])})
             write_json(folder / "training_args.json", training_arguments(self.args))
             write_json(folder / RESULTS, figures)
