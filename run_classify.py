@@ -11,17 +11,16 @@ One stage, one Trainer. Examples:
     python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data       # starts from there
     python run_classify.py recipes/plain.yaml --augmentation BA --transfer_datasets go_emotions xed
     accelerate launch run_classify.py recipes/plain.yaml --child_tuning F --child_tuning_p 0.3
+    python run_classify.py --do_predict --model_name_or_path outputs/mine --test_file more.csv --output_dir outputs/more
 
 The output folder holds the model, its code, tokenizer and card, all_results.json, predictions.tsv (probabilities)
 and two plots. A run that was killed goes on from its last checkpoint when it is started again in the same way.
 """
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import DataCollatorWithPadding, set_seed
 
 from baselines.tfidf import tfidf_figures
@@ -32,7 +31,7 @@ from trainer_ext.data.extra_tests import protect_extra_tests, with_extra_tests
 from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
 from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_transfer_rows
 from trainer_ext.data.leakage import LeakageGuard, guard_of_target, left_out_rows
-from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
+from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus, load_labelled_as
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.decisions import to_probabilities
 from trainer_ext.evaluation.metrics import metrics_of_logits
@@ -42,15 +41,17 @@ from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.release.run_card import write_run_card
-from trainer_ext.runs.checkpoints import average_weights, checkpoint_digest, checkpoints, mix_weights
-from trainer_ext.runs.flags import check_corpus, complete_arguments, warn_of_clipping
+from trainer_ext.runs.checkpoints import checkpoint_digest
+from trainer_ext.runs.final_weights import keep_weights
+from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
+from trainer_ext.scoring.evaluate import evaluate, label_names_of
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.head import ModelArguments, head_settings
 from trainer_ext.training.learning_rates import LearningRatesMixin
-from trainer_ext.training.lora import add_lora, merge_lora
+from trainer_ext.training.lora import add_lora
 from trainer_ext.training.resuming import ResumableTrainer
-from trainer_ext.training.sharding import CheckpointsWithoutCode, is_sharded, join_shards
+from trainer_ext.training.sharding import CheckpointsWithoutCode, is_sharded
 from trainer_ext.training.token_budget import TokenBudgetMixin
 from trainer_ext.training.tokenizer import encode_splits, load_tokenizer
 from trainer_ext.training.warm_start import warm_start
@@ -73,6 +74,11 @@ def main() -> None:
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
+    if not trains(args):
+        run = Run(output_dir, {}, args, parser.precision, run_args.overwrite_output_dir)
+        evaluate_finished(model_args, data_args, run_args, run)
+        return
+
     # ---- Rows of the target and of other corpora: supervised transfer (paper, section 2.3.1) ----------------------
     corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed)
     upstream = restricted_upstream(model_args.model_name_or_path, transfer_args.distill_from)
@@ -82,26 +88,24 @@ def main() -> None:
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
         "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
-        "number of processes": args.world_size,
         **({"sharded": True} if is_sharded(args) else {}),
     }
     run = Run(output_dir, settings, args, parser.precision, run_args.overwrite_output_dir)
 
     # ---- Encoder, mean pooling and head (section 2.2) -------------------------------------------------------------
     set_seed(args.seed)
-    access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
     head = head_settings(model_args, corpus, args.label_smoothing_factor)
     args.label_smoothing_factor = 0.0
-    model = warm_start(model_args.model_name_or_path, from_scratch=model_args.from_scratch, **access, **head)
+    model = warm_start(
+        model_args.model_name_or_path, from_scratch=model_args.from_scratch, **model_args.hub_access(), **head
+    )
     pretrained = {}  # the encoder's weights before training
     if run_args.pretrained_share:
         pretrained = {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
     if model_args.lora_rank is not None:
         add_lora(model, model_args.lora_rank)
-    if model_args.tokenizer_name:
-        access["revision"] = None
-    name = model_args.tokenizer_name or model_args.model_name_or_path
-    tokenizer = load_tokenizer(name, data_args.max_seq_length, model.config, **access)
+    tokenizer_name, access = model_args.tokenizer_source()
+    tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
     encoded, truncated = encode_splits(corpus, tokenizer, data_args.max_seq_length)
 
     # ---- Fine-tuning with Child-Tuning (section 2.3.2) ------------------------------------------------------------
@@ -123,9 +127,13 @@ def main() -> None:
     trained = run.train(trainer, resume)
     keep_weights(trainer, output_dir, run_args, model_args.lora_rank is not None, pretrained)
 
-    # ---- Evaluate, predict, save ----------------------------------------------------------------------------------
+    # ---- Save, then evaluate and predict --------------------------------------------------------------------------
     # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if args.process_index == 0:
+        with run.model() as folder:
+            trainer.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     args.dataloader_drop_last = False  # means the training rows; every row is predicted
     results, probabilities, _ = predict_splits(
         trainer, encoded, corpus, lambda logits: to_probabilities(logits, corpus.multi_label)
@@ -133,30 +141,30 @@ def main() -> None:
     if args.process_index != 0:
         return
     if run_args.tfidf_baseline:
-        results |= tfidf_figures(corpus, args.seed)
+        with run.part("the TF-IDF baseline"):
+            results |= tfidf_figures(corpus, args.seed)
     results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
     results |= {f"{split}_truncated_texts": count for split, count in truncated.items()}
     results |= trained.metrics | {"seed": args.seed}
-    if transferred is not None:
-        results["transfer_rows"] = len(transferred)
+    results |= {} if transferred is None else {"transfer_rows": len(transferred)}
     with run.results(results) as folder:
-        trainer.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         write_predictions(folder, corpus, probabilities)
-        write_plots(folder, corpus, probabilities, trainer.state.log_history)
+        with run.part("the plots"):
+            write_plots(folder, corpus, probabilities, trainer.state.log_history)
         if len(guard) or transferred is not None:
             write_json(folder / "left_out.json", left_out_rows(transferred.left_out if transferred else {}, guard))
-        write_run_card(
-            folder,
-            corpus,
-            results,
-            name=output_dir.name,
-            trainer=trainer,
-            provenance=run.provenance,
-            flags=(model_args, data_args, transfer_args, run_args),
-            transferred=transferred,
-            guard=guard,
-        )
+        with run.part("the card"):
+            write_run_card(
+                folder,
+                corpus,
+                results,
+                name=output_dir.name,
+                trainer=trainer,
+                provenance=run.provenance,
+                flags=(model_args, data_args, transfer_args, run_args),
+                transferred=transferred,
+                guard=guard,
+            )
     print_results(results, evaluated(corpus), {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
     print(f"\nsaved to {output_dir}/")
     if args.hub_model_id:
@@ -206,26 +214,21 @@ def read_rows(
     return corpus, transferred, guard
 
 
-def keep_weights(
-    trainer: EmotionTrainer,
-    output_dir: Path,
-    run_args: RunArguments,
-    lora: bool,
-    pretrained: Mapping[str, torch.Tensor],
-) -> None:
-    """Give the trainer's model the weights that the flags ask for, whole and of its own class, in place."""
-    if is_sharded(trainer.args):
-        join_shards(trainer)
-    if run_args.select == "average":
-        trainer.accelerator.wait_for_everyone()  # the last checkpoint may still be written
-        paths = checkpoints(output_dir)[-run_args.average_epochs :]
-        logger.info(f"weights: mean of {', '.join(path.name for path in paths)}")
-        trainer.model.load_state_dict(average_weights(paths))
-    if lora:
-        merge_lora(trainer.model)
-    if pretrained:
-        logger.info(f"weights: {run_args.pretrained_share:.0%} of the encoder's are the checkpoint's")
-        mix_weights(trainer.model.base_model, pretrained, run_args.pretrained_share)
+def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, run: Run) -> None:
+    """Evaluate a finished model (`--do_eval`, on validation rows) and predict (`--do_predict`, test rows)."""
+    name, access = model_args.model_name_or_path, {"revision": model_args.model_revision, "token": model_args.token}
+    corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.cache_dir, model_args.token)
+    corpus = limit_rows(corpus, None, data_args.max_eval_samples, data_args.max_predict_samples)
+    corpus = with_extra_tests(corpus, run_args.extra_tests, data_args)
+    corpus = corpus.only_splits(asked_for(run.args, corpus))
+    run.begin()
+    results, probabilities = evaluate(name, corpus, run.args.device, **access)
+    with run.results(results) as folder:
+        write_predictions(folder, corpus, probabilities)
+        with run.part("the plots"):
+            write_plots(folder, corpus, probabilities, [])
+    print_results(results, evaluated(corpus), {"EmoDeBERTa": ""})
+    print(f"\nsaved to {run.folder}/")
 
 
 def command() -> None:

@@ -98,17 +98,15 @@ def main() -> None:
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)
-    hub_access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
     model = warm_start(
         model_args.model_name_or_path,
         EmoDebertaForMaskedLM,
         from_scratch=model_args.from_scratch,
-        **hub_access,
+        **model_args.hub_access(),
         **({"relative_attention": True} if model_args.relative_attention else {}),
     )
     model.full_logits = False  # `masked_scores` reads those of masked tokens
-    tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
-    access = hub_access | ({"revision": None} if model_args.tokenizer_name else {})
+    tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
 
     # ---- Masks: 15% of the tokens (section 2.1) -------------------------------------------------------------------
@@ -145,8 +143,12 @@ def main() -> None:
     )
     trained = run.train(trainer, resume)
 
-    # ---- Evaluate and save ----------------------------------------------------------------------------------------
+    # ---- Save, then evaluate --------------------------------------------------------------------------------------
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if args.process_index == 0:
+        with run.model() as folder:
+            trainer.model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     results = {} if validation is None else trainer.evaluate()
     if args.process_index == 0:
         results |= trained.metrics | {"seed": args.seed}
@@ -155,24 +157,24 @@ def main() -> None:
         if validation is not None:
             results["validation_rows"] = len(validation)
         with run.results(results) as folder:
-            trainer.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
             write_json(folder / "learning_curve.json", trainer.state.log_history)
-            plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
+            with run.part("the plot"):
+                plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
             write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
-            write_pretraining_card(
-                folder / "README.md",
-                model_name=output_dir.name,
-                repo_id=args.hub_model_id or output_dir.name,
-                base_model=model_args.model_name_or_path,
-                upstream_licence=upstream,
-                corpus=corpus,
-                mask_token=tokenizer.mask_token,
-                probability=data_args.mlm_probability,
-                whole_words=whole_words,
-                results=results,
-                **run.provenance,
-            )
+            with run.part("the card"):
+                write_pretraining_card(
+                    folder / "README.md",
+                    model_name=output_dir.name,
+                    repo_id=args.hub_model_id or output_dir.name,
+                    base_model=model_args.model_name_or_path,
+                    upstream_licence=upstream,
+                    corpus=corpus,
+                    mask_token=tokenizer.mask_token,
+                    probability=data_args.mlm_probability,
+                    whole_words=whole_words,
+                    results=results,
+                    **run.provenance,
+                )
         if validation is not None:
             print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
             print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")
@@ -201,6 +203,8 @@ def complete_arguments(
         raise InputError(f"--head_warmup_steps is {data_args.head_warmup_steps}; want 0 or more")
     if args.train_sampling_strategy != "random":
         raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: use --tokens_per_batch")
+    if args.label_smoothing_factor:
+        raise InputError("--label_smoothing_factor is for classes; perplexity would be of smoothed words: leave it out")
     if args.load_best_model_at_end and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "eval_perplexity", False
     return output_dir

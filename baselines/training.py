@@ -105,9 +105,11 @@ def train_and_report(
         return
     results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
     results |= trained.metrics | {"seed": run.args.seed}
-    with run.results(results) as folder:
+    with run.model() as folder:
         save(folder, predictions)
+    with run.results(results) as folder:
         write_predictions(folder, corpus, probabilities)
-        write_plots(folder, corpus, probabilities, trainer.state.log_history)
+        with run.part("the plots"):
+            write_plots(folder, corpus, probabilities, trainer.state.log_history)
     print_results(results, evaluated(corpus), {system: ""})
     print(f"\nsaved to {run.folder}/")

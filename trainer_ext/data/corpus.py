@@ -1,6 +1,6 @@
 """The corpus: rows by split under common columns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -47,6 +47,10 @@ class Corpus:
     def with_splits(self, **splits: Dataset) -> "Corpus":
         """Return the corpus with these splits added, or in place of its own of these names."""
         return replace(self, splits={**self.splits, **splits})
+
+    def only_splits(self, names: Iterable[str]) -> "Corpus":
+        """Return the corpus with these of its splits."""
+        return replace(self, splits={name: self.splits[name] for name in names})
 
     def is_labelled(self, split: str) -> bool:
         """Return whether there is such a split and its classes are known."""

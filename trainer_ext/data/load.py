@@ -207,6 +207,25 @@ def load_corpus(
     return Corpus(splits, names, problem_type, source, attribution=credited)
 
 
+def load_labelled_as(
+    label_names: Sequence[str], data_args: DataArguments, cache_dir: str | None, token: str | None
+) -> Corpus:
+    """Return the corpus of the flags, for a model with these labels.
+
+    Raises:
+        InputError: as [`load_corpus`], also for a label that the model does not have.
+    """
+    described = corpus_arguments(data_args, cache_dir, token)
+    built_in = described["dataset_name"] in ("wassa2022", *BUILT_IN)
+    if not built_in:
+        described["label_names"] = list(label_names)
+    corpus = load_corpus(**described)
+    if corpus.label_names != list(label_names):
+        ours, theirs = (", ".join(names) for names in (label_names, corpus.label_names))
+        raise InputError(f"{corpus.source}: its labels are {theirs}; the model's are {ours}")
+    return corpus
+
+
 def read_texts(path: str | Path, text_column: str = "text", quoting: str = "auto") -> list[str]:
     """The texts of a file, in its order.
 

@@ -188,8 +188,9 @@ def _probability(number: str, place: str) -> float:
 def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
     """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
     none)."""
-    write_json(folder / "learning_curve.json", history)
-    plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
+    if history:
+        write_json(folder / "learning_curve.json", history)
+        plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
     labelled = [split for split in probabilities if corpus.is_labelled(split)]
     if labelled and not corpus.multi_label:
         split = labelled[0]

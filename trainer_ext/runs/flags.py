@@ -18,6 +18,13 @@ from .checkpoints import is_complete
 from .run import RunArguments
 
 logger = logging.getLogger(__name__)
+# With other values the library hands no predictions over, or not in one piece.
+_USUAL = {
+    "prediction_loss_only": False,
+    "eval_do_concat_batches": True,
+    "batch_eval_metrics": False,
+    "label_names": None,
+}
 _AT_LEAST_0 = (lambda value: 0 <= value < math.inf), "0 or more"
 _AT_LEAST_1 = (lambda value: value >= 1), "at least 1"
 _SHARE = (lambda value: 0 <= value < 1), "0 or more, and less than 1"
@@ -52,6 +59,10 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
     check_training(args)
     output_dir = Path(args.output_dir)
+    if output_dir.resolve() == Path(model_name_or_path).resolve():
+        raise InputError(f"--output_dir {output_dir}: is --model_name_or_path, which stays as it is; give another")
+    if not trains(args) and args.world_size > 1:
+        raise InputError("--do_eval and --do_predict without --do_train are for one process; run_score.py takes many")
     args.output_dir = str(output_dir / CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False
@@ -71,6 +82,9 @@ def check_training(args: TrainingArguments) -> None:
     for name, (holds, wanted) in _RANGES.items():
         if not holds(value := getattr(args, name)):
             raise InputError(f"--{name} is {value}; want {wanted}")
+    for name, usual in _USUAL.items():
+        if getattr(args, name) != usual:
+            raise InputError(f"--{name}: what is predicted is evaluated whole, once training is done; leave it out")
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise InputError(f"--num_train_epochs is {args.num_train_epochs}; want more than 0, or --max_steps")
     try:
@@ -109,6 +123,26 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         args.metric_for_best_model, args.greater_is_better = "eval_macro_f1", True
         logger.info("the epoch is chosen on validation: its eval_ figures are selection scores")
     return output_dir
+
+
+def trains(args: TrainingArguments) -> bool:
+    """Whether there is a training: always, but where `--do_eval` or `--do_predict` stands without `--do_train`."""
+    evaluates = args.do_eval and args.eval_strategy == IntervalStrategy.NO  # else the library has set it
+    return args.do_train or not (args.do_predict or evaluates)
+
+
+def asked_for(args: TrainingArguments, corpus: Corpus) -> list[str]:
+    """Return the splits that are wanted where nothing is trained: validation, the others, or both.
+
+    Raises:
+        InputError: if there are none.
+    """
+    wanted = {"validation": args.do_eval, "train": False}
+    splits = [split for split in corpus.splits if wanted.get(split, args.do_predict)]
+    if not splits:
+        need = "--validation_file" if args.do_eval else "--test_file or --extra_tests"
+        raise InputError(f"nothing to {'evaluate' if args.do_eval else 'predict'}: give {need}, or leave out --do_…")
+    return splits
 
 
 def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments) -> None:
@@ -171,11 +205,6 @@ def _check_combinations(model_args: ModelArguments, run_args: RunArguments, args
         raise InputError("--pretrained_share mixes the checkpoint's weights in; --from_scratch takes none")
     if args.load_best_model_at_end:
         raise InputError("--load_best_model_at_end chooses the epoch on validation; say so with --select best_on_dev")
-    if not args.do_train and (args.do_predict or (args.do_eval and args.eval_strategy == IntervalStrategy.NO)):
-        raise InputError(
-            "this script always trains, then evaluates and predicts; to predict alone, load the folder with "
-            'pipeline("text-classification", …)'
-        )
     if is_sharded(args):
         check_sharding(args)
         if model_args.lora_rank is not None:

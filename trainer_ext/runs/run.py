@@ -6,20 +6,20 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..child_tuning import ChildTuningArguments, ChildTuningError, local_part
+from ..child_tuning import ChildTuningArguments, ChildTuningError
 from ..data.label_maps import TransferArguments
 from ..data.load import DataArguments
-from ..errors import InputError, ProcessError, first_line
+from ..errors import InputError, first_line
+from ..escape import one_line
 from ..files import (
     CHECKPOINTS,
     LOCK,
@@ -29,11 +29,13 @@ from ..files import (
     check_free,
     claim,
     open_to_readers,
+    read_object,
     release,
     write_json,
 )
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
+from ..training.divergence import StopIfDiverged
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
 from .provenance import precision, provenance, recipe_digest, training_arguments
@@ -122,6 +124,8 @@ def training_settings(*parts: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in left_out}
 
 
+# In all_results.json, parts that failed: [`Run.part`].
+NOT_MADE = "not_made"
 _STAGING = ".incomplete-"  # and a name of its own, for results that are being written
 _REPLACED = ".replaced-"  # for what --overwrite_output_dir takes away
 # What a run leaves in its folder, and run_export.py for it; an overwritten run's files go, so that none of them passes
@@ -167,7 +171,7 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
             f"{folder}: --overwrite_output_dir was stopped while it replaced an earlier run; give "
             "--overwrite_output_dir again, or another --output_dir"
         )
-    if (folder / RESULTS).exists():
+    if (folder / RESULTS).exists() and not not_made(folder):
         raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
     if checkpoints(folder) or checkpoints_of_weights(folder):
         changed = changed_settings(begun_settings(folder / CHECKPOINTS), settings)
@@ -176,6 +180,11 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
                 f"{folder}: holds an unfinished run with another {', '.join(changed)}; give the same to go on, another "
                 "--output_dir, or --overwrite_output_dir"
             )
+
+
+def not_made(folder: Path) -> list[str]:
+    """Return the parts that a finished run could not make; started again in the same way it makes them."""
+    return read_object(folder / RESULTS).get(NOT_MADE, [])
 
 
 def changed_settings(before: dict, settings: dict) -> list[str]:
@@ -208,9 +217,13 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write results into. On success its files move into `folder`, `all_results.json` last, and other
-    processes may have `folder`, which [`start`] claimed."""
+def staged(folder: Path, last: bool = True) -> Iterator[Path]:
+    """A folder to write results into. On success its files move into `folder`, `all_results.json` last.
+
+    Args:
+        folder: That [`start`] claimed.
+        last: Nothing more will be written: other processes may have `folder`.
+    """
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     yield staging
     open_to_readers(staging)
@@ -219,50 +232,8 @@ def staged(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder / path.name, ignore_errors=True)
         path.replace(folder / path.name)
     staging.rmdir()
-    release(folder)
-
-
-class StopIfDiverged(TrainerCallback):
-    """Ends a training whose loss or weights are not finite, before they are saved or published."""
-
-    def __init__(self):
-        self._watched: Any = None
-        self._when = "before the first step"
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        state.compute_steps(args, state.max_steps)  # of this start's flags; a checkpoint brings those of the earlier
-        if self._watched is None:
-            self._watched = model.register_forward_hook(self._check_output)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._when = f"step {state.global_step + 1}, --learning_rate {args.learning_rate:g}"
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if control.should_save:
-            self._check_weights(model)
-
-    def on_epoch_end(self, args, state, control, model=None, **kwargs):
-        if control.should_save:
-            self._check_weights(model)
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self._check_weights(model)
-
-    def _check_output(self, module: torch.nn.Module, inputs: tuple, output: Any) -> None:
-        """Check the loss or, where there is none, the logits: what comes first in an output."""
-        first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
-        if isinstance(first, torch.Tensor) and not torch.isfinite(first).all():
-            self._stop("its loss is" if first.dim() == 0 else "logits are")
-
-    def _check_weights(self, model: torch.nn.Module) -> None:
-        if not all(bool(torch.isfinite(local_part(weight.detach())).all()) for weight in model.parameters()):
-            self._stop("weights are")
-
-    def _stop(self, what: str) -> None:
-        raise ProcessError(
-            f"the training diverged: {what} not finite ({self._when}); nothing is published; want a lower rate (with "
-            "--overwrite_output_dir, where there are checkpoints), or finite weights to start from"
-        )
+    if last:
+        release(folder)
 
 
 class Run:
@@ -286,6 +257,7 @@ class Run:
             check_free(folder)
         self.folder, self.settings, self.args, self.overwrite = folder, settings, args, overwrite
         self.provenance = provenance(args, chosen)
+        self._not_made: list[str] = []
 
     def begin(self) -> str | None:
         """Make the folder, or clean it up after a kill. Return the checkpoint to resume from, if there is one."""
@@ -322,8 +294,33 @@ class Run:
             raise
 
     @contextmanager
+    def model(self) -> Iterator[Path]:
+        """Yield a folder for the trained model, which appears in the run's folder before anything else is tried."""
+        with staged(self.folder, last=False) as folder:
+            yield folder
+            write_json(folder / "run.json", self.provenance | {"recipe": recipe_digest(sys.argv[1:])})
+            write_json(folder / "training_args.json", training_arguments(self.args))
+        logger.info(f"the model is in {self.folder}/")
+
+    @contextmanager
+    def part(self, what: str) -> Iterator[None]:
+        """Make a part that a model can do without. If that fails, a line says so, and the run goes on.
+
+        The run then does not count as finished: started again in the same way, it makes its parts again.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._not_made.append(what)
+            logger.error(
+                f"{what} could not be made ({type(error).__name__}: {one_line(first_line(error))}). The model is in "
+                f"{self.folder}/ all the same; start the same command again to make what is missing"
+            )
+            logger.debug("", exc_info=True)
+
+    @contextmanager
     def results(self, figures: dict[str, Any]) -> Iterator[Path]:
-        """Yield a folder for what the run leaves. It all appears in the run's folder together, `figures` last.
+        """Yield a folder for what else the run leaves. It appears in the run's folder together, `figures` last.
 
         Raises:
             InputError: if a loss among the figures is not finite.
@@ -333,6 +330,4 @@ class Run:
                 raise InputError(f"the training diverged: {name} is {value}; nothing is published; want a lower rate")
         with staged(self.folder) as folder:
             yield folder
-            write_json(folder / "run.json", self.provenance | {"recipe": recipe_digest(sys.argv[1:])})
-            write_json(folder / "training_args.json", training_arguments(self.args))
-            write_json(folder / RESULTS, figures)
+            write_json(folder / RESULTS, figures | ({NOT_MADE: self._not_made} if self._not_made else {}))

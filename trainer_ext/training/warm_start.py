@@ -42,6 +42,15 @@ class CheckpointArguments:
     cache_dir: str | None = flag(None, "Where downloads from the Hub are kept.")
     token: str | None = flag(None, "Hub token, if not the one of `hf auth login`.")
 
+    def hub_access(self) -> dict[str, str | None]:
+        """Return how the checkpoint is reached on the Hub, as [`warm_start`] takes it."""
+        return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
+
+    def tokenizer_source(self) -> tuple[str, dict[str, str | None]]:
+        """Return the tokenizer's name or path, and how it is reached; the revision is the checkpoint's alone."""
+        access = self.hub_access() | ({"revision": None} if self.tokenizer_name else {})
+        return self.tokenizer_name or self.model_name_or_path, access
+
 
 logger = logging.getLogger(__name__)
 # Heads that other models keep beside the encoder; dropped, and said.

@@ -1,0 +1,37 @@
+"""The weights that a finished training keeps: whole, averaged over epochs, or mixed with those from before training."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import Trainer
+
+from ..training.lora import merge_lora
+from ..training.sharding import is_sharded, join_shards
+from .checkpoints import average_weights, checkpoints, mix_weights
+from .run import RunArguments
+
+logger = logging.getLogger(__name__)
+
+
+def keep_weights(
+    trainer: Trainer,
+    output_dir: Path,
+    run_args: RunArguments,
+    lora: bool,
+    pretrained: Mapping[str, torch.Tensor],
+) -> None:
+    """Give the trainer's model the weights that the flags ask for, whole and of its own class, in place."""
+    if is_sharded(trainer.args):
+        join_shards(trainer)
+    if run_args.select == "average":
+        trainer.accelerator.wait_for_everyone()  # the last checkpoint may still be written
+        paths = checkpoints(output_dir)[-run_args.average_epochs :]
+        logger.info(f"weights: mean of {', '.join(path.name for path in paths)}")
+        trainer.model.load_state_dict(average_weights(paths))
+    if lora:
+        merge_lora(trainer.model)
+    if pretrained:
+        logger.info(f"weights: {run_args.pretrained_share:.0%} of the encoder's are the checkpoint's")
+        mix_weights(trainer.model.base_model, pretrained, run_args.pretrained_share)
