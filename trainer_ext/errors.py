@@ -23,7 +23,8 @@ def run_command(main: Callable[[], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; start it again in the same way", file=sys.stderr)
+        anew = ", but without --overwrite_output_dir" * ("--overwrite_output_dir" in sys.argv)
+        print(f"\nstopped; start it again in the same way{anew}", file=sys.stderr)
         sys.exit(130)
 
 
