@@ -148,6 +148,9 @@ def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
             output_names=["logits"],
             verbose=False,
         )
+        for graph in (program.model.graph, *program.model.functions.values()):
+            for node in graph.all_nodes():
+                node.metadata_props.clear()  # where in this machine's files it comes from
         program.save(path)
 
 

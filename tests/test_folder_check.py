@@ -74,6 +74,12 @@ def png(path: Path, kind: str, told: str) -> None:
     Image.new("RGB", (4, 4)).save(path, pnginfo=about)
 
 
+def chunk(path: Path, told: str) -> None:
+    about = PngImagePlugin.PngInfo()
+    about.add(b"prVt", told.encode())
+    Image.new("RGB", (4, 4)).save(path, pnginfo=about)
+
+
 def jpeg(path: Path, told: str) -> None:
     exif = Image.Exif()
     exif[0x010E] = told
@@ -105,6 +111,10 @@ HIDDEN = {
         lambda f, t: (f / "notes.txt").write_text("".join(f"%{ord(letter):02x}" for letter in t)),
         "notes.txt, line 1",
     ),
+    "twice encoded": (
+        lambda f, t: (f / "notes.txt").write_text(quote("".join(f"%{ord(letter):02x}" for letter in t), safe="")),
+        "notes.txt, line 1",
+    ),
     "in JSON escapes": (
         lambda f, t: (f / "more.json").write_text('["' + "".join(f"\\u{ord(letter):04x}" for letter in t) + '"]'),
         "more.json, ",
@@ -115,6 +125,7 @@ HIDDEN = {
     ),
     "in PNG text": (lambda f, t: png(f / "p.png", "tEXt", t), "p.png, inside"),
     "in compressed PNG text": (lambda f, t: png(f / "p.png", "iTXt, compressed", t), "p.png, inside"),
+    "in a PNG chunk of one's own": (lambda f, t: chunk(f / "p.png", t), "p.png, inside"),
     "in EXIF": (lambda f, t: jpeg(f / "p.jpg", t), "p.jpg, inside"),
     "in safetensors metadata": (
         lambda f, t: save_file({"w": np.zeros(2)}, f / "more.safetensors", {"note": t}),
@@ -173,7 +184,13 @@ def test_it_is_found_wherever_it_stands(way, what, says, folder):
     [
         *(r"C:\Users\somebody\rows.csv", "D:/work/rows.csv", "file:///data/rows.csv", "file://host/share/rows.csv"),
         *(r"\\server\share\rows.csv", "//server/share/rows/all.csv", "smb://server/rows", "host:/export/rows/all.csv"),
-        *("/Users/somebody/rows.csv", "/mnt/disk/rows", "/gpfs/group/rows", "hdfs://cluster/rows"),
+        *(
+            "/Users/somebody/rows.csv",
+            "/mnt/disk/rows",
+            "/gpfs/group/rows",
+            "hdfs://cluster/rows",
+            "ssh://me@host/home/me/rows",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["notes.md", "config.json"])

@@ -195,13 +195,15 @@ def _weights(path: Path) -> list[Passage]:
 
 
 def _printable(path: Path, shortest: int) -> str:
-    """The texts between other bytes, a line each, also of two bytes a letter."""
+    """The texts between other bytes, a line each, also of two bytes a letter; also without up to four bytes before
+    them, which may be a length or a name that happens to be letters."""
     if not path.stat().st_size:
         return ""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         plain = [found.group().decode() for found in re.finditer(rb"[\x20-\x7e]{%d,}" % shortest, data)]
         wide = re.finditer(rb"(?:[\x20-\x7e]\x00){%d,}" % shortest, data)
-        return "\n".join([*plain, *(found.group().decode("utf-16-le") for found in wide)])
+        every = [*plain, *(found.group().decode("utf-16-le") for found in wide)]
+    return "\n".join(text[start:] for text in every for start in range(5))
 
 
 _READERS: dict[str, Callable[[Path], list[Passage]]] = {

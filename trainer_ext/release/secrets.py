@@ -19,14 +19,14 @@ _NAMED = (
 )
 # What detect-secrets 1.5 does not know, or only alone in a line.
 _MORE = {
-    "Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
-    "GitHub Token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,})",
+    "Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "GitHub Token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,}",
     "AWS secret key": r"(?i:aws\w{0,20}(?:secret|key)\w{0,20})\W{1,6}[A-Za-z0-9/+]{40}\b",
-    "Google key": r"\b(?:AIza[\w-]{35}|GOCSPX-[\w-]{20,}|ya29\.[\w-]{30,})",
-    "GitLab Token": r"\bgl(?:pat|dt|rt|cbt|ptt|ft|agent|oas|soat|imt)-[\w-]{20,}",
-    "NPM token": r"\bnpm_[A-Za-z0-9]{36}",
+    "Google key": r"AIza[\w-]{35}|GOCSPX-[\w-]{20,}|\bya29\.[\w-]{30,}",
+    "GitLab Token": r"gl(?:pat|dt|rt|cbt|ptt|ft|agent|oas|soat|imt)-[\w-]{20,}",
+    "NPM token": r"npm_[A-Za-z0-9]{36}",
     "OpenAI or Anthropic key": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "Weights & Biases key": r"\bwandb_v1_\w{30,}|(?i:wandb)\w*\W{1,6}(?:\w+\W{1,3}){0,4}[0-9a-f]{40}\b",
+    "Weights & Biases key": r"wandb_v1_\w{30,}|(?i:wandb)\w*\W{1,6}(?:\w+\W{1,3}){0,4}[0-9a-f]{40}\b",
     "key of a service": r"\b(?:dop_v1_[0-9a-f]{64}|r8_[A-Za-z0-9]{37}|nvapi-[\w-]{40,}|shpat_[0-9a-f]{32}"
     r"|xapp-\d-[\w-]{30,}|gsk_[A-Za-z0-9]{40,}|pplx-[A-Za-z0-9]{40,}|AGE-SECRET-KEY-1[0-9A-Z]{50,}|lin_api_\w{30,}"
     r"|\d{8,10}:AA[\w-]{33}|dapi[0-9a-f]{32}|dckr_pat_[\w-]{27}|glsa_\w{32,}|PMAK-[\w-]{50,}|figd_[\w-]{40}|hvs\.[\w-]{24,}"
@@ -48,10 +48,11 @@ _PATHS = (
     rf"(?<![\w/.:~-])/(?:{_ROOTS})/[\w.-]+[\w./\\-]*",
     r"\bfile:/+[^\s\"'<>()]+",
     r"\b(?:smb|nfs|afp|sftp|scp|cifs|hdfs)://[^\s\"'<>()]+",
+    rf"\b(?:ssh|rsync|ftp)://[^\s/]+/(?:{_ROOTS})/[\w.-]+",
     rf"\b[\w.-]+:/(?:{_ROOTS})/[\w.-]+[\w./\\-]*",  # host:/export/data
     r"\b[A-Za-z]:(?!\\[nrt][A-Z\\\s])(?:\\{1,2}|/)(?:[\w.~$-][\w .~$-]*(?:\\{1,2}|/))+[\w.~$-]+",
     r"\b[A-Z]:(?!\\[nrt])\\{1,2}[\w.-]{3,}",
-    r"(?<![\w\\])\\{2,4}[\w.-]{3,}\\{1,2}[\w$.-]{2,}[\w$.\\-]*",  # \\server\share
+    r"(?<![\w\\])\\{2,4}[\w.$-]{3,}\\{1,2}[\w$.-]{2,}[\w$.\\-]*",  # \\server\share
     r"(?<![\w:/.])//[\w-]{3,}(?:\.[\w-]+)*/[\w$.-]{2,}(?:/[\w$.-]+)+",  # //server/share/folder
 )
 _PATH = re.compile("|".join(f"(?:{pattern})" for pattern in _PATHS))
@@ -89,8 +90,8 @@ def spellings(text: str) -> list[str]:
     """Return the text, and what it says with url escapes, HTML entities, JSON escapes or base64 read; those that
     differ."""
     found = [text]
-    for read in (unquote, html.unescape, _without_backslashes, _without_base64):
-        found += [other for each in found[:3] if (other := read(each)) not in found]
+    for read in (unquote, unquote, html.unescape, html.unescape, _without_backslashes, _without_base64):
+        found += [other for each in found[:4] if (other := read(each)) not in found]
     return found
 
 
