@@ -11,6 +11,7 @@ pip install 'emodeberta[onnx]'.
 import argparse
 import logging
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import token_budget_batches
 from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.files import write_json
+from trainer_ext.files import check_free, claim, open_to_readers, release, write_json
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
 from trainer_ext.training.saved_model import check_config, load_whole, reading
 
@@ -52,13 +53,16 @@ def main() -> None:
         raise InputError("give --check_file, texts to compare the export with PyTorch on")
     texts = read_texts(args.check_file, args.text_column_name)
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
-    if output_dir.exists() and not args.overwrite_output_dir:
+    before = [path for path in output_dir.glob("*") if not path.name.startswith(".")]
+    if before and not args.overwrite_output_dir:
         raise InputError(f"{output_dir} exists; give --overwrite_output_dir or another --output_dir")
+    check_free(output_dir)
     model, tokenizer = load(args.model)
 
-    staging = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    claim(output_dir)
+    for left in output_dir.glob(".incomplete-*"):  # by an export that was killed
+        shutil.rmtree(left)
+    staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=output_dir))
     export(model, staging / "model.onnx")
     report = compare(model, tokenizer, texts, staging / "model.onnx", "PyTorch and ONNX")
     if report["relative_logit_difference"] > LARGEST_DIFFERENCE:
@@ -75,9 +79,13 @@ def main() -> None:
             (staging / "model_int8.onnx").unlink()
         reports["model_int8.onnx"] = report
     write_json(staging / "export.json", {"texts": len(texts), "against PyTorch, float32": reports})
-    if output_dir.exists():
-        shutil.rmtree(output_dir)
-    staging.rename(output_dir)
+    for path in before:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    open_to_readers(staging)
+    for path in staging.iterdir():
+        path.rename(output_dir / path.name)
+    staging.rmdir()
+    release(output_dir)
 
     for name, report in reports.items():
         print(f"{name}: decides as PyTorch in {report['equal_decisions']:.2%} of {len(texts)} texts, ", end="")
@@ -140,6 +148,9 @@ def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
             output_names=["logits"],
             verbose=False,
         )
+        for graph in (program.model.graph, *program.model.functions.values()):
+            for node in graph.all_nodes():
+                node.metadata_props.clear()  # where in this machine's files it comes from
         program.save(path)
 
 

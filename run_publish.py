@@ -3,11 +3,12 @@
     python run_publish.py outputs/quickstart --repo_id owner/name --dry_run
     python run_publish.py outputs/quickstart --repo_id owner/name --tag v1.0 --space owner/name-demo
 
-The folder is loaded in a process of its own, its card's code is run, and it is searched for pickles, paths of this
-machine, secrets and, with --training_texts, rows of a corpus; any of these stops it. Checkpoints and predictions.tsv
-stay here. What will go up is listed, and what of an earlier upload goes. Repositories are made private unless --public.
-A reader sees the old revision or the whole new one. Interrupted, the same command goes on: large files that arrived are
-not sent again.
+The folder is loaded in a process of its own and its card's code is run. Names, lines and metadata are searched for
+secrets, paths of this machine and, with --training_texts, rows of a corpus; any of these stops it. So does a link, a
+pickle, or a file that is not of a known kind: text, JSON, Python, YAML, pictures, safetensors, ONNX, sentencepiece.
+Checkpoints, predictions.tsv and hidden files stay here. What will go up is listed, and what of an earlier upload goes.
+Repositories are made private unless --public. A reader sees the old revision or the whole new one. Interrupted, the
+same command goes on: large files that arrived are not sent again.
 """
 
 import argparse

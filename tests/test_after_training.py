@@ -122,7 +122,7 @@ def test_an_ensemble_predicts_texts_without_labels(fused, tmp_path):
     [
         (["--do_eval"], "nothing to evaluate: give --validation_file"),
         (["--do_predict"], "nothing to predict: give --test_file"),
-        (["--do_eval", "--validation_file", "rows.csv"], "'glee' is not in the label set"),
+        (["--do_eval", "--validation_file", "rows.csv"], "rows.csv, row 2: label 'glee' is not one of anger"),
         (["--do_eval", "--output_dir", "MODEL"], "is --model_name_or_path, which stays as it is"),
     ],
 )

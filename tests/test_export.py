@@ -10,6 +10,7 @@ import run_export
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from trainer_ext.errors import InputError
+from trainer_ext.release.folder_check import check_files
 
 UNSHARED = TINY | {"share_att_key": False, "pos_att_type": ["p2c"]}
 ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "position_buckets": -1}
@@ -44,6 +45,7 @@ def test_a_trained_folder_is_exported_and_checked(finished, tmp_path):
     done = forked.run(ROOT / "run_export.py", folder, *flags, cwd=tmp_path, check=False)
     written = {path.name for path in (tmp_path / "onnx").iterdir()}
     assert {"export.json", "model.onnx"} <= written
+    assert check_files(tmp_path / "onnx") == []  # no path of this machine, for one
     report = json.loads((tmp_path / "onnx" / "export.json").read_text())
     assert report["texts"] == 1008
     assert report["against PyTorch, float32"]["model.onnx"]["equal_decisions"] == 1

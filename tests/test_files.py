@@ -10,8 +10,9 @@ from pathlib import Path
 
 import forked
 import pytest
-from conftest import ESSAY_FLAGS, ROOT
+from conftest import ESSAY_FLAGS, ROOT, call
 
+import run_export
 from trainer_ext.errors import InputError
 from trainer_ext.files import check_free, claim, release
 from trainer_ext.runs.run import check_usable, staged, start
@@ -100,6 +101,13 @@ def test_of_two_scorings_of_the_same_shards_the_second_is_refused(part, finished
         first.kill()
     forked.run(script, *flags, *part, cwd=tmp_path)
     assert json.loads((tmp_path / "scores" / "manifest.json").read_text())["complete"]
+
+
+def test_an_export_waits_for_nobody(finished, tmp_path):
+    with held_by_another(tmp_path / "onnx", "pass") as other:
+        with pytest.raises(InputError, match=IN_USE):
+            call(run_export.main, finished[0], "--output_dir", tmp_path / "onnx")
+        other.kill()
 
 
 OLD = ("README.md", "all_results.json", "config.json", "model.safetensors", "tokenizer.json", "onnx/model.onnx")

@@ -354,7 +354,7 @@ def model_folder(finished, tmp_path):
     folder.mkdir()
     for path in finished[0].iterdir():
         if path.is_file() and path.name != "README.md":
-            (folder / path.name).symlink_to(path)
+            (folder / path.name).hardlink_to(path)
     (folder / "README.md").write_text((finished[0] / "README.md").read_text())
     return folder
 
@@ -375,7 +375,8 @@ def test_what_must_not_be_published_is_found(model_folder):
         "notes.md, line 2: a path of one machine, /home/somebody/data.csv; want a name or a relative path",
         "rows.arrow: neither text nor of a kind that belongs into a model's repository",
         "state.dat: a pickle or other weights that run code when read; want safetensors",
-        "train.log, line 1: looks like a Hugging Face token; take it out, and revoke it",
+        "train.log: neither text nor of a kind that belongs into a model's repository",
+        "train.log, line 1: looks like a secret (Hugging Face token); take it out, and revoke it",
         "training_args.bin: a pickle or other weights that run code when read; want safetensors",
         "notes.md, line 3: a text that it was trained on, or part of one",
         "notes.md, line 6: a text that it was trained on, or part of one",

@@ -37,7 +37,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        print("\nstopped; start it again in the same way", file=sys.stderr)
+        anew = ", but without --overwrite_output_dir" * ("--overwrite_output_dir" in sys.argv)
+        print(f"\nstopped; start it again in the same way{anew}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         problem = str(error) if isinstance(error, InputError) else of_the_machine(error)

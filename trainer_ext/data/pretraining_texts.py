@@ -81,7 +81,10 @@ class PretrainingArguments(TargetArguments):
         "Pack batches: texts of like length, as many as make so many tokens, one after the other without padding in "
         "the layers or attention across them; in place of --per_device_train_batch_size.",
     )
-    overwrite_output_dir: bool = flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    overwrite_output_dir: bool = flag(
+        False,
+        "Replace a finished run in --output_dir, or an unfinished other one. Leave it out to resume the new run later.",
+    )
     publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
 
 

@@ -9,28 +9,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..data.emotion_corpora import normalised
+from .contents import Passage, WrongKind, passages, plain_text
+from .licence import NOT_PUBLISHED
+from .secrets import paths_in, secrets_in, spellings
 
-# Files that Python unpickles, by ending and by how they begin (a pickle's protocol, torch.save's zip).
-_PICKLE_ENDINGS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
-_PICKLE_STARTS = (*(bytes([0x80, protocol]) for protocol in range(2, 6)), b"PK\x03\x04", b"\x93NUMPY")
-_BINARY_ENDINGS = {".safetensors", ".onnx", ".data", ".model", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".pdf"}
-_SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{20,}",
-    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{30,}",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
-# Absolute paths of somebody's machine.
-_PATH = re.compile(
-    r"(?<![\w/.:~-])(?:/(?:home|root|Users|tmp|var|mnt|scratch|work|workspace|content|private|data|opt|srv)/|"
-    r"[A-Z]:\\\\?)[\w.-]+[\w./\\-]*"
-)
-# In a vocabulary anything may stand.
-_VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens|merges)[^/]*\.(json|txt)")
-# A text counts as taken from a corpus by so many of its words in a row; a shorter one, down to the second number, if it
-# is the whole of a line, a cell or a quotation.
-WORDS_IN_A_ROW, FEWEST_WORDS = 8, 4
+# A text counts as taken from a corpus by so many of its words in a row. One of fewer words, down to the second number,
+# by all of them in a row. A shorter one, down to the third, if it is the whole of a sentence, and down to the fourth if
+# it is that of a line, a cell or a quotation.
+WORDS_IN_A_ROW, FEWEST_IN_A_ROW, SOME_WORDS, FEWEST_WORDS = 8, 5, 4, 2
 _TIMEOUT = 900  # seconds, for what the card runs
 # The project's own modules are not to be found: the folder must bring what it needs.
 _ALONE = """
@@ -52,7 +38,9 @@ for name, where in getattr(config, "auto_map", {}).items():
 """
 
 
-def check_folder(folder: Path, *, texts: Iterable[str] = (), run: bool = True) -> list[str]:
+def check_folder(
+    folder: Path, *, texts: Iterable[str] = (), run: bool = True, links_to: Path | None = None
+) -> list[str]:
     """What of a model's folder must not be published: file and line, what it is, what would be right.
 
     Beside [`check_files`]: its configuration, card and weights are there and, if `run`, a new process that cannot
@@ -61,10 +49,10 @@ def check_folder(folder: Path, *, texts: Iterable[str] = (), run: bool = True) -
 
     Args:
         folder: As `save_pretrained` leaves it, with its card.
-        texts: Of [`check_files`].
+        texts, links_to: Of [`check_files`].
         run: Load it and run the card.
     """
-    findings = check_files(folder, texts)
+    findings = check_files(folder, texts, links_to)
     for wanted in ("config.json", "README.md"):
         if not (folder / wanted).is_file():
             findings.append(f"{wanted}: missing")
@@ -75,61 +63,111 @@ def check_folder(folder: Path, *, texts: Iterable[str] = (), run: bool = True) -
     return findings
 
 
-def check_files(folder: Path, texts: Iterable[str] = ()) -> list[str]:
-    """Pickles and other weights than safetensors, unknown binary files, absolute paths, secrets, texts of a corpus.
+def check_files(folder: Path, texts: Iterable[str] = (), links_to: Path | None = None) -> list[str]:
+    """Files of kinds that are not published, links, absolute paths, secrets, texts of a corpus. What
+    [`push_folder`](hub.py) leaves here, such as checkpoints, is passed over.
+
+    All are looked for in names, lines and metadata, and also where they are spelt with url escapes, HTML entities, JSON
+    escapes or in base64.
 
     Args:
         folder: Any.
         texts: None of which may stand in the folder, not even `WORDS_IN_A_ROW` words in a row of one; texts of less
             than `FEWEST_WORDS` words are not looked for. Read once, not kept.
+        links_to: A folder to whose files links may lead; else any link is a finding.
     """
-    findings = []
-    runs: dict[str, str] = {}  # where they stand
-    parts: dict[str, str] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, ending = path.relative_to(folder).as_posix(), path.suffix.lower()
-        with open(path, "rb") as file:
-            start = file.read(8)
-        if ending in _PICKLE_ENDINGS or start.startswith(_PICKLE_STARTS):
-            findings.append(f"{name}: a pickle or other weights that run code when read; want safetensors")
+    findings: dict[str, None] = {}
+    rows = _Rows()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if NOT_PUBLISHED.fullmatch(name):
             continue
-        if ending in _BINARY_ENDINGS:
+        if problem := _of_entry(path, links_to):
+            findings[f"{name}: {problem}"] = None
+        if problem or path.is_dir():
             continue
+        read = [Passage(name, "its name")]
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            findings.append(f"{name}: neither text nor of a kind that belongs into a model's repository")
+            read += passages(path)
+        except WrongKind as problem:
+            findings[f"{name}: {problem}"] = None
+            if (text := plain_text(path)) is not None:  # whoever looks at it wants to know of a secret in it
+                findings |= dict.fromkeys(_secrets(name, Passage(text)))
             continue
-        vocabulary = _VOCABULARY.fullmatch(path.name) and path.name != "tokenizer_config.json"
-        findings += (f"{name}, {problem}" for problem in _of_lines(lines, paths=not vocabulary))
-        if not vocabulary:
-            words = [(word, number) for number, line in enumerate(lines, 1) for word in normalised(line).split()]
-            for start in range(len(words) - WORDS_IN_A_ROW + 1):
-                run = words[start : start + WORDS_IN_A_ROW]
-                runs.setdefault(" ".join(word for word, _ in run), f"{name}, line {run[0][1]}")
-            for number, line in enumerate(lines, 1):
-                for part in (line, *re.split(r'["“”\t|`]', line)):
-                    parts.setdefault(normalised(part), f"{name}, line {number}")
-    where = set()
-    for text in texts:
+        for passage in read:
+            findings |= dict.fromkeys((*_secrets(name, passage), *_paths(name, passage)))
+            rows.add(name, passage)
+    places = sorted(set(filter(None, map(rows.find, texts))))
+    return [*findings, *(f"{place}: a text that it was trained on, or part of one" for place in places)]
+
+
+def _of_entry(path: Path, links_to: Path | None) -> str | None:
+    """What is wrong with an entry of a folder before it is read."""
+    if path.is_symlink() and not (links_to and path.is_file() and path.resolve().is_relative_to(links_to.resolve())):
+        return "a link; put the file itself here"
+    return None if path.is_file() or path.is_dir() else "neither a file nor a folder"
+
+
+def _place(name: str, passage: Passage, line: int) -> str:
+    return f"{name}, {passage.where or f'line {line}'}"
+
+
+def _secrets(name: str, passage: Passage) -> Iterator[str]:
+    """Not shown, for this is printed and perhaps logged."""
+    shown = "its name" if passage.where == "its name" else name
+    for text in spellings(passage.text):
+        for kind, line in secrets_in(text):
+            yield f"{_place(shown, passage, line)}: looks like a secret ({kind}); take it out, and revoke it"
+
+
+def _paths(name: str, passage: Passage) -> Iterator[str]:
+    for text in spellings(passage.text):
+        for found, line in paths_in(text, deep=passage.vocabulary):
+            where = _place(name, passage, line)
+            yield f"{where}: a path of one machine, {found[:80]}; want a name or a relative path"
+
+
+class _Rows:
+    """Where in the folder which words follow each other, to find the texts of a corpus."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, str] = {}
+        self._wholes: dict[str, str] = {}  # lines, cells and quotations
+
+    def add(self, name: str, passage: Passage) -> None:
+        few = (
+            SOME_WORDS if passage.vocabulary or name.endswith(".py") else FEWEST_WORDS
+        )  # "do what" is in any docstring
+        for text in spellings(passage.text):
+            if passage.where == "its name":
+                text = re.sub(r"[_./-]+", " ", text)
+            lines = list(enumerate(text.splitlines(), 1))
+            for group in [[each] for each in lines] if passage.vocabulary else [lines]:
+                self._add_runs(
+                    [(word, number) for number, line in group for word in normalised(line).split()], name, passage
+                )
+            for number, line in lines:
+                wholes = (line, *re.split(r'["“”„«»\t|`]', line))
+                sentences = re.split(r"[<>()\[\]{}]|[.:;!?]\s|\s[–—-]\s", line)
+                for part, fewest in [(whole, few) for whole in wholes] + [(part, SOME_WORDS) for part in sentences]:
+                    words = normalised(part)
+                    if words.count(" ") >= fewest - 1:
+                        self._wholes.setdefault(words, _place(name, passage, number))
+
+    def _add_runs(self, words: list[tuple[str, int]], name: str, passage: Passage) -> None:
+        for length in range(FEWEST_IN_A_ROW, WORDS_IN_A_ROW + 1):
+            for start in range(len(words) - length + 1):
+                run = words[start : start + length]
+                self._runs.setdefault(" ".join(word for word, _ in run), _place(name, passage, run[0][1]))
+
+    def find(self, text: str) -> str | None:
+        """The place in the folder that has this text of a corpus, or part of it."""
         words = normalised(text).split()
-        if len(words) >= WORDS_IN_A_ROW:
-            every = (" ".join(words[i : i + WORDS_IN_A_ROW]) for i in range(len(words) - WORDS_IN_A_ROW + 1))
-            where.add(next((runs[run] for run in every if run in runs), None))
-        elif len(words) >= FEWEST_WORDS:
-            where.add(parts.get(" ".join(words)))
-    return findings + [
-        f"{place}: a text that it was trained on, or part of one" for place in sorted(filter(None, where))
-    ]
-
-
-def _of_lines(lines: list[str], paths: bool) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        for kind, pattern in _SECRETS.items():
-            if re.search(pattern, line):  # not shown: this is printed, perhaps logged
-                yield f"line {number}: looks like {kind}; take it out, and revoke it"
-        if paths and (found := _PATH.search(line)):
-            yield f"line {number}: a path of one machine, {found.group()}; want a name or a relative path"
+        if len(words) < FEWEST_IN_A_ROW:
+            return self._wholes.get(" ".join(words)) if len(words) >= FEWEST_WORDS else None
+        length = min(len(words), WORDS_IN_A_ROW)
+        every = (" ".join(words[i : i + length]) for i in range(len(words) - length + 1))
+        return next((self._runs[run] for run in every if run in self._runs), None)
 
 
 def _of_run(folder: Path) -> Iterator[str]:

@@ -89,7 +89,7 @@ def push_folder(
             text = re.sub(r'(pipeline\([^()\n]*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', card.read_text(encoding="utf-8"))
             card.unlink()
             card.write_text(text, encoding="utf-8")
-        _refuse(folder, check_folder(staged, texts=texts))
+        _refuse(folder, check_folder(staged, texts=texts, links_to=folder))
         _list(staged, f"{repo_id}{f' ({revision})' if revision else ''}")
         if dry_run:
             return None
@@ -130,7 +130,7 @@ def push_space(
         card.data["models"] = [model]
         readme.unlink()
         card.save(readme)
-        _refuse(space, check_files(staged))
+        _refuse(space, check_files(staged, links_to=space))
         _list(staged, f"the Space {repo_id}")
         if dry_run:
             return None
@@ -167,10 +167,22 @@ def push_run(
 
 # ---- What goes up -------------------------------------------------------------------------------------------------
 def _stage(folder: Path, staged: Path) -> Path:
-    """What of the folder is published, as links, or copies where the system makes no links."""
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not NOT_PUBLISHED.fullmatch(relative.as_posix()):
+    """What of the folder is published, as links, or copies where the system makes no links.
+
+    Raises:
+        InputError: if something of it is a link already: whoever sees the folder does not see what it would publish.
+    """
+    published = [
+        (path, path.relative_to(folder))
+        for path in sorted(folder.rglob("*"))
+        if not NOT_PUBLISHED.fullmatch(path.relative_to(folder).as_posix())
+    ]
+    _refuse(
+        folder,
+        [f"{name.as_posix()}: a link; put the file itself here" for path, name in published if path.is_symlink()],
+    )
+    for path, relative in published:
+        if path.is_file():
             (staged / relative).parent.mkdir(parents=True, exist_ok=True)
             try:
                 (staged / relative).symlink_to(path.resolve())

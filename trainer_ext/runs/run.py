@@ -91,7 +91,10 @@ class RunArguments:
         "Multiply the learning rate by this from each encoder layer to the one below (Howard and Ruder 2018, "
         "https://aclanthology.org/P18-1031); 0.9 is common. 1 gives all layers the same.",
     )
-    overwrite_output_dir: bool = flag(False, "Replace a finished run in --output_dir, or an unfinished other one.")
+    overwrite_output_dir: bool = flag(
+        False,
+        "Replace a finished run in --output_dir, or an unfinished other one. Leave it out to resume the new run later.",
+    )
     tokens_per_batch: int | None = flag(
         None,
         "Training batches of texts of like length, as many as make at most so many tokens with padding, instead of "

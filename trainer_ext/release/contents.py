@@ -1,0 +1,217 @@
+"""The kinds of files that are published, and the texts in each: lines, metadata, what pictures carry."""
+
+import io
+import json
+import mmap
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors import safe_open
+from sentencepiece import SentencePieceProcessor
+
+PICKLE = "a pickle or other weights that run code when read; want safetensors"
+NO_KIND = "neither text nor of a kind that belongs into a model's repository"
+_PICKLE_ENDINGS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
+_TEXT_ENDINGS = {".md", ".txt", ".py", ".yaml", ".yml", ".toml", ".cff", ".jinja", ".html", ".css"}
+_TEXT_NAMES = {"LICENSE", "LICENCE", "NOTICE", "AUTHORS", "Dockerfile"}
+# In a vocabulary anything may stand, but each entry for itself.
+_VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens|merges)[^/]*\.(json|txt)")
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP"}
+_MEMOS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "PROTO", "GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "PERSID"}
+
+
+class WrongKind(ValueError):
+    """A file that is not published, with the reason."""
+
+
+@dataclass
+class Passage:
+    """Texts of a file.
+
+    Attributes:
+        text: One or more lines.
+        where: What of the file it is, or empty for the lines that an editor shows.
+        vocabulary: Whether each line stands for itself, and may be a short path.
+    """
+
+    text: str
+    where: str = ""
+    vocabulary: bool = False
+
+
+def passages(path: Path) -> list[Passage]:
+    """Return the texts of a file.
+
+    Raises:
+        WrongKind: if it is not of a kind that is published, or not what its ending says.
+    """
+    ending = path.suffix.lower()
+    if ending in _PICKLE_ENDINGS or zipfile.is_zipfile(path) or _is_pickle(path):
+        raise WrongKind(PICKLE)
+    if ending == "" and path.name in _TEXT_NAMES:
+        return _text(path)
+    if ending not in _READERS:
+        raise WrongKind(NO_KIND)
+    try:
+        return _READERS[ending](path)
+    except WrongKind:
+        raise
+    except Exception as error:  # of many kinds: Pillow's, sentencepiece's, safetensors', JSON's
+        raise WrongKind(f"not what its ending says, {ending}") from error
+
+
+def plain_text(path: Path) -> str | None:
+    """The text of any file that is UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether `pickle.load` would read the file: of any protocol, also with something after it. A line of text that
+    happens to be one, such as `N.`, has nothing that is called or remembered."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if re.match(rb"\x80[\x02-\x05]|PK\x03\x04|\x93NUMPY", start):
+            return True
+        if start.startswith(b"\x89PNG") or not start:
+            return False
+        file.seek(0)
+        seen: set[str] = set()
+        try:
+            for operation, _, _ in pickletools.genops(file):
+                seen.add(operation.name)
+        except (ValueError, UnicodeDecodeError, OverflowError, MemoryError, EOFError):
+            return False
+    return bool(seen & _MEMOS)
+
+
+def _text(path: Path) -> list[Passage]:
+    text = plain_text(path)
+    if text is None:
+        raise WrongKind(NO_KIND)
+    return [Passage(text, vocabulary=_is_vocabulary(path))]
+
+
+def _is_vocabulary(path: Path) -> bool:
+    return _VOCABULARY.fullmatch(path.name) is not None and path.name != "tokenizer_config.json"
+
+
+def _json(path: Path) -> list[Passage]:
+    [raw] = _text(path)
+    content = json.loads(raw.text, object_pairs_hook=_object)
+    if not raw.vocabulary:
+        return [raw]
+    model = content.pop("model", {}) if "model" in content and path.name.startswith("tokenizer") else content
+    rest = {} if model is content else content | {key: value for key, value in model.items() if key not in _ENTRIES}
+    entries = model if model is content else [model.get(key, ()) for key in _ENTRIES]
+    return [
+        Passage("\n".join(_strings(rest)), "a value"),
+        Passage("\n".join(_strings(entries)), "its vocabulary", vocabulary=True),
+    ]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    """As `dict`, which would drop the first of two values of one name."""
+    if len(dict(pairs)) < len(pairs):
+        raise WrongKind("has a name twice in one object, so that readers see different values")
+    return dict(pairs)
+
+
+_ENTRIES = ("vocab", "merges")  # of a tokenizer's model
+
+
+def _strings(content: Any) -> Iterator[str]:
+    """Every string in a JSON value, keys too."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield key
+            yield from _strings(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _strings(value)
+
+
+def _safetensors(path: Path) -> list[Passage]:
+    with safe_open(path, framework="np"):  # checks that there is nothing besides header and tensors
+        pass
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    metadata = header.pop("__metadata__", {})
+    return [Passage("\n".join(_strings(metadata)), "its metadata"), Passage("\n".join(header), "its tensors' names")]
+
+
+def _image(path: Path) -> list[Passage]:
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        if image.format != _FORMATS[path.suffix.lower()]:
+            raise WrongKind(f"not what its ending says but {image.format}")
+        image.load()
+        carried = [*image.info.items(), *getattr(image, "text", {}).items(), *image.getexif().items()]
+        carried += [item for directory in (0x8769, 0x8825) for item in image.getexif().get_ifd(directory).items()]
+    if _end_of_image(data, image.format) != len(data):
+        raise WrongKind("a picture with something else after it; save it anew")
+    told = (part.decode("latin-1") if isinstance(part, bytes) else str(part) for item in carried for part in item)
+    return [Passage("\n".join([*told, _printable(path, 8)]), "inside")]
+
+
+def _end_of_image(data: bytes, kind: str) -> int:
+    """Where a picture ends."""
+    if kind == "PNG":
+        place = 8
+        while data[place + 4 : place + 8] != b"IEND" and place < len(data):
+            place += 12 + int.from_bytes(data[place : place + 4], "big")
+        return place + 12
+    if kind == "WEBP":
+        return 8 + int.from_bytes(data[4:8], "little")
+    last = b"\xff\xd9" if kind == "JPEG" else b";"
+    return len(data) if data.endswith(last) else -1
+
+
+def _model(path: Path) -> list[Passage]:
+    SentencePieceProcessor(model_file=str(path))
+    return [Passage(_printable(path, 6), "inside", vocabulary=True)]
+
+
+def _onnx(path: Path) -> list[Passage]:
+    with open(path, "rb") as file:
+        if file.read(1) != b"\x08":  # the field that comes first in a model's message
+            raise WrongKind("not what its ending says, .onnx")
+    return [Passage(_printable(path, 10), "inside")]
+
+
+def _weights(path: Path) -> list[Passage]:
+    return [Passage(_printable(path, 16), "inside", vocabulary=True)]
+
+
+def _printable(path: Path, shortest: int) -> str:
+    """The texts between other bytes, a line each, also of two bytes a letter; also without up to four bytes before
+    them, which may be a length or a name that happens to be letters."""
+    if not path.stat().st_size:
+        return ""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        plain = [found.group().decode() for found in re.finditer(rb"[\x20-\x7e]{%d,}" % shortest, data)]
+        wide = re.finditer(rb"(?:[\x20-\x7e]\x00){%d,}" % shortest, data)
+        every = [*plain, *(found.group().decode("utf-16-le") for found in wide)]
+    return "\n".join(text[start:] for text in every for start in range(5))
+
+
+_READERS: dict[str, Callable[[Path], list[Passage]]] = {
+    **dict.fromkeys(_TEXT_ENDINGS, _text),
+    **dict.fromkeys(_FORMATS, _image),
+    ".json": _json,
+    ".safetensors": _safetensors,
+    ".model": _model,
+    ".onnx": _onnx,
+    ".data": _weights,  # of an ONNX model
+}
