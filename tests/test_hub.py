@@ -346,6 +346,7 @@ def test_a_restricted_model_wants_the_users_word(model_folder):
 
 
 def test_a_long_card_is_rewritten_at_once():
+    assert name_model('pipeline(model="a\\"b, c")', "owner/there") == 'pipeline(model="owner/there")'
     snippet = 'classify = pipeline("text-classification", model="{}", trust_remote_code=True)\n'
     for filler in ("pipeline(", "model=", 'pipeline(model="', "x"):
         card = snippet.format("here") + filler * (200_000 // len(filler)) + "\n" + snippet.format("here")

@@ -112,7 +112,7 @@ def push_folder(
 
 def name_model(card: str, repo_id: str) -> str:
     """The card with the repository's name in its snippets, in time linear in its length."""
-    return re.sub(r'(pipeline\([^()\n]*?model=)"[^"]*"', rf'\g<1>"{repo_id}"', card)
+    return re.sub(r'(pipeline\([^()\n]*?model=)"(?:[^"\\\n]|\\.)*"', rf'\g<1>"{repo_id}"', card)
 
 
 def push_space(
