@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -94,21 +95,44 @@ def _read_member(folder: Path, name: str) -> EnsembleMember:
     if not path.is_file() or not weights.is_file():
         raise InputError(f"{folder}: no config.json and model.safetensors there; want a folder of run_classify.py")
     _check_finite(weights)
-    values, _ = EmoDebertaConfig.get_config_dict(folder)
-    if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
-        raise InputError(f"{folder}: no EmoDeBERTa classifier ({values.get('architectures')})")
-    config = EmoDebertaConfig.from_dict(values)
+    config = _read_config(path)
     if config.problem_type == "multi_label_classification":
         raise InputError(f"{folder}: gives several classes a row; a vote is on one")
     tokenizer = hashlib.sha256()
     for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
         content = file.read_bytes()
         if file.name == "tokenizer_config.json":  # the library notes where and how it was read
-            values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
+            values = {key: value for key, value in _read_object(file).items() if key not in _NOT_OF_A_TOKENIZER}
             content = json.dumps(values, sort_keys=True).encode()
         tokenizer.update(file.name.encode() + content)
     predictions = _read_predictions(folder, config)
     return EnsembleMember(folder, name, config, tokenizer.hexdigest(), predictions, licence_of(folder))
+
+
+def _read_config(path: Path) -> EmoDebertaConfig:
+    """The configuration of a classifier, with a name for each of its labels."""
+    values = _read_object(path)
+    if values.get("model_type") != "emodeberta" or "SequenceClassification" not in str(values.get("architectures")):
+        raise InputError(f"{path.parent}: no EmoDeBERTa classifier ({values.get('architectures')})")
+    try:
+        config = EmoDebertaConfig.from_dict(values)
+        labels = [config.id2label[label] for label in range(config.num_labels)]
+    except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
+        raise InputError(f"{path}: not a configuration of this model ({error})") from error
+    if not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{path}: id2label is {labels}; want a text for each")
+    return config
+
+
+def _read_object(path: Path) -> dict:
+    """Return a file's JSON object. Raises InputError if it holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON that can be read ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; want an object")
+    return content
 
 
 def _check_finite(path: Path) -> None:

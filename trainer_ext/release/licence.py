@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 
+from ..errors import InputError
 from ..files import CHECKPOINTS
 
 # A run's rows, with writers and gold labels, are not part of a model.
@@ -18,6 +20,8 @@ def licence_of(folder: Path) -> str | None:
         return ModelCard.load(card).data.license if card.is_file() else None
     except ValueError:  # a card of another kind
         return None
+    except yaml.YAMLError as error:
+        raise InputError(f"{card}: its header, which names the licence, is not YAML ({error})") from error
 
 
 def restricted_upstream(*folders: str | None) -> str | None:
