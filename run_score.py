@@ -50,6 +50,7 @@ from pipeline_emodeberta import WINDOW, EmotionPipeline
 from trainer_ext.data.delimited import QUOTING
 from trainer_ext.data.load import QUOTING_HELP
 from trainer_ext.errors import InputError, ProcessError, first_line, run_command
+from trainer_ext.escape import one_line
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder
@@ -222,7 +223,8 @@ def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespa
         return
     scored = manifest["rows"] - manifest["errors"]
     print(f"{manifest['rows']:,} rows, {scored:,} with a label:", end=" ")
-    print(", ".join(f"{name} {count / max(scored, 1):.1%}" for name, count in manifest["label_counts"].items()))
+    counts = ", ".join(f"{name} {count / max(scored, 1):.1%}" for name, count in manifest["label_counts"].items())
+    print(one_line(counts))
     if manifest["errors"]:
         print(f"{manifest['errors']:,} rows have an error in place of a label; the first: {manifest['first_error']}")
     if manifest["truncated"]:
@@ -237,7 +239,7 @@ def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch
     try:
         for rows in as_they_come(source):
             for row, label in zip(rows, score(classify, rows, tokens_per_batch).labels(names), strict=True):
-                print(",".join(label) if isinstance(label, list) else label or "")
+                print(one_line(",".join(label) if isinstance(label, list) else label or ""))
                 if row.error:
                     errors += 1
                     print(row.error, file=sys.stderr)

@@ -157,7 +157,7 @@ def test_a_corpus_of_ones_own_joins_by_a_mapping(tmp_path):
         ({"labels": {"joy": ["glad"], "rage": "cross"}}, "maps to 'rage', which is no label of the target; those are"),
         ({"labels": {"joy": ["glad"]}}, "says nothing of cross; map them, or put them in left_out"),
         ({"labels": {"joy": ["glad", "cross"], "anger": "cross"}}, "'cross' stands twice"),
-        ({"labels": ["glad"]}, "no labels; want `labels:`"),
+        ({"labels": ["glad"]}, "labels: ['glad']; want lines of `name: value`"),
         ({"lables": {}}, "unknown key 'lables'"),
         ({"dataset_name": "x"}, "want either dataset_name or train_file"),
         ({"train_file": "nowhere.csv"}, "nowhere.csv: no such file"),

@@ -1,6 +1,7 @@
 """Every card and page rendered as Markdown: tables are tables, and names show as they are, whatever they are."""
 
 import ast
+import json
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from trainer_ext.evaluation.error_analysis import analyse_errors
 from trainer_ext.evaluation.fusion_table import compare_fusions, without_figures
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.release.ensemble_folder import read_members
 from trainer_ext.release.model_card import write_ensemble_card, write_model_card, write_pretraining_card
 
 PLAIN = ["joy", "fear", "anger"]
@@ -191,3 +193,21 @@ def test_a_name_shows_as_it_is(name):
         assert not found.strange
         assert not found.links + found.pictures
     assert read(f"x {in_code(name)} y").prose == [f"x {one_line(name)} y"]
+
+
+def test_a_run_with_such_labels_finishes_and_can_be_fused(in_process, tmp_path):
+    """To the end: predictions, plots, card; and writers are writers, though there is a label called group."""
+    labels = ["group", "id", "error", "text", *(name for name in NASTY if name.isprintable())]
+    rows = [{"text": f"gate {i}", "label": name, "who": f"w{i % 5}"} for i, name in enumerate(labels * 3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = ("--train_file", tmp_path / "rows.jsonl", "--validation_file", tmp_path / "rows.jsonl")
+    in_process(*files, "--group_column_name", "who", "--max_steps", 1)
+    out = tmp_path / "out"
+    found = read((out / "README.md").read_text(encoding="utf-8").partition("\n# ")[2])
+    assert [row[0] for row in found.tables[2][1:]] == sorted(labels)
+    assert not found.strange
+    for name in ("confusion_matrix.png", "reliability.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    (member,) = read_members([out])
+    assert member.predictions.groups == [row["who"] for row in rows]
+    assert [sorted(labels)[label] for label in member.predictions.gold] == [row["label"] for row in rows]

@@ -6,6 +6,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
 from trainer_ext.release.folder_check import check_folder
-from trainer_ext.release.hub import push_folder
+from trainer_ext.release.hub import name_model, push_folder
 
 TEXTS = ["Nobody told us that the river would come.", "She laughed, and so did we."]
 
@@ -397,6 +398,18 @@ def test_a_restricted_model_wants_the_users_word(model_folder):
     card.write_text(card.read_text().replace("language: en\n", "language: en\nlicense: other\n"))
     with pytest.raises(InputError, match="--publish_restricted if they let you"):
         push_folder(model_folder, "owner/restricted", dry_run=True)
+
+
+def test_a_long_card_is_rewritten_at_once():
+    assert name_model('pipeline(model="a\\"b, c")', "owner/there") == 'pipeline(model="owner/there")'
+    snippet = 'classify = pipeline("text-classification", model="{}", trust_remote_code=True)\n'
+    for filler in ("pipeline(", "model=", 'pipeline(model="', "x"):
+        card = snippet.format("here") + filler * (200_000 // len(filler)) + "\n" + snippet.format("here")
+        start = time.monotonic()
+        found = name_model(card, "owner/there")
+        assert time.monotonic() - start < 2
+        assert found.startswith(snippet.format("owner/there"))
+        assert found.endswith(snippet.format("owner/there")) or "model=" in filler
 
 
 def test_the_old_spelling_still_works():

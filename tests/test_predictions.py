@@ -10,6 +10,8 @@ import pyarrow.parquet
 import pytest
 
 from trainer_ext.errors import InputError
+from trainer_ext.evaluation.comparison import compare
+from trainer_ext.evaluation.fusion_table import compare_fusions
 from trainer_ext.evaluation.predictions import read_predictions, write_rows
 from trainer_ext.runs.trial import convert_predictions
 from trainer_ext.runs.trial_archive import (
@@ -147,3 +149,14 @@ def test_what_is_no_table_of_predictions_is_one_line(content, says, tmp_path):
     assert str(error.value).startswith(f"{tmp_path}/predictions.tsv")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, 1e308])
+def test_a_system_that_gives_no_probabilities_is_named(value):
+    values = np.full((3, 20, 2), 0.5)
+    values[1, 7, 0] = value
+    gold = np.arange(20) % 2
+    with pytest.raises(InputError, match="second: its probabilities are not all from 0 to 1"):
+        compare_fusions(["first", "second", "third"], values, gold, None, gold, ["joy", "fear"], "weighted")
+    with pytest.raises(InputError, match="second: its probabilities are not all from 0 to 1"):
+        compare({"first": values[:1], "second": values[1:2]}, gold, None, ["joy", "fear"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import run_compare
 import run_fuse
 import run_reproduce
+from trainer_ext.data.label_maps import read_label_map
 from trainer_ext.errors import InputError
 from trainer_ext.recipe_file import read_recipe
 from trainer_ext.recipes import RecipeParser
@@ -26,6 +27,7 @@ STAGE = {"command": "run_classify.py recipes/quickstart.yaml", "output_dir": "ou
 KINDS = {
     "comparison": (run_compare.read_comparison, {"variants": {"a": {}, "b": {}}}),
     "fusion": (lambda path: run_fuse.read_fusion_recipe(path, {}), {"members": {"a": {}, "b": {}}}),
+    "labels": (lambda path: read_label_map(str(path)), {"train_file": "x.csv", "labels": {"joy": ["glad"]}}),
     "stages": (run_reproduce.read_stages, {"stages": {"a": STAGE}}),
 }
 
@@ -125,6 +127,9 @@ def test_names_are_as_they_are_written_and_dates_are_text(tmp_path):
         ("fusion", {"without": {"x": [1]}}, "without, x, 0: 1; want text"),
         ("fusion", {"members": {"a": {"seed": "1"}, "b": {}}}, "a, seed: '1'; want an integer"),
         ("fusion", {"student": [1]}, "student: [1]; want lines of `name: value`"),
+        ("labels", {"labels": ["glad"]}, "labels: ['glad']; want lines of `name: value`"),
+        ("labels", {"train_file": 5}, "train_file: 5; want text"),
+        ("labels", {"licence": ["mit"]}, "licence: ['mit']; want text"),
         ("stages", {"stages": {"a": STAGE | {"command": ["x"]}}}, "stages, a, command: ['x']; want text"),
         ("stages", {"stages": {"a": STAGE | {"command": "run_mlm.py 'x"}}}, 'command: "run_mlm.py \'x": No closing'),
         (
@@ -157,7 +162,7 @@ VALUES = st.recursive(
 )
 KEYS = st.sampled_from([
     *("variants", "members", "stages", "seeds", "cv_folds", "columns", "sums", "reference", "recipe", "settings"),
-    *("tfidf", "student", "teachers", "without", "minutes_on", "submission_dir", "submission", "learning_rate"),
+    *("labels", "left_out", "train_file", "tfidf", "student", "teachers", "without", "minutes_on", "learning_rate"),
 ])  # fmt: skip
 
 

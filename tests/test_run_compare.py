@@ -510,6 +510,8 @@ def test_several_labels_a_row_are_compared_too():
 def test_bands():
     assert banded(["b", "a", "b"]) == ["b", "a", "b"]
     assert banded(["1.0", "2", "", "2.0"]) == ["1", "2", "", "2"]
+    for word in ("inf", "nan", "1e999"):
+        assert banded([word, *map(str, range(9))]) == [word, *map(str, range(9))]
     found = banded([str(i) for i in range(100)])
     assert sorted({found.count(value) for value in found}) == [25]
 

@@ -175,6 +175,19 @@ def test_it_is_a_filter(finished, essays, tmp_path):
 # ---- Kill and resume ----------------------------------------------------------------------------------------------
 
 
+def test_a_label_with_a_line_break_takes_one_line(finished, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {number: f"a\n{name}" for number, name in config["id2label"].items()}
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "texts.txt").write_text("one\ntwo\nthree\n")
+    lines = call(run_score.main, "--model", folder, "--input", tmp_path / "texts.txt").splitlines()
+    assert len(lines) == 3
+    assert {line.partition(" ")[0] for line in lines} == {"a"}
+
+
 @pytest.fixture(scope="module")
 def many(essays, tmp_path_factory):
     """5,000 rows of mixed lengths, one in a hundred of them bad."""

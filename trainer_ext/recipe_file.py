@@ -53,7 +53,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a YAML file in UTF-8 ({error.reason} at byte {error.start})") from error
     try:
-        content = yaml.load(text, _Loader) or {}
+        content = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{where}: not a YAML file that can be read ({error.problem})") from error
@@ -61,9 +61,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a YAML file that can be read ({error})") from error
     except RecursionError as error:
         raise InputError(f"{path}: nested more than {_DEEPEST} deep") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise InputError(f"{path}: holds a {type(content).__name__}; want `flag: value` lines")
-    return content
+    return content or {}
 
 
 def check_recipe(content: dict[str, Any], schema: type[S], path: Path) -> S:

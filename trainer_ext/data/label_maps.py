@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from datasets import Dataset
+from pydantic import Field
 
 from ..errors import InputError
 from ..files import digest
-from ..recipe_file import read_recipe
+from ..recipe_file import Schema, check_recipe, read_recipe
 from ..recipes import flag
 from .emotion_corpora import BUILT_IN, EmotionCorpus, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments
@@ -60,10 +61,20 @@ class TransferArguments(TargetArguments):
 
 
 LABEL_MAPS = Path(__file__).with_name("maps")
-_KEYS = {
-    "dataset_name", "dataset_config_name", "train_split_name", "train_file", "text_column_name", "label_column_name",
-    "licence", "labels", "left_out",
-}  # fmt: skip
+
+
+class LabelMapFile(Schema):
+    """What a file that maps labels may hold; see [`read_label_map`]."""
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    train_split_name: str | None = None
+    train_file: str | None = None
+    text_column_name: str | None = None
+    label_column_name: str | None = None
+    licence: str | None = None
+    labels: Annotated[dict[str, Any], Field(min_length=1)]
+    left_out: Any = ()
 
 
 @dataclass
@@ -147,21 +158,16 @@ def read_label_map(name: str) -> LabelMap:
             f"--transfer_datasets {name}: want {', '.join(BUILT_IN)}, or a .yaml file that maps the labels of a corpus "
             "of your own"
         )
-    content = read_recipe(path)
-    if unknown := sorted(map(str, content.keys() - _KEYS)):
-        raise InputError(f"{path}: unknown key {unknown[0]!r}; want {', '.join(sorted(_KEYS))}")
-    if bool(content.get("dataset_name")) == bool(content.get("train_file")):
+    file = check_recipe(read_recipe(path), LabelMapFile, path)
+    if bool(file.dataset_name) == bool(file.train_file):
         raise InputError(f"{path}: want either dataset_name or train_file, the corpus whose labels it maps")
-    labels = content.pop("labels", None)
-    if not isinstance(labels, dict) or not labels:
-        raise InputError(f"{path}: no labels; want `labels:` with lines such as `joy: [happy, amused]`")
     target_of: dict[str, str | None] = {}
-    for target, sources in [*labels.items(), (None, content.pop("left_out", []))]:
-        for source in map(str, sources if isinstance(sources, list) else [sources]):
+    for target, sources in [*file.labels.items(), (None, file.left_out)]:
+        for source in map(str, sources if isinstance(sources, list | tuple) else [sources]):
             if source in target_of:
                 raise InputError(f"{path}: {source!r} stands twice; a label of the corpus has one place")
-            target_of[source] = None if target is None else str(target)
-    return LabelMap(path, content, target_of)
+            target_of[source] = target
+    return LabelMap(path, file.model_dump(exclude_unset=True, exclude={"labels", "left_out"}), target_of)
 
 
 def load_transfer_rows(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .decisions import decide
+from ..errors import InputError
+from .decisions import ROUNDING, decide
 from .metrics import SEVEN_FIGURES, EmotionMetric
 from .significance import GroupCounts, draw_groups, holm, interval, paired_difference, randomization_test
 
@@ -26,7 +27,11 @@ def compare(
     Returns:
         For each system its figures, as means over seeds: macro F1 with 95% interval and by seed; the difference to
         the first with interval, p-value and Holm's correction of it; the seven figures; F1 of each label.
+
+    Raises:
+        InputError: as [`check_probabilities`].
     """
+    check_probabilities(systems)
     multi_label = gold.ndim == 2
     metric = EmotionMetric(label_names, multi_label=multi_label)
     rows, counts = [], []
@@ -52,6 +57,13 @@ def compare(
     for row, p in zip(rows[1:], holm([row["difference"]["p"] for row in rows[1:]]), strict=True):
         row["difference"]["p_holm"] = p
     return rows
+
+
+def check_probabilities(systems: dict[str, np.ndarray]) -> None:
+    """Raises InputError for a system that gives no probabilities, as one does whose training diverged."""
+    for name, values in systems.items():
+        if not ((values >= 0) & (values <= 1 + ROUNDING)).all():  # NaN is neither
+            raise InputError(f"{name}: its probabilities are not all from 0 to 1; did its training diverge?")
 
 
 def _mean(scores: list[dict], name: str) -> float:

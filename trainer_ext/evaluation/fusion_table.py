@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import InputError
 from .calibration import apply_temperature, calibration, fit_temperature
-from .comparison import compare
+from .comparison import check_probabilities, compare
 from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
 
 FOLDS = 5  # that fitted fusions are scored by
@@ -58,12 +58,13 @@ def compare_fusions(
         rule says, cross-fitted, `(rows, labels)`.
 
     Raises:
-        InputError: if a member is called as one of the further systems.
+        InputError: if a member is called as one of the further systems, or gives no probabilities.
     """
     further = further or {}
     if taken := sorted(further.keys() & set(names)):
         raise InputError(f"a member is called {taken[0]!r}, as another row of the table; give it another name")
     systems = dict(zip(names, probabilities, strict=True))
+    check_probabilities(systems)
     fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
     systems |= {_shown(rule): values for rule, values in fused.items()} | further
     weights = fit(kept, probabilities, gold)

@@ -6,22 +6,31 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .fonts import drawn_as_text
+
+_LARGEST = 30.0  # inches; a picture of hundreds of labels takes gigabytes, or has more pixels than a file may hold
+_MOST_NUMBERED = 60  # labels of a matrix whose cells hold their counts; its JSON holds them always
+
 
 def plot_confusion_matrix(source: Path, target: Path) -> None:
     """Draw `{"split": …, "labels": […], "counts": [[…]]}`: rows gold, columns predicted, shaded by the row's share."""
     content = json.loads(source.read_text(encoding="utf-8"))
-    labels, counts = content["labels"], np.array(content["counts"])
+    counts = np.array(content["counts"])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    size = 2 + 0.62 * len(labels)
-    figure = Figure(figsize=(size, size * 0.9), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        axes.text(column, row, count, ha="center", va="center", color="white" if shares[row, column] > 0.5 else "black")
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="predicted", ylabel="gold", title=f"{content['split']}: {counts.sum()} rows")
-    figure.savefig(target, dpi=150)
+    size = min(2 + 0.62 * len(counts), _LARGEST)
+    with drawn_as_text([content["split"], *content["labels"]]) as (split, *labels):
+        figure = Figure(figsize=(size, size * 0.9), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        small = {"fontsize": min(10, 72 * 0.6 * size / len(counts))}
+        if len(counts) <= _MOST_NUMBERED:
+            for (row, column), count in np.ndenumerate(counts):
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, count, ha="center", va="center", color=color)
+        axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", **small)
+        axes.set_yticks(range(len(labels)), labels, **small)
+        axes.set(xlabel="predicted", ylabel="gold", title=f"{split}: {counts.sum()} rows")
+        figure.savefig(target, dpi=150)
 
 
 def plot_learning_curve(source: Path, target: Path) -> None:
@@ -49,7 +58,13 @@ def plot_learning_curve(source: Path, target: Path) -> None:
 def plot_comparison(source: Path, target: Path) -> None:
     """Draw `run_compare.py`'s JSON: macro F1 of each variant, and its difference to the first, with intervals."""
     variants = json.loads(source.read_text(encoding="utf-8"))["variants"]
-    figure = Figure(figsize=(10, 1.4 + 0.45 * len(variants)), layout="constrained")
+    with drawn_as_text([row["name"] for row in variants]) as names:
+        figure = _comparison(variants, names)
+        figure.savefig(target, dpi=150)
+
+
+def _comparison(variants: list[dict], names: list[str]) -> Figure:
+    figure = Figure(figsize=(10, min(1.4 + 0.45 * len(variants), _LARGEST)), layout="constrained")
     score_axes, difference_axes = figure.subplots(1, 2, sharey=True)
     for position, row in enumerate(variants):
         low, high = row["interval"]
@@ -64,14 +79,14 @@ def plot_comparison(source: Path, target: Path) -> None:
             difference_axes.plot(found["interval"], [position, position], color=color, linewidth=1.5)
             difference_axes.plot(found["macro_f1"], position, "o", color=color)
     difference_axes.axvline(0, color="black", linewidth=0.8)
-    score_axes.set_yticks(range(len(variants)), [row["name"] for row in variants])
+    score_axes.set_yticks(range(len(variants)), names)
     score_axes.invert_yaxis()
     several = any(len(row["macro_f1_by_seed"]) > 1 for row in variants)
     score_axes.set(xlabel="macro F1, 95% interval" + ("; grey strokes: seeds" if several else ""))
     for axes in (score_axes, difference_axes):
         axes.locator_params(axis="x", nbins=6)
     difference_axes.set(xlabel="difference to the first line\norange: p (Holm) < .05")
-    figure.savefig(target, dpi=150)
+    return figure
 
 
 def plot_pretraining(source: Path, target: Path) -> None:
@@ -99,17 +114,18 @@ def plot_pretraining(source: Path, target: Path) -> None:
 def plot_reliability(source: Path, target: Path) -> None:
     """Draw the `calibration` of a JSON: accuracy by confidence, of a fusion before and after its temperature."""
     content = json.loads(source.read_text(encoding="utf-8"))["calibration"]
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-    for (name, figures), color in zip(content.items(), ("tab:gray", "tab:blue"), strict=False):
-        bins = figures["reliability"]
-        most = max(part["rows"] for part in bins)
-        points = [(part["confidence"], part["accuracy"], 12 + 120 * part["rows"] / most) for part in bins]
-        what = f"{name} the temperature" if len(content) > 1 else name
-        label = f"{what}: error {figures['expected_calibration_error']:.3f}"
-        axes.scatter(*zip(*points, strict=True), color=color, alpha=0.7, label=label, clip_on=False, zorder=3)
-    axes.set(xlabel="probability of the predicted class (area: rows)", ylabel="share that is right")
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    figure.legend(loc="outside upper center", frameon=False)
-    figure.savefig(target, dpi=150)
+    with drawn_as_text(content) as names:
+        figure = Figure(figsize=(5, 4.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+        for name, figures, color in zip(names, content.values(), ("tab:gray", "tab:blue"), strict=False):
+            bins = figures["reliability"]
+            most = max(part["rows"] for part in bins)
+            points = [(part["confidence"], part["accuracy"], 12 + 120 * part["rows"] / most) for part in bins]
+            what = f"{name} the temperature" if len(content) > 1 else name
+            label = f"{what}: error {figures['expected_calibration_error']:.3f}"
+            axes.scatter(*zip(*points, strict=True), color=color, alpha=0.7, label=label, clip_on=False, zorder=3)
+        axes.set(xlabel="probability of the predicted class (area: rows)", ylabel="share that is right")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        figure.legend(loc="outside upper center", frameon=False)
+        figure.savefig(target, dpi=150)

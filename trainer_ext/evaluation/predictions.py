@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..escape import labels_of_columns, one_line, probability_column
 from ..files import write_json
 from .calibration import calibration
-from .decisions import decide
+from .decisions import ROUNDING, decide
 from .metrics import SEVEN_FIGURES, confusion_counts
 from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
 from .significance import bootstrap_macro_f1
@@ -180,7 +180,7 @@ def _probability(number: str, place: str) -> float:
         value = float(number)
     except ValueError:
         value = np.nan
-    if not 0 <= value <= 1:
+    if not 0 <= value <= 1 + ROUNDING:
         raise InputError(f"{place}: {number!r}; want a probability, 0 to 1")
     return value
 

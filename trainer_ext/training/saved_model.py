@@ -59,7 +59,8 @@ def check_config(name: str | Path, config: PretrainedConfig) -> None:
     """
     labels, architectures = config.id2label, config.architectures
     names = list(labels.values()) if isinstance(labels, dict) else []
-    if not names or sorted(labels) != list(range(len(names))) or len(set(map(str, names))) < len(names):
+    texts = all(isinstance(label, str) for label in names)
+    if not names or not texts or sorted(labels) != list(range(len(names))) or len(set(names)) < len(names):
         raise InputError(
             f"{name}: id2label in its config.json is {labels!r:.80}; want a name for each number from 0 on"
         )
