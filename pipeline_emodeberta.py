@@ -43,12 +43,12 @@ def _is_text(value: object) -> bool:
         return False
 
 
-def beginnings(texts: list[str], tokenizer: Any, room: int) -> list[str]:
-    """Return each text as far as it fills `room` tokens, and more than fills it if it did before.
+def beginnings(texts: list[str], tokenizer: Any, room: int | None = None) -> list[str]:
+    """Return as much of each text as gives more than `room` tokens (`None`: the tokenizer's `model_max_length`).
 
     A tokenizer reads a text whole before it cuts it, and takes some 200 bytes for each character that it reads.
     """
-    cut = []
+    room, cut = room or tokenizer.model_max_length, []
     for text in texts:
         characters, part = 8 * room, text
         while len(text) > characters:
@@ -158,6 +158,12 @@ class EmotionPipeline(TextClassificationPipeline):
             postprocess["return_members"] = return_members
         return preprocess, forward, postprocess
 
+    def preprocess(self, inputs, **options):
+        """Return the tokens of one text, or of what else the library's pipeline takes."""
+        if isinstance(inputs, str) and options.get("truncation"):
+            inputs = beginnings([inputs], self.tokenizer, options.get("max_length"))[0]
+        return super().preprocess(inputs, **options)
+
     def _forward(self, model_inputs, tokens_per_batch=None):
         return super()._forward(model_inputs)
 
@@ -210,12 +216,11 @@ class EmotionPipeline(TextClassificationPipeline):
     def encode(self, texts: list[str], **options: Any) -> list[Any]:
         """Return the texts' tokens from each tokenizer, without padding; `options` override the pipeline's."""
         options = self._preprocess_params | options
-        encoded = []
-        for tokenizer in self.tokenizers:
-            room = options.get("max_length") or tokenizer.model_max_length
-            cuts = options.get("truncation") and "stride" not in options
-            encoded.append(tokenizer(beginnings(texts, tokenizer, room) if cuts else texts, **options))
-        return encoded
+        cuts = options.get("truncation") and "stride" not in options
+        return [
+            tokenizer(beginnings(texts, tokenizer, options.get("max_length")) if cuts else texts, **options)
+            for tokenizer in self.tokenizers
+        ]
 
     def batches(
         self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False

@@ -374,6 +374,7 @@ def add_extra_tests(corpus: Corpus, extra_tests: Sequence[str], data_args: DataA
             label_column=data_args.label_column_name,
             group_column=data_args.group_column_name,
             id_column=data_args.id_column_name,
+            quoting=data_args.quoting,
         )
         if data_args.max_predict_samples is not None:
             rows = corpus.splits[name]
