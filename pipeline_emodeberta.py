@@ -209,6 +209,12 @@ class EmotionPipeline(TextClassificationPipeline):
         """Return how many tokens of a text are read."""
         return preprocess.get("max_length") or self.tokenizer.model_max_length
 
+    def preprocess(self, inputs, **options):
+        """Return the tokens of one text, or of what else the library's pipeline takes."""
+        if isinstance(inputs, str) and options.get("truncation"):
+            inputs = beginning(inputs, self.tokenizer, self._limit(options))
+        return super().preprocess(inputs, **options)
+
     def _forward(self, model_inputs, tokens_per_batch=None):
         return super()._forward(model_inputs)
 

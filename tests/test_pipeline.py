@@ -2,6 +2,7 @@ import copy
 import json
 import logging
 import random
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -48,6 +49,22 @@ def test_results_are_the_librarys_in_the_order_of_the_texts(classify, parts, opt
         for a, b in zip(*([x] if isinstance(x, dict) else x for x in (got, want)), strict=True):
             assert a["label"] == b["label"]
             assert a["score"] == pytest.approx(b["score"], abs=1e-5)
+
+
+def test_a_long_text_is_cut_to_the_same_tokens_before_it_is_tokenised(classify, tokenizer):
+    rng, words = random.Random(0), " ".join(TEXTS).split()
+    texts = [" ".join(rng.choices(words, k=rng.randint(1, 600))) for _ in range(40)]
+    texts += [f"{text[:90]}{' ' * 3000}{text}" for text in texts[:5]] + [f"{'x' * 2000} {text}" for text in texts[:5]]
+    for text in texts:
+        wanted = tokenizer([text], truncation=True, max_length=16)
+        got = tokenizer([module.beginning(text, tokenizer, 16)], truncation=True, max_length=16)
+        assert got["input_ids"] == wanted["input_ids"]
+        assert module.truncated([got]) == module.truncated([wanted])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    whole = classify("the river took the road and " * 700_000, max_length=16)
+    assert classify(["the river took the road and " * 700_000, " " * 10**7 + "x"], max_length=16)[0]["label"]
+    assert whole == classify("the river took the road and " * 100, max_length=16)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000  # KiB
 
 
 def test_options_may_be_given_at_construction(classify, parts):

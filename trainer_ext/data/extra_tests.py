@@ -21,7 +21,7 @@ def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: 
             rows = load_corpus(dataset_name=source, data_dir=data_args.data_dir).splits["train"]
             ids, texts = rows["id"], rows["text"]
         else:
-            texts = read_texts(source, data_args.text_column_name or "text")
+            texts = read_texts(source, data_args.text_column_name or "text", data_args.quoting)
             ids = [f"{Path(source).name}, text {number}" for number in range(1, len(texts) + 1)]
         guard.protect(ids, texts)
 
@@ -46,6 +46,7 @@ def with_extra_tests(corpus: Corpus, sources: Sequence[str], data_args: DataArgu
             label_column=data_args.label_column_name,
             group_column=data_args.group_column_name,
             id_column=data_args.id_column_name,
+            quoting=data_args.quoting,
         )
         if data_args.max_predict_samples is not None:
             rows = rows.select(range(min(data_args.max_predict_samples, len(rows))))
