@@ -314,6 +314,37 @@ def test_an_ensemble_saves_and_loads(fused, tmp_path):
         model(input_ids=torch.tensor([[1, 5, 2]]))
 
 
+def test_a_pipeline_saves_every_tokenizer_of_an_ensemble(fused, tmp_path, python_without_project):
+    """Twice, as remote code: what is saved again says what the first folder says."""
+    folder, _ = fused
+    out = python_without_project(f"""
+from transformers import pipeline
+texts = ["They closed the mill during the evacuation.", "Nobody came."]
+folder, said = {str(folder / "all")!r}, []
+for number in range(3):
+    classify = pipeline("sentiment-analysis", model=folder, trust_remote_code=True)
+    said.append(classify(texts, top_k=None))
+    folder = {str(tmp_path)!r} + f"/{{number}}"
+    classify.save_pretrained(folder)
+print(said[0] == said[1] == said[2], len(said[0]))
+""")
+    assert out.split() == ["True", "2"]
+    assert (tmp_path / "2" / "tokenizer_1" / "tokenizer.json").is_file()
+
+
+def test_members_that_lack_weights_are_refused_before_anything_is_written(fused, monkeypatch, tmp_path):
+    folder, _ = fused
+    broken = shutil.copytree(folder / "cls", tmp_path / "broken", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(broken / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("classifier.")}
+    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    argv = ["run_fuse.py", "--members", str(folder / "first"), str(broken), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(InputError, match=r"broken: its weights lack classifier\.\S+ and \d+ more"):
+        run_fuse.main()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -114,5 +114,5 @@ def checkpoint_digest(name: str) -> str:
         settings = json.loads(started.read_text(encoding="utf-8"))
         if settings:  # an ensemble's folder has none
             return digest(sorted(settings.items()))
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    files = sorted(file for file in (*folder.glob("*.safetensors"), folder / "config.json") if file.is_file())
     return digest([[file.name, file_digest(file)] for file in files])

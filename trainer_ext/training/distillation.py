@@ -15,7 +15,7 @@ from ..data.corpus import Corpus
 from ..data.label_maps import TransferRows
 from ..errors import InputError
 from ..files import digest
-from .tokenizer import library_quiet
+from .saved_model import load_whole, reading
 
 # Of the training rows of an ensemble's recipe, by row id: what members that did not see a row say of it, fused.
 OUT_OF_FOLD = "out_of_fold.safetensors"
@@ -52,19 +52,24 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
             f"--distill_from {teacher}: no {OUT_OF_FOLD} there; want the folder of a run_fuse.py recipe, whose members "
             "were cross-validated"
         )
-    with safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file:
+    with (
+        reading(f"--distill_from {teacher}", f"{OUT_OF_FOLD} cannot be read; make the ensemble again"),
+        safe_open(teacher / OUT_OF_FOLD, framework="numpy") as file,
+    ):
         described = json.loads(file.metadata()["emodeberta"])
         known = dict(zip(described["rows"], file.get_tensor("probabilities"), strict=True))
-    if described["labels"] != corpus.label_names:
         theirs, ours = (", ".join(labels) for labels in (described["labels"], corpus.label_names))
+    if described["labels"] != corpus.label_names:
         raise InputError(f"--distill_from {teacher}: its labels are {theirs}; those here {ours}")
     if added is not None:
-        model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(teacher)
-        with library_quiet():
+        model = load_whole(EmoDebertaEnsembleForSequenceClassification, teacher)
+        with reading(teacher, "its tokenizers cannot be read"):
             tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
-        classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)
+            classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)
         model.config.temperature = 1.0  # as the rows' above
         for row_id, text, scores in zip(added.ids, added.texts, classify(added.texts, top_k=None), strict=True):
+            if "error" in scores[0]:
+                raise InputError(f"--distill_from {teacher}: row {row_id} of the added ones: {scores[0]['error']}")
             of_label = {entry["label"]: entry["score"] for entry in scores}
             known[_key(row_id, text)] = np.array([of_label[label] for label in corpus.label_names])
     train = corpus.splits["train"]
