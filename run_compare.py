@@ -51,8 +51,8 @@ from trainer_ext.runs.trial_archive import ARCHIVE
 from trainer_ext.runs.trials import Trials, add_trials_dir, archives_for
 from trainer_ext.runs.variants import (
     CLASSIFY,
-    OWN,
-    SHARED,
+    DATA_FLAGS,
+    DRIVER_FLAGS,
     ComparisonFile,
     extra_columns,
     flags_given,
@@ -86,7 +86,7 @@ def main() -> None:
     if errors_of not in names:
         raise InputError(f"--errors_of {errors_of}: no such variant; want one of {', '.join(names)}")
     shared = content["settings"] | flags_given(rest)
-    if taken := sorted(OWN & shared.keys()):
+    if taken := sorted(DRIVER_FLAGS & shared.keys()):
         raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
 
     # ---- Data -----------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
 
 def read_comparison(path: Path) -> dict:
     """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
-    settings, variants, file = read_variants(path, ComparisonFile, OWN | SHARED, PROGRAMS)
+    settings, variants, file = read_variants(path, ComparisonFile, DRIVER_FLAGS | DATA_FLAGS, PROGRAMS)
     sums = {name: row.model_dump() for name, row in (file.sums or {}).items()}
     for name, row in sums.items():
         if name in variants:

@@ -44,11 +44,11 @@ from trainer_ext.evaluation.calibration import (
 )
 from trainer_ext.evaluation.fusion import (
     _macro_f1,
-    apply,
     cross_fitted,
     disagreement,
-    fit,
+    fit_rule,
     fit_weights,
+    fuse_by_rule,
     hard_vote,
     select_greedily,
     soft_vote,
@@ -59,7 +59,7 @@ from trainer_ext.release.ensemble_folder import read_members
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.runs.fusion_recipe import bagged_votes, read_fusion_recipe
 from trainer_ext.runs.trials import Trials
-from trainer_ext.runs.variants import OWN, SHARED, FusionFile, read_variants
+from trainer_ext.runs.variants import DATA_FLAGS, DRIVER_FLAGS, FusionFile, read_variants
 from trainer_ext.training.distillation import soften_labels, write_out_of_fold
 
 
@@ -148,12 +148,14 @@ def test_on_pure_noise_fitting_gains_nothing(rule):
         probabilities = rng.dirichlet(np.ones(labels), size=(8, rows))
         folds = group_folds(gold, [str(group) for group in groups])
         fused = cross_fitted(
-            lambda here, p=probabilities, g=gold: fit(rule, p[:, here], g[here]),
-            lambda weights, here, p=probabilities: apply(rule, p[:, here], weights),
+            lambda here, p=probabilities, g=gold: fit_rule(rule, p[:, here], g[here]),
+            lambda weights, here, p=probabilities: fuse_by_rule(rule, p[:, here], weights),
             folds,
         )
         cross.append((fused.argmax(axis=1) == gold).mean())
-        in_place.append((apply(rule, probabilities, fit(rule, probabilities, gold)).argmax(axis=1) == gold).mean())
+        in_place.append(
+            (fuse_by_rule(rule, probabilities, fit_rule(rule, probabilities, gold)).argmax(axis=1) == gold).mean()
+        )
     error = np.std(cross) / np.sqrt(len(cross))
     assert abs(np.mean(cross) - 1 / labels) < 4 * error
     assert np.mean(in_place) > np.mean(cross) + 2 * error
@@ -713,6 +715,6 @@ def test_restricted_terms_are_inherited(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "fuse").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_fusion_recipe_is_one_and_says_how_to_run_it(path):
-    _, members, _ = read_variants(path, FusionFile, (OWN | SHARED) - {"seed"})
+    _, members, _ = read_variants(path, FusionFile, (DRIVER_FLAGS | DATA_FLAGS) - {"seed"})
     assert len(members) > 1
     assert path.read_text(encoding="utf-8").startswith(f"# run: python run_fuse.py recipes/fuse/{path.name}")

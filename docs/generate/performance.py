@@ -12,7 +12,7 @@ from benchmarks.bench_encoder import LENGTHS, ROWS
 from docs.generate.blocks import table
 
 NAMES = {"float32": "float32", "bfloat16": "bf16"}
-KEYS = ("forward", "forward_backward")
+PASSES = ("forward", "forward_backward")
 STYLES = {
     ("float32", "forward"): {"color": "tab:blue", "label": "float32, forward"},
     ("float32", "forward_backward"): {"color": "tab:blue", "linestyle": "--", "label": "float32, with backward"},
@@ -92,7 +92,7 @@ def encoder(content: dict) -> list[str]:
         if found := by_length(content, name):
             lines.append(f"Encoder, {NAMES[name]}, library's time / ours, {found[0]['settings']['rounds']} rounds:\n")
             rows = [
-                [row["length"]] + [cell for key in KEYS for cell in (shown(row[key]), f"{row[key]['products']:.0%}")]
+                [row["length"]] + [cell for key in PASSES for cell in (shown(row[key]), f"{row[key]['products']:.0%}")]
                 for row in found
             ]
             lines += table(["tokens", "forward", "products", "forward and backward", "products"], rows)

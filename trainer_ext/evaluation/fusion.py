@@ -88,14 +88,14 @@ def _macro_f1(predicted: np.ndarray, gold: np.ndarray, labels: int) -> np.ndarra
     return f1.sum(axis=1) / (occurrences > 0).sum(axis=1)
 
 
-def fit(fusion: str, probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray | None:
+def fit_rule(fusion: str, probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray | None:
     """Weights of the members under one of [`FUSIONS`]; `None` where there is nothing to fit."""
     if fusion == "weighted":
         return fit_weights(probabilities, gold)
     return select_greedily(probabilities, gold) if fusion == "selected" else None
 
 
-def apply(fusion: str, probabilities: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def fuse_by_rule(fusion: str, probabilities: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """`(rows, labels)`: the members fused, with what [`fit`] found."""
     return hard_vote(probabilities) if fusion == "hard" else soft_vote(probabilities, weights)
 
@@ -120,8 +120,8 @@ def cross_fitted(
 def fuse_cross_fitted(rule: str, probabilities: np.ndarray, gold: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """`(rows, labels)`: the members fused by one of [`FUSIONS`], fitted on the rows of other folds."""
     return cross_fitted(
-        lambda rows: fit(rule, probabilities[:, rows], gold[rows]),
-        lambda weights, rows: apply(rule, probabilities[:, rows], weights),
+        lambda rows: fit_rule(rule, probabilities[:, rows], gold[rows]),
+        lambda weights, rows: fuse_by_rule(rule, probabilities[:, rows], weights),
         folds,
     )
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InputError
-from .calibration import apply_temperature, calibration, fit_temperature
+from .calibration import calibration, fit_temperature
 from .comparison import check_probabilities, compare
-from .fusion import FUSIONS, apply, cross_fitted, disagreement, fit, fuse_cross_fitted
+from .fusion import FUSIONS, cross_fitted, disagreement, fit_rule, fuse_by_rule, fuse_cross_fitted
 
 FOLDS = 5  # that fitted fusions are scored by
 
@@ -26,7 +26,7 @@ def _shown(fusion: str) -> str:
 
 def plain_votes(of: str, probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """By name, `(rows, labels)`: the hard and the soft vote of some systems, `of` says whose."""
-    return {f"{_shown(rule)}, {of}": apply(rule, probabilities, None) for rule in ("hard", "soft")}
+    return {f"{_shown(rule)}, {of}": fuse_by_rule(rule, probabilities, None) for rule in ("hard", "soft")}
 
 
 # ---- Figures ------------------------------------------------------------------------------------------------------
@@ -67,20 +67,20 @@ def compare_fusions(
     check_probabilities(systems)
     fused = {rule: fuse_cross_fitted(rule, probabilities, gold, folds) for rule in FUSIONS}
     systems |= {_shown(rule): values for rule, values in fused.items()} | further
-    weights = fit(kept, probabilities, gold)
+    weights = fit_rule(kept, probabilities, gold)
 
     def fit_both(rows: np.ndarray) -> tuple[np.ndarray | None, float]:
-        of_rows = fit(kept, probabilities[:, rows], gold[rows])
-        return of_rows, fit_temperature(apply(kept, probabilities[:, rows], of_rows), gold[rows])
+        of_rows = fit_rule(kept, probabilities[:, rows], gold[rows])
+        return of_rows, fit_temperature(fuse_by_rule(kept, probabilities[:, rows], of_rows), gold[rows])
 
     cooled = cross_fitted(
         fit_both,
-        lambda fitted, rows: apply_temperature(apply(kept, probabilities[:, rows], fitted[0]), fitted[1]),
+        lambda fitted, rows: apply_temperature(fuse_by_rule(kept, probabilities[:, rows], fitted[0]), fitted[1]),
         folds,
     )
     figures = without_figures(names, labels, kept) | {
         "weights": None if weights is None else weights.tolist(),
-        "temperature": fit_temperature(apply(kept, probabilities, weights), gold),
+        "temperature": fit_temperature(fuse_by_rule(kept, probabilities, weights), gold),
         "rows": len(gold),
         "grouped": groups is not None,
         "groups": len(set(groups)) if groups is not None else len(gold),

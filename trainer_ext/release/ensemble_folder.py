@@ -17,8 +17,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 
 from ..data.folds import group_folds
 from ..errors import InputError
-from ..evaluation.calibration import apply_temperature
-from ..evaluation.fusion import apply
+from ..evaluation.fusion import fuse_by_rule
 from ..evaluation.fusion_table import FOLDS, check_names, compare_fusions, voters, without_figures
 from ..evaluation.predictions import PREDICTIONS, PredictionTable, read_predictions, write_rows
 from ..training.checkpoint_source import WEIGHTS
@@ -205,7 +204,7 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
         logger.info(f"the members' {PREDICTIONS} are about different rows, so the ensemble gets none")
         return
     weights = None if figures["weights"] is None else np.array(list(voters(figures).values()))
-    fused = apply(fusion, np.stack([table.probabilities for table in tables]), weights)
+    fused = fuse_by_rule(fusion, np.stack([table.probabilities for table in tables]), weights)
     fused = apply_temperature(fused, figures["temperature"])
     labels = tables[0].label_names
     rows = [

@@ -14,7 +14,7 @@ from ..files import digest, lock
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds
 from .trials import Trials
-from .variants import OWN, SHARED, FusionFile, check_flags, read_variants
+from .variants import DATA_FLAGS, DRIVER_FLAGS, FusionFile, check_flags, read_variants
 
 STUDENT = "student"
 
@@ -67,7 +67,7 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
     Raises:
         InputError: for what does not fit; says what would.
     """
-    barred = (OWN | SHARED) - {"seed"}
+    barred = (DRIVER_FLAGS | DATA_FLAGS) - {"seed"}
     settings, members, file = read_variants(path, FusionFile, barred)
     rest = file.model_dump(exclude_unset=True, exclude={"recipe", "settings", "members"})
     if STUDENT in rest:
@@ -79,7 +79,7 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
     check_flags(students, settings, barred, path, "members")
     if any("program" in of_one for of_one in (recipe.shared, *members.values(), *students.values())):
         raise InputError(f"{path}: program is for run_compare.py; an ensemble's members are run_classify.py's")
-    if taken := sorted(OWN & recipe.shared.keys()):
+    if taken := sorted(DRIVER_FLAGS & recipe.shared.keys()):
         hint = "; give each member its own" if taken[0] == "seed" else "; see --help"
         raise InputError(f"{path}: {taken[0]} is not for what run_fuse.py's members share{hint}")
     check_names(list(members))

@@ -17,15 +17,17 @@ from .run import CLASSIFY_ARGUMENTS
 Programs = Mapping[str, Sequence[type]]
 CLASSIFY: Programs = {"run_classify": CLASSIFY_ARGUMENTS}
 INNER_VALIDATION = 20  # percent of the training writers, where a trial chooses its epoch
-# A variant changes how a model learns, not what it is scored on.
-SHARED = {
+# Flags of the rows: a variant changes how a model learns, not what it is scored on.
+DATA_FLAGS = {
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_split_name",
     "validation_split_name", "split_column_name", "text_column_name", "label_column_name", "group_column_name",
     "id_column_name", "label_set",
 }  # fmt: skip
-# What whoever starts many trainings decides.
-OWN = {"seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
-       "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples"}  # fmt: skip
+# Flags that belong to the script that starts many trainings.
+DRIVER_FLAGS = {
+    "seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
+    "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples",
+}  # fmt: skip
 
 
 def _different(values: list) -> list:
@@ -156,7 +158,7 @@ def read_variants(
     settings: Flags = {}
     if file.recipe:
         settings = read_recipe(path.parent / file.recipe)
-        settings = {flag: value for flag, value in settings.items() if flag not in OWN}
+        settings = {flag: value for flag, value in settings.items() if flag not in DRIVER_FLAGS}
     settings |= file.settings or {}
     variants = {name: flags or {} for name, flags in getattr(file, kind.KEY).items()}
     check_flags(variants, settings, barred, path, kind.KEY, programs)
