@@ -96,7 +96,7 @@ def fit_rule(fusion: str, probabilities: np.ndarray, gold: np.ndarray) -> np.nda
 
 
 def fuse_by_rule(fusion: str, probabilities: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """`(rows, labels)`: the members fused, with what [`fit`] found."""
+    """`(rows, labels)`: the members fused, with what [`fit_rule`] found."""
     return hard_vote(probabilities) if fusion == "hard" else soft_vote(probabilities, weights)
 
 

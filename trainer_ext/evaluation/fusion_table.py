@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InputError
-from .calibration import calibration, fit_temperature
+from .calibration import apply_temperature, calibration, fit_temperature
 from .comparison import check_probabilities, compare
 from .fusion import FUSIONS, cross_fitted, disagreement, fit_rule, fuse_by_rule, fuse_cross_fitted
 
