@@ -302,6 +302,9 @@ def test_masks_go_through_a_file_and_are_refused_where_they_do_not_fit(tmp_path)
         _, other = one_parameter(value, value, variant="D", p=p, scope="all")
         with pytest.raises(ValueError, match="child network of"):
             other.load(tmp_path / "masks.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "masks.safetensors").read_bytes()[:90])
+    with pytest.raises(ChildTuningError, match=r"cut\.safetensors: not whole"):
+        other.load(tmp_path / "cut.safetensors")
 
 
 def found_child(batches: list[torch.Tensor], p: float = 0.25, dtype=torch.float32) -> torch.Tensor:

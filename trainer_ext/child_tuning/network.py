@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -283,11 +283,15 @@ class ChildNetwork:
         """Read D's masks.
 
         Raises:
-            ChildTuningError: if they are of other parameters, another p or another scope.
+            ChildTuningError: if they are cut off, or of other parameters, another p or another scope.
         """
         parameters = self.parameters()
         masks: list[torch.Tensor | None] = [None] * len(parameters)
-        with safe_open(path, framework="pt") as file:
+        try:
+            opened = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ChildTuningError(f"{path}: not whole ({error}); Child-Tuning D does not resume without it") from error
+        with opened as file:
             if file.metadata() != {"p": str(self.p), "scope": self.scope}:
                 raise ChildTuningError(f"{path}: the child network of {file.metadata()}, not of {self.p}, {self.scope}")
             for key in file.keys():  # noqa: SIM118
