@@ -18,6 +18,7 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
     from .modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
     from .packing_emodeberta import Packing  # noqa: F401
     from .pipeline_emodeberta import EmotionPipeline
+    from .texts_emodeberta import token_budget_batches  # noqa: F401
 except ImportError:
     from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
     from modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss

@@ -23,6 +23,7 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from .packing_emodeberta import is_traced
     from .pipeline_emodeberta import EmotionPipeline
+    from .texts_emodeberta import token_budget_batches  # noqa: F401
 except ImportError:
     from attention_emodeberta import EmoDebertaEncoder, has_hooks
     from configuration_emodeberta import EmoDebertaConfig

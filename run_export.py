@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from pipeline_emodeberta import token_budget_batches
+from texts_emodeberta import token_budget_batches
 from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.files import check_free, claim, open_to_readers, release, write_json

@@ -53,6 +53,7 @@ from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.folds import check_trainable, cross_validation_folds
 from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
+from trainer_ext.escape import one_line
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
 from trainer_ext.evaluation.fusion_table import compare_fusions, plain_votes, voters
@@ -245,7 +246,7 @@ def print_figures(figures: dict) -> None:
     """Macro F1 of each member and each rule, where there are labelled rows."""
     for row in figures["variants"]:
         low, high = row["interval"]
-        print(f"{row['name']:40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", flush=True)
+        print(f"{one_line(row['name']):40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", flush=True)
 
 
 def command() -> None:

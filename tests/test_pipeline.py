@@ -13,7 +13,8 @@ from transformers import TextClassificationPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_emodeberta as module
-from pipeline_emodeberta import EmotionPipeline, token_budget_batches
+from pipeline_emodeberta import EmotionPipeline
+from texts_emodeberta import beginning, token_budget_batches, truncated
 from trainer_ext.training.warm_start import warm_start
 
 TEXTS = [f"{'the river took the road and ' * (i * 7 % 23)}nobody {i}" for i in range(60)]
@@ -57,9 +58,9 @@ def test_a_long_text_is_cut_to_the_same_tokens_before_it_is_tokenised(classify, 
     texts += [f"{text[:90]}{' ' * 3000}{text}" for text in texts[:5]] + [f"{'x' * 2000} {text}" for text in texts[:5]]
     for text in texts:
         wanted = tokenizer([text], truncation=True, max_length=16)
-        got = tokenizer([module.beginning(text, tokenizer, 16)], truncation=True, max_length=16)
+        got = tokenizer([beginning(text, tokenizer, 16)], truncation=True, max_length=16)
         assert got["input_ids"] == wanted["input_ids"]
-        assert module.truncated([got]) == module.truncated([wanted])
+        assert truncated([got]) == truncated([wanted])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     whole = classify("the river took the road and " * 700_000, max_length=16)
     assert classify(["the river took the road and " * 700_000, " " * 10**7 + "x"], max_length=16)[0]["label"]

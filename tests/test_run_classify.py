@@ -46,7 +46,7 @@ def test_the_output_folder_is_whole(finished):
         *("confusion_matrix.json", "confusion_matrix.png", "learning_curve.json", "learning_curve.png"),
         *("model.safetensors", "modeling_emodeberta.py", "predictions.tsv", "predictions_EMO.tsv"),
         *("reliability.json", "reliability.png", "run.json", "tokenizer.json", "tokenizer_config.json"),
-        "training_args.json",
+        *("texts_emodeberta.py", "training_args.json"),
     }
     for name in ("confusion_matrix.png", "learning_curve.png", "reliability.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")

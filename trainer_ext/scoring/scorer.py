@@ -14,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from pipeline_emodeberta import WINDOW, EmotionPipeline, truncated
+from pipeline_emodeberta import WINDOW, EmotionPipeline
+from texts_emodeberta import truncated
 
 from ..errors import InputError
 from ..training.saved_model import check_config, load_whole, reading

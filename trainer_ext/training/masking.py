@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from torch.nn import functional as F
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase, TrainerCallback
 
-from pipeline_emodeberta import beginning
+from texts_emodeberta import beginning
 
 from ..errors import InputError
 
