@@ -104,8 +104,7 @@ def classification_loss(
             total = rows * num_labels
         items = labels.numel()
 
-    if num_items_in_batch is not None:
-        items = num_items_in_batch
+    items = items if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
 
