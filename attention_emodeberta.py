@@ -185,7 +185,7 @@ class ProjectionCache:
     They are computed from the relative embedding, its normalisation and the layers' projections, and from nothing in
     the batch. They are stale once one of these weights has another value or precision. Whatever changed it need not
     say so: fused optimizers and `weight.data` leave no trace in a tensor's version. So the cache adds up the weights'
-    bits, which takes about 2% of the time of one short text. In layers of other classes (adapters, quantised or
+    bits, which takes less time than the projections. In layers of other classes (adapters, quantised or
     offloaded ones) nothing is reused.
     """
 

@@ -197,7 +197,7 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} has {len(values)} values for {count} members")
         numbers = self.tokenizer_of_member
-        if numbers and set(numbers) != set(range(max(numbers) + 1)):
+        if numbers and sorted(set(numbers)) != list(range(len(set(numbers)))):
             raise ValueError(f"tokenizer_of_member is {numbers}; want numbers from 0 on, none left out")
         if self.weights is not None and (min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6):
             raise ValueError(f"weights are {self.weights}; want none below 0, and a sum of 1")

@@ -374,6 +374,8 @@ def test_bad_members_are_named(arguments, says, fused, monkeypatch, tmp_path, ca
         ({"weights": [0.5, 0.6], "fusion": "soft"}, "sum of 1"),
         ({"weights": [0.5, 0.5]}, "weights are for the soft vote"),
         ({"tokenizer_of_member": [0, 2]}, "none left out"),
+        ({"tokenizer_of_member": [0, 10**12]}, "none left out"),
+        ({"tokenizer_of_member": [-1, 0]}, "none left out"),
         ({"member_names": ["a"]}, "member_names has 1 values for 2 members"),
         ({"temperature": 0.0}, "want more than 0"),
     ],

@@ -380,7 +380,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(finished, essays, tmp_path)
         (["--model", "nowhere/at/all"], "nowhere/at/all: no such folder"),
         (["--model", "empty"], "empty: no config.json there"),
         (["--model", "encoder"], "want a text classifier"),
-        (["--model", "cut"], "cut: cannot be loaded"),
+        (["--model", "cut"], "cut: its weights cannot be loaded"),
         (["--text_column_name", "body"], "x.csv: no column 'body'; it has key, text"),
         (["--input", "no.csv"], "no.csv: no such file"),
         (["--output", "x.csv"], "x.csv: is a file"),

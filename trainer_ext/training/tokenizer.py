@@ -7,6 +7,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from texts_emodeberta import beginning
+
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
 from .checkpoint_source import resolve_checkpoint
@@ -59,9 +61,14 @@ def load_tokenizer(
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> tuple[Dataset, int]:
     """Return the token ids (and labels) of a split's texts, and how many texts were cut at `max_seq_length` tokens."""
-    whole = tokenizer(rows["text"][:], truncation=False, verbose=False)["input_ids"]
+
+
+    def begun(texts: list[str]) -> list[str]:
+        return [beginning(text, tokenizer, max_seq_length) for text in texts]
+
+    whole = tokenizer(begun(rows["text"]), truncation=False, verbose=False)["input_ids"]
     encoded = rows.map(
-        lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_seq_length),
+        lambda batch: tokenizer(begun(batch["text"]), truncation=True, max_length=max_seq_length),
         batched=True,
         remove_columns=[name for name in rows.column_names if name != "labels"],
         desc="tokenising",
