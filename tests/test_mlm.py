@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import ESSAY_FLAGS, ESSAYS, ROOT, TINY, once
+from conftest import ESSAY_FLAGS, ESSAYS, ROOT, TINY, call, once
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -390,6 +390,38 @@ print(best["token"] == logits[0, where].argmax().item())
     assert out.strip().splitlines()[-1] == "True"
 
 
+def test_a_finished_model_is_measured_without_training(pretrained, corpus_file, tmp_path):
+    """On the rows that it trained on it does better than on others."""
+    import run_mlm
+
+    model, _ = pretrained
+    lines = corpus_file.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "other.txt").write_text("\n".join(" ".join(reversed(line.split())) for line in lines if line))
+    perplexity = {}
+    for file in (corpus_file, tmp_path / "other.txt"):
+        folder = tmp_path / file.stem
+        printed = call(
+            *(run_mlm.main, "--do_eval", "--model_name_or_path", model, "--validation_file", file, "--use_cpu"),
+            *("--max_seq_length", 48, "--bf16", "false", "--output_dir", folder),
+        )
+        results = json.loads((folder / "all_results.json").read_text())
+        assert f"perplexity {results['eval_perplexity']:.2f}, " in printed
+        assert "train_loss" not in results
+        assert not (folder / "model.safetensors").exists()
+        perplexity[file.stem] = results["eval_perplexity"]
+    assert perplexity["texts"] < perplexity["other"]
+
+
+@pytest.mark.parametrize("texts", [40, 2000])
+def test_a_short_stream_keeps_rows_to_train_on(texts, tmp_path):
+    (tmp_path / "few.txt").write_text("".join(f"The river took road {number}.\n" for number in range(texts)))
+    data = PretrainingArguments(train_file=[str(tmp_path / "few.txt")], streaming=True, data_dir=None)
+    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    held_out = {40: 2, 2000: 1000}[texts]
+    assert len(corpus.validation) == held_out
+    assert sum(1 for _ in corpus.train) == texts - held_out
+
+
 def test_fine_tuning_starts_from_it(pretrained, run_classify, tmp_path):
     folder, _ = pretrained
     done = run_classify("--model_name_or_path", folder, *ESSAY_FLAGS, "--max_steps", 2, "--output_dir", tmp_path / "x")
@@ -523,6 +555,9 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
         (["--train_file", "t.txt", "--mlm_prob", "0.2"], "did you mean --mlm_probability?"),
         (["--train_file", "t.parquet", "--streaming", "--max_steps", "2"], "t.parquet"),
         (["--train_file", "t.txt", "--model_name_or_path", "nowhere"], "nowhere"),
+        (["--train_file", "t.txt", "--streaming", "--max_steps", "2", "--max_eval_samples", "2"], "has 2 texts; want"),
+        (["--do_eval"], "without --do_train this script measures perplexity: --do_eval and --validation_file"),
+        (["--do_predict", "--train_file", "t.txt"], "without --do_train this script measures perplexity"),
     ],
 )
 def test_errors_are_one_line(flags, says, v3_folder, tmp_path, monkeypatch, capsys):

@@ -68,7 +68,9 @@ class PretrainingArguments(TargetArguments):
         False, "Also train on the training essays of --target_dataset_name (not the paper's way)."
     )
     max_train_samples: int | None = flag(None, "Use only so many texts, for a quick try.")
-    max_eval_samples: int | None = flag(None, "Measure perplexity on only so many; of a stream 1,000.")
+    max_eval_samples: int | None = flag(
+        None, "Measure perplexity on only so many; of a stream 1,000, or the share if it has fewer."
+    )
     preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
     head_warmup_steps: int = flag(
         0,
@@ -111,7 +113,7 @@ class PretrainingCorpus:
     source: str
     licences: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-    guard: LeakageGuard | None = None
+    guard: LeakageGuard = field(default_factory=lambda: LeakageGuard(""))
     target_licence: str | None = None
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -162,7 +164,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
             corpus.leave_out("empty")
         elif key in seen:
             corpus.leave_out("a second time, letters and digits compared")
-        elif guard is None or guard.keeps(row_id, text):
+        elif guard.keeps(row_id, text):
             seen.add(key)
             kept.append(text)
     if not kept:
@@ -181,7 +183,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     return corpus
 
 
-def _target(data: PretrainingArguments) -> tuple[LeakageGuard | None, list[tuple[str, str]], str | None]:
+def _target(data: PretrainingArguments) -> tuple[LeakageGuard, list[tuple[str, str]], str | None]:
     """A guard over the target's texts, but not over training texts that are to be read; those, and their terms."""
     guard, target = guard_of_target(data, data.data_dir, train=not data.include_target_train)
     if target is None:
@@ -245,7 +247,7 @@ def _stream(
         if not isinstance(text, str) or not text.strip():
             corpus.leave_out("empty, or no text")
             return False
-        return corpus.guard is None or corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
+        return corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
 
     if column != "text":
         rows = rows.rename_column(column, "text")
@@ -255,13 +257,19 @@ def _stream(
         count = 0
     else:
         count = data.max_eval_samples or (STREAM_VALIDATION_ROWS if data.validation_split_percentage else 0)
+        texts = sum(1 for _ in rows.take(count + 1))
+        if texts <= count and data.max_eval_samples:
+            raise InputError(
+                f"{corpus.source}: has {texts} texts; want --max_eval_samples below that, to train on others"
+            )
+        if texts <= count:  # a short stream: the share
+            count = round(texts * data.validation_split_percentage / 100)
         held_out = [row["text"] for row in rows.take(count)]
     rows = rows.skip(count)  # 0, too: after it only the buffer is shuffled, so that the guard's row numbers are right
     if data.max_train_samples is not None:
         rows = rows.take(data.max_train_samples)
     corpus.left_out.clear()  # the rows for perplexity are read a second time
-    if corpus.guard is not None:
-        corpus.guard.found.clear()
+    corpus.guard.found.clear()
     corpus.train = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     corpus.validation = Dataset.from_dict({"text": held_out[: data.max_eval_samples]}) if held_out else None
 
