@@ -268,7 +268,7 @@ def test_several_tasks_are_trained_and_predicted(bert_folder, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("broken", "flags", "says"),
     [
-        ("much", ("--number_targets", "empathy"), "train, the row with id 6: empathy is 'much'; want a number"),
+        ("much", ("--number_targets", "empathy"), "train, the row with id 10: empathy is 'much'; want a number"),
         ("", ("--number_targets", "income"), "no column 'income'"),
     ],
 )

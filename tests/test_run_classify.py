@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -454,6 +455,25 @@ def test_recipes_of_large_models_train_at_their_true_width(name, in_process, dat
         )
     assert results["train_loss"] > 0
     assert ("gradient is about" in caplog.text) == (name == "paper_xxlarge")
+
+
+def test_a_tokenizer_with_code_of_its_own_wants_consent(v3_folder, in_process, tmp_path, capfd):
+    """And texts are tokenised by several processes."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(v3_folder, folder)
+    code = "from transformers import PreTrainedTokenizerFast\n\nclass Own(PreTrainedTokenizerFast):\n"
+    (folder / "own.py").write_text(code + "    told = print('its code ran')\n")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    content |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(8)))
+    flags = ["--train_file", tmp_path / "rows.csv", "--model_name_or_path", folder, "--max_steps", 1]
+    in_process(*flags)
+    assert "its code ran" not in capfd.readouterr().out
+    flags += ["--trust_remote_code", "--preprocessing_num_workers", 2, "--overwrite_output_dir"]
+    results = in_process(*flags)
+    assert "its code ran" in capfd.readouterr().out
+    assert results["train_rows"] == 8
 
 
 def test_minilm_is_saved_whole_with_a_tokenizer_of_full_length(tmp_path, in_process):

@@ -90,6 +90,7 @@ class DataArguments:
         metadata={"help": "The label set, in order; else all labels of all splits, sorted."},
     )
     max_seq_length: int = flag(256, "Longest text in tokens; longer ones are cut, counted and reported.")
+    preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
     max_train_samples: int | None = flag(None, "Use only the first rows of train, for a quick try.")
     max_eval_samples: int | None = flag(None, "Use only the first rows of validation.")
     max_predict_samples: int | None = flag(None, "Use only the first rows of test, and of each of --extra_tests.")

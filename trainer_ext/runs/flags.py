@@ -57,6 +57,8 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     """
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
+    if not args.output_dir:
+        raise InputError("give --output_dir, the folder for what the run leaves")
     check_training(args)
     output_dir = Path(args.output_dir)
     if output_dir.resolve() == Path(model_name_or_path).resolve():
