@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from benchmarks.bench_scaling import plan
 from docs.generate.blocks import fill

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.pages import score_cells

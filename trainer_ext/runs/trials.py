@@ -44,8 +44,8 @@ from .trial_archive import ARCHIVE, PROBABILITIES, RECORD, TrialArchive, read_pr
 from .variants import CLASSIFY, Programs, extra_columns, resolve, split_program
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of what a training computes, given flags and data. Raised where tests/test_reference.py finds other losses than those
-# recorded; a change of code that leaves them alone leaves finished trials valid.
+# The version of what a training computes, given flags and data. Raised where tests/model/test_reference.py finds other
+# losses than those recorded. A change of code that leaves them alone leaves finished trials valid.
 COMPUTATION = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "scikit-learn")
 RUN = "run"
