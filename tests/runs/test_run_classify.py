@@ -72,7 +72,8 @@ def test_predictions_hold_probabilities_by_id_and_no_text(finished):
     folder, _ = finished
     rows = read_predictions(folder)
     results = json.loads((folder / "all_results.json").read_text())
-    assert list(rows[0]) == ["split", "id", "group", "gold", "predicted", *WASSA_LABELS]
+    probabilities = [f"probability_{label}" for label in WASSA_LABELS]
+    assert list(rows[0]) == ["split", "id", "group", "gold", "predicted", *probabilities]
     test = [row for row in rows if row["split"] == "test"]
     assert len(test) == results["test_rows"]
     assert np.mean([row["gold"] == row["predicted"] for row in test]) == pytest.approx(results["test_accuracy"])
