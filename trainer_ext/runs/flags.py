@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
@@ -98,7 +99,7 @@ def check_training(args: TrainingArguments) -> None:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:
         if isinstance(error, ImportError) or "install" in str(error):
-            raise InputError(f"--optim {args.optim}: {first_line(error)}") from error
+            raise InputError(f"--optim {OptimizerNames(args.optim).value}: {first_line(error)}") from error
 
 
 def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> Path:
