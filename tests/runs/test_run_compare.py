@@ -381,8 +381,8 @@ def test_a_trial_is_named_by_what_decides_its_result(cache, v3_folder, monkeypat
         path(seed=2),
         path(make({"learning_rate": 1e-4})),
     ]
-    corpus = corpus.with_splits(train=corpus.splits["train"].select(range(80)))
-    different.append(path())
+    fewer = corpus.with_splits(train=corpus.splits["train"].select(range(80)))
+    different.append(path(make(corpus=fewer)))
     monkeypatch.setattr(trials, "COMPUTATION", 0)
     different.append(path())
     assert len({same, *different}) == len(different) + 1
@@ -396,9 +396,9 @@ def test_a_stage_counts_by_what_decided_its_run_and_other_folders_by_their_weigh
 
     def stage(name, settings, weights=b"0", finished=True):
         folder = tmp_path / "stages" / name
-        shutil.copytree(v3_folder, folder)
-        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + weights)
         start(folder, settings, overwrite=False)
+        shutil.copytree(v3_folder, folder, dirs_exist_ok=True)
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + weights)
         if finished:
             (folder / "all_results.json").write_text("{}")
         return folder

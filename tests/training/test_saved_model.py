@@ -112,6 +112,7 @@ HARMFUL = {
     "labels have texts for numbers": values(id2label={"a": "b"}),
     "labels leave a number out": values(id2label={"0": "a", "2": "b", "3": "c"}),
     "labels are one name": values(id2label={"0": "a", "1": "a", "2": "a"}),
+    "a label is a list": values(id2label={"0": ["a"], "1": "b", "2": "c"}),
     "architectures is a number": values(architectures=7),
     "model type is a list": values(model_type=["emodeberta"]),
     "model type is unknown": values(model_type="emodeberto"),
