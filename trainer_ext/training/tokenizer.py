@@ -62,7 +62,6 @@ def load_tokenizer(
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> tuple[Dataset, int]:
     """Return the token ids (and labels) of a split's texts, and how many texts were cut at `max_seq_length` tokens."""
 
-
     def begun(texts: list[str]) -> list[str]:
         return [beginning(text, tokenizer, max_seq_length) for text in texts]
 
