@@ -381,7 +381,7 @@ def test_a_trial_is_named_by_what_decides_its_result(cache, v3_folder, monkeypat
         path(make({"learning_rate": 1e-4})),
     ]
     corpus = corpus.with_splits(train=corpus.splits["train"].select(range(80)))
-    different.append(path())
+    different.append(path(make(corpus=corpus)))
     monkeypatch.setattr(trials, "COMPUTATION", 0)
     different.append(path())
     assert len({same, *different}) == len(different) + 1
