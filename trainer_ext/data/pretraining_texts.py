@@ -207,7 +207,7 @@ def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | N
         raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
     columns = text_columns(f"dataset {name}", data.text_column_name, rows.column_names)
     texts = (text_of(row, columns, data.text_column_delimiter)[0] for row in rows.select_columns(columns))
-    return [(f"{name}, row {i}", text or "") for i, text in enumerate(texts, start=1)]
+    return [(f"{name}, row {i}", text if isinstance(text, str) else "") for i, text in enumerate(texts, start=1)]
 
 
 def _file_texts(
