@@ -149,10 +149,6 @@ def test_the_file_of_predictions_alone_gives_the_table_again(compared, compariso
     assert labels == as_before
     assert values["test"].tobytes() == trained["test"].tobytes()
 
-    (tmp_path / "table" / "predictions.parquet").write_bytes(b"PAR1 cut off")
-    with pytest.raises(InputError, match=r"table/predictions\.parquet: is not an archive of trials"):
-        call(run_compare.main, "mine.yaml", "--output_dir", "table")
-
 
 def test_some_folds_are_scored_alone(compared, comparison, tmp_path, monkeypatch):
     """The rows of fold 1 by the trainings that the whole comparison has, too; a fuller table is not replaced."""
@@ -351,7 +347,10 @@ def test_a_finished_trial_without_its_model_is_trained_again(cache, monkeypatch)
     cached, trial = make(), Trial({}, None, 1, "mean")
     path, started = cached.path(trial), []
     (path / "run" / "checkpoints").mkdir(parents=True)
-    (path / "trial.json").write_text(json.dumps({"machine": "", "seconds": 1, "gflop": 0, "resumed": True}))
+    write_probabilities(path / PROBABILITIES, {"test": ["n1"]}, {"test": np.ones((1, 1), np.float32)}, ["joy"])
+    times = {"seconds": 1, "resumed": True, "machine": "", "libraries": {}, "gflop": 0, "rows": {}}
+    about = {"trial": {"overrides": {}, "fold": None, "seed": 1}, **times}
+    (path / "trial.json").write_text(json.dumps(about | cached.identity(trial)))
 
     def run_script(*_):
         started.append(True)
