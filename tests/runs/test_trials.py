@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import call
+from support import call
 from test_run_compare import figures
 
 import run_compare

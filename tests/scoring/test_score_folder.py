@@ -9,8 +9,8 @@ import time
 import forked
 import pyarrow.parquet
 import pytest
-from conftest import ESSAYS, ROOT, call
 from datasets import Dataset
+from support import ESSAYS, ROOT, call
 
 import run_score
 from trainer_ext.errors import InputError
