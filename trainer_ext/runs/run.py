@@ -35,7 +35,7 @@ from ..files import (
 )
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
-from ..training.divergence import StopIfDiverged
+from ..training.divergence import StopIfDiverged, check_last_step
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
 from .provenance import precision, provenance, recipe_digest, training_arguments
@@ -292,7 +292,9 @@ class Run:
         logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
         trainer.add_callback(StopIfDiverged())
         try:
-            return trainer.train(resume_from_checkpoint=resume)
+            trained = trainer.train(resume_from_checkpoint=resume)
+            check_last_step(trainer)
+            return trained
         except BaseException as error:
             release(self.folder)  # a notebook's process lives on
             if isinstance(error, ChildTuningError | ImportError):
