@@ -1,4 +1,4 @@
-"""A training that diverges ends there, and leaves no model."""
+"""Stop a training that diverges before it saves or publishes a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,20 @@ from ..errors import ProcessError
 
 
 class StopIfDiverged(TrainerCallback):
-    """Ends a training whose loss or weights are not finite, before they are saved or published."""
+    """A callback that stops the training when the loss, the logits or the weights are not finite.
+
+    Weights are checked before each save and at the end of training.
+
+    Raises:
+        ProcessError: if one of them is not finite.
+    """
 
     def __init__(self):
         self._watched: Any = None
         self._when = "before the first step"
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        state.compute_steps(args, state.max_steps)  # of this start's flags; a checkpoint brings those of the earlier
+        state.compute_steps(args, state.max_steps)  # from this run's flags, not from those saved in a checkpoint
         if self._watched is None:
             self._watched = model.register_forward_hook(self._check_output)
 
@@ -37,7 +43,7 @@ class StopIfDiverged(TrainerCallback):
         self._check_weights(model)
 
     def _check_output(self, module: torch.nn.Module, inputs: tuple, output: Any) -> None:
-        """Check the loss or, where there is none, the logits: what comes first in an output."""
+        """Check the first entry of a model's output: the loss, or the logits where there is no loss."""
         first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
         if isinstance(first, torch.Tensor) and not torch.isfinite(first).all():
             self._stop("its loss is" if first.dim() == 0 else "logits are")
