@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from benchmarks.bench_scaling import plan
 from docs.generate.__main__ import files

@@ -11,7 +11,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
 TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))

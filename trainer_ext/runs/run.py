@@ -63,7 +63,10 @@ _NOT_BINDING = {
 # These bind where the weights to keep are chosen on the way.
 _CHOOSING = {"validation_file", "max_eval_samples", "save_steps", "save_strategy"}
 # Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
-_LATER = {"pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto"}
+_LATER = {
+    "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
+    "text_column_delimiter": " ", "trust_remote_code": False,
+}  # fmt: skip
 
 
 @dataclass

@@ -33,8 +33,14 @@ class StopIfDiverged(TrainerCallback):
         if control.should_save:
             self._check_weights(model)
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
+    def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        """The last step's loss was of the weights before it; so a batch is read once more with those after it."""
         self._check_weights(model)
+        batch = next(iter(train_dataloader), None)
+        if batch is not None:
+            model.eval()
+            with torch.no_grad():
+                model(**{name: value.to(args.device) for name, value in batch.items()})
 
     def _check_output(self, module: torch.nn.Module, inputs: tuple, output: Any) -> None:
         """Check the loss or, where there is none, the logits: what comes first in an output."""
