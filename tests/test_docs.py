@@ -285,3 +285,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ChildTuningTrainer" in (tmp_path / "site/docs/reference/child_tuning.html").read_text(encoding="utf-8")
+
+
+def test_every_function_and_test_that_the_page_of_the_paper_names_exists():
+    rows = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    found = re.findall(r"((?:`[\w=\"]+`(?:, )?)+) in \[`[\w.]+`\]\(\.\./([\w./]+)\)", rows)
+    assert len(found) > 20
+    for names, file in found:
+        code = (ROOT / file).read_text(encoding="utf-8")
+        for name in re.findall(r"`(\w+)", names):
+            assert re.search(rf"^ *(?:def|class) {name}\b|^ +{name}: ", code, re.MULTILINE), f"{name} in {file}"
