@@ -200,7 +200,7 @@ def load_corpus(
     text_column, label_column = text_column or "text", label_column or "label"
     check_extra_columns(tables, extra_columns)
     columns = {
-        split: read_common_columns(table, text_column, text_delimiter, group_column, id_column, extra_columns)
+        split: read_common_columns(table, text_column, group_column, id_column, extra_columns, text_delimiter)
         for split, table in tables.items()
     }
     labels, names, problem_type = read_labels(tables, label_column.split(","), label_names)
@@ -238,7 +238,7 @@ def read_texts(
     Raises:
         InputError: as [`load_corpus`], or if the file has no rows.
     """
-    return read_common_columns(read_file(path, quoting), text_column, text_delimiter)["text"]
+    return read_common_columns(read_file(path, quoting), text_column, delimiter=text_delimiter)["text"]
 
 
 def extra_test_name(source: str) -> str:
@@ -282,7 +282,7 @@ def load_extra_test(
     label_columns = (label_column or "label").split(",")
     own = {name: name for name in (group_column, id_column) if name and name in next(iter(table.rows), ())}
     columns = read_common_columns(
-        table, text_column or "text", text_delimiter, own.get(group_column), own.get(id_column)
+        table, text_column or "text", own.get(group_column), own.get(id_column), delimiter=text_delimiter
     )
     for column in label_columns:
         check_column(table, column)

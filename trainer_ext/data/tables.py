@@ -180,10 +180,10 @@ def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> Non
 def read_common_columns(
     table: Table,
     text_column: str,
-    delimiter: str,
     group_column: str | None = None,
     id_column: str | None = None,
     extra_columns: Sequence[str] = (),
+    delimiter: str = " ",
 ) -> dict[str, list]:
     """Return ids and texts, of several columns joined, and what else is asked for.
 
