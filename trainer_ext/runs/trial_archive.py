@@ -1,8 +1,10 @@
-"""The trials of one comparison or fusion in one parquet file, so that a table is rebuilt without training.
+"""Store the trials of one comparison or fusion in one parquet file, so that a table can be rebuilt without training.
 
-A row of the file is one text in one trial: the trial's name (the hash of what decides its result), the variant's name,
-seed, held-out folds, split, row id, and a float32 `probability_<label>` per label (of files of before: `<label>`). The
-trials' records are in the file's metadata. No text is in it.
+Each row is one text in one trial: the trial's name (a hash of what decides its result), the variant's name, seed,
+held-out
+folds, split, row id, and a float32 `probability_<label>` per label (`<label>` in older files). The trials' records are
+in
+the file's metadata. The file contains no texts.
 """
 
 import json
@@ -31,7 +33,7 @@ _COLUMNS = ("trial", "variant", "seed", "fold", "split", "row")
 def write_probabilities(
     path: Path, ids: dict[str, list[str]], values: dict[str, np.ndarray], label_names: list[str]
 ) -> None:
-    """Write a trial's probabilities by split, with row ids and labels in the file's metadata."""
+    """Write a trial's probabilities by split to a safetensors file, with row ids and labels as metadata."""
     described = json.dumps({"ids": ids, "labels": label_names}, ensure_ascii=False)
     partial = path.with_suffix(".partial")
     save_file(values, partial, metadata={_METADATA: described})
@@ -39,7 +41,7 @@ def write_probabilities(
 
 
 def read_probabilities(path: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray], list[str]]:
-    """Return what [`write_probabilities`] was given: ids, values and label names."""
+    """Return the row ids, the probabilities (both by split) and the label names of a [`write_probabilities`] file."""
     with safe_open(path, framework="numpy") as file:
         described = json.loads(file.metadata()[_METADATA])
         values = {split: file.get_tensor(split) for split in described["ids"]}
@@ -47,7 +49,7 @@ def read_probabilities(path: Path) -> tuple[dict[str, list[str]], dict[str, np.n
 
 
 def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
-    """Write the finished trials in these folders, each with its variant's name, to one parquet file."""
+    """Write finished trials, given as pairs of folder and variant name, to one parquet file."""
     columns: dict[str, list] = {name: [] for name in _COLUMNS}
     numbers, records, label_names = [], {}, []
     for folder, variant in trials:
@@ -80,11 +82,14 @@ def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
 
 
 class TrialArchive:
-    """A file that [`write_archive`] wrote.
+    """A file that [`write_archive`] wrote, opened for reading.
 
     Attributes:
-        stages: By the path that trials start from, what told that checkpoint from others: where the folder is gone,
-            its trials are still found.
+        stages: By the path of a starting checkpoint, its digest, so that trials are still found after its folder is
+            gone.
+
+    Raises:
+        InputError: if the file is not such an archive.
     """
 
     def __init__(self, path: Path):
@@ -106,7 +111,7 @@ class TrialArchive:
         return name in self._records
 
     def restore(self, folder: Path) -> None:
-        """Write the trial of the folder's name into the folder, as its training left it."""
+        """Write the trial with the folder's name into the folder, as if it had been trained there."""
         if self._table is None:
             self._table = pq.read_table(self._path)
         rows = self._table.filter(pc.equal(self._table["trial"], folder.name))
