@@ -152,7 +152,8 @@ def main() -> None:
         with run.part("the plots"):
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
         if len(guard) or transferred is not None:
-            write_json(folder / "left_out.json", left_out_rows({} if transferred is None else transferred.left_out, guard))
+            left_out = {} if transferred is None else transferred.left_out
+            write_json(folder / "left_out.json", left_out_rows(left_out, guard))
         with run.part("the card"):
             write_run_card(
                 folder,
