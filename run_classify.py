@@ -60,8 +60,7 @@ logger = logging.getLogger("run_classify")
 
 
 class EmotionTrainer(TokenBudgetMixin, LearningRatesMixin, ChildTuningTrainer, ResumableTrainer):
-    """The library's `Trainer` with Child-Tuning (paper, section 2.3.2), a learning rate for each depth of the model,
-    batches of equally many tokens, and a resumed run that ends as the uninterrupted one."""
+    """`Trainer` with Child-Tuning (paper, section 2.3.2), rates by depth, batches by tokens and exact resuming."""
 
 
 def main() -> None:
