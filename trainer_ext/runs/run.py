@@ -35,7 +35,7 @@ from ..files import (
 )
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
-from ..training.divergence import StopIfDiverged, check_last_step
+from ..training.divergence import StopIfDiverged
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
 from .provenance import precision, provenance, recipe_digest, training_arguments
@@ -297,9 +297,7 @@ class Run:
         logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
         trainer.add_callback(StopIfDiverged())
         try:
-            trained = trainer.train(resume_from_checkpoint=resume)
-            check_last_step(trainer)
-            return trained
+            return trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:
             release(self.folder)  # in a notebook, the process does not end here
             if isinstance(error, ChildTuningError | ImportError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from ..child_tuning import local_part
 from ..errors import ProcessError
@@ -13,7 +13,8 @@ from ..errors import ProcessError
 class StopIfDiverged(TrainerCallback):
     """A callback that stops the training when the loss, the logits or the weights are not finite.
 
-    Weights are checked before each save and at the end of training.
+    Weights are checked before each save and at the end of training. Then the last batch is read once more, because its
+    loss was that of the weights before the last step.
 
     Raises:
         ProcessError: if one of them is not finite.
@@ -22,11 +23,12 @@ class StopIfDiverged(TrainerCallback):
     def __init__(self):
         self._watched: Any = None
         self._when = "before the first step"
+        self._last_batch: tuple[tuple, dict] | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         state.compute_steps(args, state.max_steps)  # from this run's flags, not from those saved in a checkpoint
         if self._watched is None:
-            self._watched = model.register_forward_hook(self._check_output)
+            self._watched = model.register_forward_hook(self._check_output, with_kwargs=True)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._when = f"step {state.global_step + 1}, --learning_rate {args.learning_rate:g}"
@@ -41,9 +43,16 @@ class StopIfDiverged(TrainerCallback):
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self._check_weights(model)
+        if self._last_batch is not None:
+            (positional, named), self._last_batch = self._last_batch, None
+            model.eval()
+            with torch.no_grad():
+                model(*positional, **named)
 
-    def _check_output(self, module: torch.nn.Module, inputs: tuple, output: Any) -> None:
+    def _check_output(self, module: torch.nn.Module, positional: tuple, named: dict, output: Any) -> None:
         """Check the first entry of a model's output: the loss, or the logits where there is no loss."""
+        if module.training:
+            self._last_batch = positional, named
         first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
         if isinstance(first, torch.Tensor) and not torch.isfinite(first).all():
             self._stop("its loss is" if first.dim() == 0 else "logits are")
@@ -57,16 +66,3 @@ class StopIfDiverged(TrainerCallback):
             f"the training diverged: {what} not finite ({self._when}); nothing is published; want a lower rate (with "
             "--overwrite_output_dir, where there are checkpoints), or finite weights to start from"
         )
-
-
-@torch.no_grad()
-def check_last_step(trainer: Trainer) -> None:
-    """Read one batch with the trained weights: the last step's loss was that of the weights before it.
-
-    Raises:
-        ProcessError: by [`StopIfDiverged`], if the loss or the logits are not finite.
-    """
-    batch = next(iter(trainer.callback_handler.train_dataloader), None)
-    if batch is not None:
-        trainer.model.eval()
-        trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
