@@ -1,7 +1,7 @@
-"""A folder of scores: shards of consecutive rows, each finished or not there, and a manifest of the whole.
+"""A folder of scores: shards of consecutive rows, written one by one, and a manifest of the whole.
 
-Which shard a row belongs to follows from its number alone, so that any number of processes and machines can write into
-one folder, or into several that are merged, and go on after any of them was killed.
+The number of a row alone decides which shard it belongs to. So any number of processes and machines can write into one
+folder, or into several that are merged later. Any of them may be killed and resume.
 """
 
 import json
@@ -31,13 +31,13 @@ _LOCKS = ".locks"  # a folder for each share of the shards, which the process th
 
 @dataclass
 class Scores:
-    """What a model says of rows.
+    """The predictions of a model on some rows.
 
     Attributes:
-        probabilities: `(rows, labels)`, float32; of rows with an error NaN.
+        probabilities: `(rows, labels)` in float32, NaN for rows with an error.
         several: Whether a row may have several labels, those with a probability above one half.
         truncated: `(rows,)`, whether the text was longer than the model reads.
-        disagreement: `(rows,)`, of an ensemble: share of the members with another label; else `None`.
+        disagreement: `(rows,)`, the share of an ensemble's members that predict another label; `None` for one model.
     """
 
     probabilities: np.ndarray
@@ -46,7 +46,7 @@ class Scores:
     disagreement: np.ndarray | None
 
     def labels(self, names: list[str]) -> list[Any]:
-        """The label of each row, or the list of its labels; `None` for a row with an error."""
+        """Return the label of each row (or the list of its labels), and `None` for a row with an error."""
         if self.several:
             return [
                 None if np.isnan(row).any() else [name for name, value in zip(names, row, strict=True) if value > 0.5]
@@ -58,19 +58,18 @@ class Scores:
 
 
 class ScoreFolder:
-    """Where scores go.
+    """A folder to write scores into.
 
     Args:
-        folder: May be absent.
-        source: What is scored.
-        model: Name of the model and what tells its versions apart.
-        labels: In the order of the model's label ids.
-        settings: What else decides the scores; `rows_per_shard` and `format` (one of `FORMATS`) among it.
-        about: More for the manifest.
+        folder: The folder; may be absent.
+        source: The texts to score.
+        model: Name and version of the model.
+        labels: Label names, in the order of the model's label ids.
+        settings: Other settings that decide the scores, including `rows_per_shard` and `format` (one of `FORMATS`).
+        about: Further entries for the manifest.
 
     Raises:
-        InputError: if the folder holds something else, or shards that were made of other rows, by another model or
-            with other settings.
+        InputError: if the folder contains something else, or shards from other rows, another model or other settings.
     """
 
     def __init__(self, folder: Path, source: TextSource, model: dict, labels: list[str], settings: dict, about: dict):
@@ -85,7 +84,7 @@ class ScoreFolder:
             raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
 
     def _check(self) -> None:
-        """What is there was made by this model from this input with these settings."""
+        """Check that existing shards are from this model, this input and these settings."""
         before = self.manifest()
         if before is None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -117,18 +116,18 @@ class ScoreFolder:
             )
 
     def _fingerprint(self, files: int) -> str:
-        """Of all that decides a shard that reads so many of the files."""
+        """Return a hash of everything that decides a shard, if the shard reads rows of the first `files` files."""
         return digest(
             [self._about["model"]["version"], self.labels, self._about["settings"], self.source.files[:files]]
         )
 
     def _is_ours(self, record: dict) -> bool:
-        """A shard that is not full is the last one, and hangs on there being no more files."""
+        """Return whether a shard is from the same settings; one that is not full must be the last, after all files."""
         whole = record["rows"] == self.rows_per_shard or record["files"] == max(1, len(self.source.files))
         return whole and record["fingerprint"] == self._fingerprint(record["files"])
 
     def _claim(self) -> None:
-        """Leave a manifest, if there is none; of several processes that start at once, one comes first."""
+        """Write a manifest if there is none. If several processes start at once, only the first one writes it."""
         if self._claimed:
             return
         partial = self.folder / f".{MANIFEST}.{uuid4().hex}"
@@ -142,19 +141,24 @@ class ScoreFolder:
         self._claimed = True
 
     def forget(self, file: int) -> None:
-        """Take back the shards that hold rows of this file or later ones, which cannot be read to its end: what is
-        read of it once it is mended may be something else."""
+        """Remove the records of shards with rows of this file or later ones.
+
+        The file cannot be read to its end. Once it is repaired, the rows that were read from it may be different.
+        """
         for number in self.finished():
             if self._record(number)["files"] > file:
                 (self.folder / _RECORDS / f"{number:06}.json").unlink(missing_ok=True)
 
     def finished(self) -> list[int]:
-        """Numbers of the shards that are there."""
+        """Return the numbers of the finished shards, sorted."""
         return sorted(int(path.stem) for path in (self.folder / _RECORDS).glob("*.json"))
 
     def shards(self, share: int, shares: int) -> Iterator[tuple[int, list[Row]]]:
-        """Number and rows of every shard of the source. A shard that is finished has no rows, nor has one whose number
-        divided by `shares` leaves another remainder than `share`.
+        """Yield the number and rows of every shard of the source.
+
+        Rows are only kept for shards of this share (shard number modulo `shares` is `share`) that are not finished.
+        Other shards
+        have no rows.
 
         Raises:
             InputError: if another process is writing some of these shards.
@@ -175,8 +179,12 @@ class ScoreFolder:
             release(share_folder)
 
     def _claim_share(self, share: int, shares: int) -> Path:
-        """Return a folder that is claimed as long as this process writes its share, next to which no other process
-        writes one with the same shards in it, be it cut the same way or not."""
+        """Claim this process's share of the shards, and return the claimed folder, to release later.
+
+        Raises:
+            InputError: if another process is writing a share that has shards in common, even if it is divided
+                differently.
+        """
         mine = self.folder / _LOCKS / f"share-{share}-of-{shares}"
         claim(mine, self.folder)
         for other in (self.folder / _LOCKS).glob("share-*-of-*"):
@@ -186,10 +194,10 @@ class ScoreFolder:
         return mine
 
     def write(self, number: int, rows: list[Row], scores: Scores) -> None:
-        """Leave a shard and its record.
+        """Write a shard and its record.
 
         Raises:
-            OSError: if the disk is full, or the like; what was there stays.
+            OSError: if it cannot be written, for example on a full disk. Earlier shards are kept.
         """
         labels = scores.labels(self.labels)
         first = number * self.rows_per_shard
@@ -242,7 +250,12 @@ class ScoreFolder:
             left.unlink(missing_ok=True)
 
     def close(self, shards: int) -> dict | None:
-        """The manifest, if all of so many shards are there; else `None`, for others are still at it."""
+        """Write and return the final manifest if all shards are finished, else return `None`, since others are still
+        working.
+
+        Args:
+            shards: Number of shards.
+        """
         if self.finished() != list(range(shards)):
             return None
         records = [self._record(number) for number in range(shards)]
@@ -264,11 +277,11 @@ class ScoreFolder:
 
     @staticmethod
     def begun(folder: Path) -> dict:
-        """Return the manifest of the scores in a folder, empty if there is none to read."""
+        """Return the manifest of the scores in a folder, or an empty dict if there is none."""
         return read_object(folder / MANIFEST)
 
     def manifest(self) -> dict | None:
-        """As it is in the folder."""
+        """Return the manifest in the folder, or `None` if there is none."""
         path = self.folder / MANIFEST
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -1,6 +1,6 @@
-"""Read any amount of texts, row by row, in constant memory: files, folders, datasets of the Hub, standard input.
+"""Read any number of texts row by row, in constant memory, from files, folders, Hub datasets or standard input.
 
-A row that cannot be read is a row all the same: it has an error instead of a text, and the rows after it are read.
+An unreadable row is still returned: it has an error instead of a text, and reading continues with the next row.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard
 
 
 class UnreadableFile(InputError):
-    """A file, number `file` of the source's, that cannot be read to its end."""
+    """An error for a file that cannot be read to its end; `file` is its position in the source."""
 
     def __init__(self, message: str, file: int):
         super().__init__(message)
@@ -35,10 +35,10 @@ class Row(NamedTuple):
     """One text.
 
     Attributes:
-        text: `None` where there is an error.
-        id: As text; `None` without an id column.
-        error: Where the row stands and what is wrong with it, without the text.
-        file: Position of its file among the source's.
+        text: The text, or `None` if there is an error.
+        id: The id as text, or `None` without an id column.
+        error: Where the row is and what is wrong with it, without the text.
+        file: Position of the row's file in the source.
         cut: Whether the text was longer than `READ_CHARACTERS`.
     """
 
@@ -51,15 +51,16 @@ class Row(NamedTuple):
 
 @dataclass
 class TextSource:
-    """Texts to be read once or more, always in the same order.
+    """Texts that can be read several times, always in the same order.
 
     Attributes:
-        name: For messages.
-        files: Of each file that the rows come from, in order: name, bytes and SHA-256; of the Hub, a dataset's
-            revision. None for standard input.
-        rows: How many there are about, if it can be told without reading them as rows.
-        text_column, id_column: Of what has columns.
-        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        name: Name for messages.
+        files: Name, size in bytes and SHA-256 of each file, in order. For a Hub dataset, its revision. Empty for
+            standard
+            input.
+        rows: About how many rows there are, if that is known without reading them.
+        text_column, id_column: Names of the columns, for formats with columns.
+        quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
     """
 
     name: str
@@ -72,10 +73,10 @@ class TextSource:
     _dataset: IterableDataset | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Row]:
-        """Every row.
+        """Yield every row.
 
         Raises:
-            UnreadableFile: if a file cannot be read any further, or lacks a column.
+            UnreadableFile: if a file lacks a column, or cannot be read to its end.
         """
         if self._dataset is not None:
             try:
@@ -96,10 +97,10 @@ class TextSource:
                 raise UnreadableFile(str(error), number) from error
 
     def check(self) -> None:
-        """Read the first row of each file.
+        """Check that the first row of each file can be read.
 
         Raises:
-            UnreadableFile: if there is a file that cannot be read at all, or lacks a column.
+            UnreadableFile: if a file cannot be read at all, or lacks a column.
         """
         for number, path in enumerate(self._paths):
             try:
@@ -163,19 +164,20 @@ def open_source(
     cache_dir: str | None = None,
     token: str | None = None,
 ) -> TextSource:
-    """Look at what is to be read, without reading its rows.
+    """Return the source of texts that `name` describes, without reading its rows.
 
     Args:
-        name: A file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with a text a line; all but parquet also compressed,
-            as .csv.gz), a folder of such files (read in the order of their names), a dataset on the Hub, or `-` for
-            standard input, a text a line.
-        text_column, id_column: Columns with the text and with what identifies a row.
-        config_name, split: Of a dataset on the Hub.
-        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        name: One of the following: a file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with one text per line; all but
+            parquet may be compressed, as .csv.gz); a folder of such files, read in the order of their names; a dataset
+            on
+            the Hub; `-` for standard input with one text per line.
+        text_column, id_column: Columns with the text and the row id.
+        config_name, split: Configuration and split of a Hub dataset.
+        quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
 
     Raises:
-        InputError: if there is no such thing.
+        InputError: if the input does not exist or cannot be read.
     """
     if name == "-":
         if id_column:
@@ -229,7 +231,7 @@ def _hub_source(
 
 
 def _describe(path: Path, name: Path | str) -> tuple[dict[str, Any], int | None]:
-    """A file's record, and about how many rows it has."""
+    """Return a file's name, size and hash, and about how many rows it has (`None` if unknown)."""
     kind, digest, lines = format_of(path), hashlib.sha256(), 0
     with open(path, "rb") as file:
         while block := file.read(2**20):
