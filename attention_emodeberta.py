@@ -34,7 +34,7 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
-# Bytes of one feature of the tokens that attention sees at once on CPU, so that their scores stay in its cache.
+# Bytes of one feature of all tokens in a group on CPU. With this limit, the group's scores stay in the cache.
 GROUP_BYTES = 1024
 
 
@@ -182,15 +182,14 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
 class ProjectionCache:
     """Every layer's projections of the relative positions, kept from one inference batch to the next.
 
-    They are computed from the relative embedding, its normalisation and the layers' projections, and from nothing in
-    the batch. They are stale once one of these weights has another value or precision. Whatever changed it need not
-    say so: fused optimizers and `weight.data` leave no trace in a tensor's version. So the cache adds up the weights'
-    bits, which takes less time than the projections. In layers of other classes (adapters, quantised or
-    offloaded ones) nothing is reused.
+    They depend on the relative embedding, its normalisation and the layers' projections, but not on the batch. They are
+    stale once one of these weights changes its value or precision. A weight's version does not show every change, for
+    example by fused optimizers or `weight.data`. So the cache sums the weights' bits, which takes less time than the
+    projections. Nothing is cached for layers of other classes, such as adapters or quantised or offloaded layers.
     """
 
     def __init__(self):
-        # Precision, sums and projections: one tuple, so that a thread sees all of it or none.
+        # Precision, sums and projections, in one tuple so that threads see all of them or none.
         self._kept: tuple[tuple, torch.Tensor, list[tuple]] | None = None
 
     def of(self, encoder: "EmoDebertaEncoder") -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
@@ -229,7 +228,7 @@ class ProjectionCache:
 
 
 def bit_sums(weight: torch.Tensor) -> torch.Tensor:
-    """Return for each row the sum of its bits, read as whole numbers; one changed bit changes it."""
+    """Return for each row the sum of its bits, read as integers; it changes if one bit changes."""
     rows = weight.detach().contiguous()
     rows = rows.view(len(rows), -1) if rows.dim() > 1 else rows.view(1, -1)
     whole = torch.int64 if rows.shape[1] * rows.element_size() % 8 == 0 else torch.uint8
@@ -237,7 +236,7 @@ def bit_sums(weight: torch.Tensor) -> torch.Tensor:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module does more than its class says: hooks of torch, or accelerate's, which fetch weights."""
+    """Return whether a module has hooks of torch, or of accelerate, which fetch its weights."""
     return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
@@ -272,7 +271,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
             attention_mask: `(batch, length)`, 1 for a token and 0 for padding.
 
         Returns:
-            The states asked for, `(batch, length, hidden)`, with zeros for padding.
+            The last hidden states (and all of them on request), `(batch, length, hidden)`, with zeros for padding.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             logger.warning_once("attention probabilities come from attn_implementation='eager', which is slower")
@@ -305,7 +304,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         )
 
     def bias_matrix(self, length: int, device: torch.device) -> torch.Tensor | None:
-        """Return what MPNet adds to each query's and key's score, `(heads, length, length)`; `None` without a bias.
+        """Return MPNet's bias for the score of each query and key, `(heads, length, length)`; `None` without a bias.
 
         All layers and texts of a batch share it. It is a view of one value per distance, so the gradient of a bucket
         is the sum over its cells.
@@ -318,7 +317,7 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         return shifted(by_distance[:, None].expand(-1, length, -1), length)
 
     def get_rel_embedding(self) -> torch.Tensor | None:
-        """Return the library's result; weights that a hook fetches (`cpu_offload`) are read through their module."""
+        """Return the relative embedding; weights that a hook fetches (`cpu_offload`) are read through their module."""
         if not self.relative_attention or not has_hooks(self.rel_embeddings):
             return super().get_rel_embedding()
         weight = self.rel_embeddings.weight
@@ -340,11 +339,11 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         if is_traced():
             return rows, [self.get_rel_embedding()] * len(self.layer)
         if self.training or torch.is_grad_enabled() or self._is_sharded():
-            reach = min(length, span)  # no bucket is further from 0 than its distance
+            reach = min(length, span)  # a bucket's number is never larger than its distance
             positions = self.get_rel_embedding()[span - reach : span + reach]
             return rows - (span - reach), [positions] * len(self.layer)
         return rows, self.projection_cache.of(self)
 
     def _is_sharded(self) -> bool:
-        """Return whether a layer's weights are whole only while it runs (FSDP2's `DTensor`)."""
+        """Return whether a layer's weights are complete only while the layer runs (FSDP2's `DTensor`)."""
         return hasattr(next(self.layer.parameters()), "full_tensor")

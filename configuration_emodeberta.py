@@ -1,12 +1,12 @@
-"""Configuration of EmoDeBERTa. Shipped inside every saved model, so it depends on `transformers` only."""
+"""Configuration of EmoDeBERTa. Shipped inside every saved model, so it depends only on `transformers`."""
 
 from copy import deepcopy
 from typing import Literal
 
 import transformers
 
-# Checked before anything that another version may lack. Configurations are dataclasses from 5.4 on. This is not an
-# ImportError, which the files next to this one would take for a missing file.
+# Checked before importing what another version may lack. Configurations are dataclasses since 5.4. This is not an
+# ImportError, because the other files would treat that as a missing file.
 if not (5, 4) <= tuple(map(int, transformers.__version__.split(".")[:2])) < (6, 0):
     raise RuntimeError(
         f"EmoDeBERTa's code needs transformers 5.4 or newer, below 6; this is {transformers.__version__}: "
@@ -30,7 +30,7 @@ ENSEMBLE_AUTO_MAP = {
     "AutoModel": "ensemble_emodeberta.EmoDebertaEnsembleModel",
     "AutoModelForSequenceClassification": "ensemble_emodeberta.EmoDebertaEnsembleForSequenceClassification",
 }
-# Settings of a training that are no part of the model that it makes.
+# Settings of a training that are not part of the trained model.
 LOSS = ("class_weights", "label_smoothing")
 # The same for `pipeline("text-classification", …)`.
 CUSTOM_PIPELINES = {
@@ -43,7 +43,7 @@ CUSTOM_PIPELINES = {
 
 
 class Pipelines(dict):
-    """`CUSTOM_PIPELINES`, in which the library also finds its other name for the task, `sentiment-analysis`.
+    """`CUSTOM_PIPELINES`, where the library also finds its other name for the task, `sentiment-analysis`.
 
     There is still only one entry, from which `pipeline(model=…)` infers the task.
     """
@@ -105,16 +105,16 @@ class EmoDebertaConfig(DebertaV2Config):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Do what the library does, without the loss of the training that an older folder came from."""
+        """Return the configuration as the library does, but without the loss settings that older folders contain."""
         return super().from_dict({key: value for key, value in config_dict.items() if key not in LOSS}, **kwargs)
 
     def to_dict(self) -> dict:
-        """Return the library's dictionary without the loss, nor the classes that `pipeline()` has put into it."""
+        """Return the library's dictionary without the loss settings and the classes that `pipeline()` added to it."""
         values = {key: value for key, value in super().to_dict().items() if key not in LOSS}
         return values | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_head(self):
-        """Refuse settings of the head that are out of range; `@strict` calls this after every construction."""
+        """Check that the settings of the head are in range; `@strict` calls this after every construction."""
         if self.problem_type not in (None, "single_label_classification", "multi_label_classification"):
             raise ValueError(
                 f"problem_type is {self.problem_type!r}; EmoDeBERTa classifies: want single_label_classification or "
@@ -141,7 +141,7 @@ class EmoDebertaConfig(DebertaV2Config):
                 raise ValueError("class_weights must be non-negative, and not all zero")
 
     def validate_position_bias(self):
-        """Refuse buckets that do not work; `@strict` calls this after every construction."""
+        """Check that the buckets of the position bias are valid; `@strict` calls this after every construction."""
         buckets, distance = self.position_bias_buckets, self.position_bias_max_distance
         if buckets and (buckets < 4 or buckets % 2):
             raise ValueError(f"position_bias_buckets is {buckets}; give an even number of at least 4, or 0 for no bias")
@@ -186,11 +186,11 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
         self.custom_pipelines = Pipelines()
 
     def to_dict(self) -> dict:
-        """Return what `EmoDebertaConfig.to_dict` does."""
+        """Return the library's dictionary without classes that `pipeline()` added to it."""
         return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_members(self):
-        """Refuse settings that do not fit each other; `@strict` calls this after every construction."""
+        """Check that the settings fit together; `@strict` calls this after every construction."""
         count = len(self.members or ())
         for name in ("member_names", "tokenizer_of_member", "weights"):
             values = getattr(self, name)

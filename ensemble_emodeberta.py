@@ -55,10 +55,10 @@ def to_logits(distribution: torch.Tensor, temperature: float = 1.0) -> torch.Ten
 
 @dataclass
 class EnsembleOutput(ModelOutput):
-    """Output of an ensemble.
+    """The output of an ensemble.
 
     Attributes:
-        loss: If there are labels.
+        loss: Scalar loss, if there are labels.
         logits: `(batch, labels)` in float32, the logarithm of the fused distribution, divided by the temperature.
         member_logits: `(batch, members, labels)`, on request.
     """
@@ -102,7 +102,7 @@ class _EnsemblePreTrainedModel(PreTrainedModel):
 
 
 class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
-    """The classifiers in `members` with one fused answer; each keeps its weights, size and pooling."""
+    """Several classifiers with one fused prediction; each member keeps its weights, size and pooling."""
 
     def forward(
         self,
@@ -141,7 +141,7 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
 
 
 class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
-    """The members' text vectors side by side, as `AutoModel` gives them.
+    """The members' text vectors, concatenated, as `AutoModel` returns them.
 
     `pooler_output` is `(batch, sum of the members' hidden sizes)`, in the members' order. There is no
     `last_hidden_state`, because members with different tokenizers share no tokens.
@@ -155,7 +155,7 @@ class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
         return_dict: bool | None = None,
         **other_tokenizers: torch.Tensor,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Encode a batch, given the inputs of `EmoDebertaEnsembleForSequenceClassification`."""
+        """Return the concatenated text vectors of a batch; inputs are as in the ensemble's classifier above."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= other_tokenizers
         pooled = [member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)]

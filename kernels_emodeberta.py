@@ -1,4 +1,4 @@
-"""Gradients written by hand for disentangled attention and tied word embeddings, and a cheap dropout and GELU.
+"""Hand-written gradients for disentangled attention and tied word embeddings, and a cheap dropout and GELU.
 
 Autograd would compute the same, with more time and memory. Attention is equation 4 of He et al. 2021
 (https://arxiv.org/abs/2006.03654). Shipped inside every saved model.
@@ -15,24 +15,25 @@ try:
 except ImportError:
     from packing_emodeberta import Packing, is_exported, is_traced
 
-# In a long text on its own, this many queries (or keys) share one matrix product for their position scores.
+# For a single long text, this many queries (or keys) share one matrix product for their position scores.
 BLOCK = 64
 
 
 def refuse_second_derivative() -> None:
-    """Raise an error in a backward pass that is to be differentiated again; the gradients here cannot be."""
+    """Raise an error if the backward pass is to be differentiated again, which these gradients do not support."""
     if torch.is_grad_enabled():
         raise RuntimeError("no second derivative (create_graph=True) here; load with attn_implementation='eager'")
 
 
 # ---- Scores by relative position ------------------------------------------------------------------------------------
 def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return a view `(..., m, columns)` of `(..., m, columns + m - 1)`: `view[r, c] = scores[r, c - r + m - 1]`.
+    """Return a view `(..., m, columns)` of `(..., m, columns + m - 1)`, where `view[r, c] = scores[r, c - r + m - 1]`.
 
-    Row r is read m - 1 - r columns further right. In memory, that is a matrix whose rows are one entry shorter.
+    Each row starts one column further left than the row above. In memory, the view is a matrix with rows one entry
+    shorter.
     """
     m, width = scores.shape[-2:]
-    if is_exported():  # one more column, so that the same graph holds for m = 1
+    if is_exported():  # one more column, so that the same graph works for m = 1
         flat = F.pad(scores, (0, 1)).flatten(-2)[..., m - 1 : m - 1 + m * width]
         return flat.unflatten(-1, (m, width))[..., :columns]
     if m == 1:
@@ -42,14 +43,14 @@ def shifted(scores: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def blocks(rows: int, length: int) -> list[tuple[int, int, slice]]:
-    """Return where the blocks of a text begin and end, and which of its `2 * length - 1` distances each reaches."""
+    """Return each block's start and end, and the slice of the text's `2 * length - 1` distances that it reaches."""
     size = BLOCK if rows == 1 else length
     ends = [(start, min(start + size, length)) for start in range(0, length, size)]
     return [(start, end, slice(length - end, 2 * length - 1 - start)) for start, end in ends]
 
 
 def position_products(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Multiply each token by each distance that its block reaches, and shift so that columns are the other tokens.
+    """Return the products of each token with the positions at all distances of its block, one column per other token.
 
     Args:
         states: `(heads, rows, block, size)`.
@@ -93,7 +94,7 @@ def position_scores(
             if c2p is None:
                 scores[..., start:end] = other
             else:
-                scores[..., start:end] += other.contiguous()  # a copy that transposes is faster than such a sum
+                scores[..., start:end] += other.contiguous()  # transposing in a copy first is faster
     return scores
 
 
@@ -159,7 +160,7 @@ class Gelu(nn.Module):
 
 # ---- Attention ------------------------------------------------------------------------------------------------------
 def by_head(positions: torch.Tensor | None, length: int, heads: int) -> torch.Tensor | None:
-    """Return the middle of `(2 * longest - 1, heads * size)` that a text reaches, `(heads, 2 * length - 1, size)`."""
+    """Return the part of `(2 * longest - 1, heads * size)` that a text reaches, as `(heads, 2 * length - 1, size)`."""
     if positions is None:
         return None
     beyond = (positions.shape[0] + 1) // 2 - length
@@ -288,18 +289,18 @@ class DisentangledAttention(torch.autograd.Function):
 
 # ---- Tied word embeddings -------------------------------------------------------------------------------------------
 class Tie:
-    """The note that the output end of the tied word embeddings leaves for the input end, in one backward pass.
+    """A note from the output end of the tied word embeddings to the input end, within one backward pass.
 
-    Autograd would make a gradient of the whole table at each end, keep the first through the encoder's backward pass,
-    and add the two. Here the output end leaves two small factors. The input end multiplies them and adds its own rows,
-    so there is only one table. It runs last, since its gradient comes from the logits through the encoder.
+    Autograd would compute a gradient of the whole table at each end, keep the first one during the encoder's backward
+    pass, and add the two. Here the output end stores two small factors. The input end multiplies them and adds its own
+    rows, so there is only one table. The input end runs last, since its gradient comes through the encoder.
     """
 
     factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 class TiedLookup(torch.autograd.Function):
-    """Rows of the word embeddings `(vocabulary, hidden)` for ids `(batch, length)`, with the gradient of both ends."""
+    """A lookup of ids `(batch, length)` in the word embeddings `(vocabulary, hidden)`, with both ends' gradient."""
 
     @staticmethod
     def forward(ctx, weight: torch.Tensor, ids: torch.Tensor, padding: int | None, tie: Tie) -> torch.Tensor:
@@ -324,7 +325,7 @@ class TiedLookup(torch.autograd.Function):
 
 
 class TiedLogits(torch.autograd.Function):
-    """Logits `(tokens, vocabulary)` of states `(tokens, hidden)`; [`TiedLookup`] computes the weight's gradient."""
+    """The logits `(tokens, vocabulary)` of states `(tokens, hidden)`; [`TiedLookup`] computes the weight's gradient."""
 
     @staticmethod
     def forward(ctx, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tie: Tie) -> torch.Tensor:

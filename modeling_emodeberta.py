@@ -109,7 +109,7 @@ def classification_loss(
 
 
 class EmoDebertaModel(DebertaV2Model):
-    """The encoder, with `pooler_output` `(batch, hidden)`: masked mean or first token, as `config.pooling` says."""
+    """The encoder, with `pooler_output` `(batch, hidden)`: masked mean or first token (`config.pooling`)."""
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
@@ -117,7 +117,7 @@ class EmoDebertaModel(DebertaV2Model):
     _supports_sdpa = True
 
     def __init__(self, config: EmoDebertaConfig):
-        super(DebertaV2Model, self).__init__(config)  # DebertaV2Model's own would build an encoder to throw away
+        super(DebertaV2Model, self).__init__(config)  # skips DebertaV2Model's, which would build another encoder
         self.embeddings = DebertaV2Embeddings(config)
         self.embeddings.dropout = Dropout(config.hidden_dropout_prob)
         self.encoder = EmoDebertaEncoder(config)
@@ -135,7 +135,7 @@ class EmoDebertaModel(DebertaV2Model):
         return_dict: bool | None = None,
         **kwargs,
     ) -> tuple | BaseModelOutputWithPooling:
-        """Encode a batch.
+        """Return the token states and the pooled state of a batch.
 
         Args:
             input_ids: `(batch, length)` token ids, or pass `inputs_embeds` `(batch, length, embedding)` instead.
@@ -192,7 +192,7 @@ class EmoDebertaClassificationHead(nn.Module):
 
 
 class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
-    """`EmoDebertaModel` and the classification head; logits and loss in float32."""
+    """An `EmoDebertaModel` with the classification head. Logits and loss are in float32."""
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
@@ -242,18 +242,18 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
 
 
 class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
-    """`EmoDebertaModel` and the masked-language head of DeBERTa v1/v2.
+    """An `EmoDebertaModel` with the masked-language-model head of DeBERTa v1/v2.
 
-    The head is dense, activation, normalisation, the transposed word embeddings and a bias. Its parameters are those
-    of `DebertaV2ForMaskedLM` under `legacy=False`, as in Microsoft's checkpoints (`lm_predictions.lm_head.*`), and the
-    configuration says so.
+    The head is a dense layer, activation, normalisation, the transposed word embeddings and a bias. Its parameters have
+    the names of `DebertaV2ForMaskedLM` with `legacy=False`, as in Microsoft's checkpoints (`lm_predictions.lm_head.*`).
+    The configuration sets `legacy=False`.
     """
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
     _supports_sdpa = True
 
-    # For calls that do not say, as a `Trainer`'s. None: all logits in evaluation, as in the library, few in training.
+    # Default of `full_logits`, for callers like `Trainer`. None: all logits in evaluation, only labelled in training.
     full_logits: bool | None = None
 
     def __init__(self, config: EmoDebertaConfig):
@@ -264,7 +264,7 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
         self.post_init()
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
-        """Do what the library does, and give the head a bias for each token; that of new ones is the mean."""
+        """Resize as the library does, and resize the head's bias, too; the bias of new tokens is the mean."""
         embeddings, head = super().resize_token_embeddings(*args, **kwargs), self.lm_predictions.lm_head
         new = embeddings.weight.shape[0] - len(head.bias)
         if new:

@@ -1,4 +1,4 @@
-"""Padded batch to packed tokens and back, so that attention does no work on padding.
+"""Pack a padded batch into its tokens and back, so that attention does no work on padding.
 
 Texts of similar length form groups, as in https://arxiv.org/abs/2208.08124. Here attention has relative positions.
 Shipped inside every saved model.
@@ -15,26 +15,26 @@ MASKED = -3e4
 def is_traced() -> bool:
     """Return whether a graph is being recorded (`torch.compile`, `torch.export`, `torch.jit.trace`).
 
-    The graph must hold for other texts, so nothing may depend on where this batch has padding.
+    The graph must also work for other texts, so it must not depend on where this batch has padding.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_exported() -> bool:
-    """Return whether that graph is to be kept, so that it is not recorded anew for another length."""
+    """Return whether a graph is being recorded for export, which must then work for all lengths."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 @dataclass
 class TextGroup:
-    """Texts of similar length that attention sees as one grid.
+    """Texts of similar length, which attention computes as one grid.
 
     Attributes:
-        tokens: Which of the batch's packed tokens belong to the group.
-        rows, length: Number of texts, and of tokens in the longest.
+        tokens: The slice of the batch's packed tokens that belongs to the group.
+        rows, length: Number of texts, and of tokens in the longest one.
         heads: Number of attention heads.
-        cells: `(heads * rows * length,)`. For each cell of the grid, which of the group's `(tokens * heads, size)`
-            states it holds. Cells past the end of a text hold its last state. `None` for a single text.
+        cells: `(heads * rows * length,)`. For each cell of the grid, the index of its state among the group's
+            `(tokens * heads, size)` states. Cells past the end of a text have its last state. `None` for a single text.
         back: `(tokens * heads,)`. The cell of each state; `None` for a single text.
         beyond: Cells past the end of a text, or `None` if there are none.
         mask: `(rows, 1, length)` to add to the scores, or `None`.
@@ -58,14 +58,14 @@ class TextGroup:
         return states.view(self.heads, self.rows, self.length, -1)
 
     def zero_grid(self, states: torch.Tensor) -> torch.Tensor:
-        """Return what [`grid`] does, with zeros past the ends of the texts."""
+        """Return the same as [`grid`], with zeros past the ends of the texts."""
         states = self.grid(states)
         if self.beyond is not None:
             states.view(-1, states.shape[-1]).index_fill_(0, self.beyond, 0)
         return states
 
     def put(self, grid: torch.Tensor, states: torch.Tensor) -> None:
-        """Write a grid back to the group's tokens in `states`; undoes [`grid`]."""
+        """Write a grid back to the group's tokens in `states`; the inverse of [`grid`]."""
         states = states[self.tokens]
         if self.back is None:
             states.view(self.rows, self.length, self.heads, -1).copy_(grid.permute(1, 2, 0, 3))
@@ -102,11 +102,11 @@ class Packing:
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor, heads: int, tokens_per_group: int | None) -> "Packing":
-        """Return a packing without the cells before a text's first token and after its last.
+        """Return a packing without the padding before each text's first token and after its last.
 
         Args:
             attention_mask: `(batch, length)`, 1 for a token and 0 for padding, which may also lie between tokens.
-            tokens_per_group: The most cells that a group of several texts may have; `None` makes one group.
+            tokens_per_group: Maximum number of cells in a group of several texts; `None` makes one group.
         """
         device, mask = attention_mask.device, attention_mask.bool().cpu()
         batch, length = mask.shape

@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 
 # Number of texts that are sorted together. A stream is read this far ahead and no further.
 WINDOW = 2048
-# What a call may also say of the tokenizers.
+# Options of the tokenizers that a call may also have.
 TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
 TOKENIZER_OPTIONS += ("return_token_type_ids", "split_special_tokens", "truncation", "verbose")
 # A tokenizer keeps the last caller's length and stride, so threads take turns, whichever pipeline they call.
@@ -33,24 +33,27 @@ TOKENIZING = threading.Lock()
 
 
 class EmotionPipeline(TextClassificationPipeline):
-    """`TextClassificationPipeline` whose batches follow the texts' lengths; results keep the order of the texts.
+    """A `TextClassificationPipeline` that batches texts of similar length; results keep the order of the texts.
 
-    Made by `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or by `pipeline(...)` as above. It takes
-    a text, a pair `{"text": …, "text_pair": …}`, a list or any other iterable of these (a generator, a dataset, a
-    column of one). `text_pair=` gives a list of texts their second texts, or all of them the same one. It returns what
-    the library's pipeline does: a list for a list, a generator for another iterable. Texts beyond the tokenizer's
-    `model_max_length` are cut. An input that is empty or not a text gets `{"label": None, "score": None, "error": …}`,
-    and so does one for which the model gives no number, so that one bad row does not lose the others. Warnings say how
-    many there were. Threads may share a pipeline.
+    Make one with `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or with `pipeline(...)` as above.
 
-    An ensemble's texts are tokenized once per tokenizer and sorted once.
+    The input is a text, a pair `{"text": …, "text_pair": …}`, a list of these, or another iterable (a generator, a
+    dataset, a column of one). `text_pair=` adds second texts to a list of texts, or the same one to all. The output is
+    that of the library's pipeline: a list for a list, a generator for another iterable.
+
+    Texts longer than the tokenizer's `model_max_length` are cut. An input that is empty or not a text gets `{"label":
+    None,
+    "score": None, "error": …}`. So does a text for which the model returns NaN. Warnings give their number. An
+    ensemble's
+    texts are tokenized once per tokenizer and sorted once. Threads may share a pipeline.
 
     Args:
-        stride: Read a text beyond the tokenizer's `model_max_length` in windows that share this many tokens, and
-            average their probabilities, instead of cutting it.
+        stride: Read a text longer than the tokenizer's `model_max_length` in windows that overlap by this many tokens,
+            and average their probabilities, instead of cutting it.
         tokens_per_batch: Tokens in a batch, padding included. By default 2,048 in float32 and 4,096 in half precision
-            on CPU, where larger batches leave the cache, and 65,536 on an accelerator. `batch_size` is not used.
-        abstain_below: A result whose best label is less probable than this has the label `None`.
+            on CPU, where larger batches do not fit in the cache, and 65,536 on an accelerator. `batch_size` is not
+            used.
+        abstain_below: Return the label `None` if the best label is less probable than this.
         thresholds: For a model with several classes per text: by label, the probability from which it counts (0.5 for
             labels not named). A result is then the list of labels that count, most probable first.
         return_members: For an ensemble: each result is one dictionary with `label` and `score`, `scores` of all
@@ -75,7 +78,7 @@ class EmotionPipeline(TextClassificationPipeline):
         ]
 
     def check_model_type(self, supported_models) -> None:
-        """Accept every model: the library's list has none that ship with their own code."""
+        """Accept every model, because the library's list has no models that ship with their own code."""
 
     def _sanitize_parameters(
         self,
@@ -135,7 +138,7 @@ class EmotionPipeline(TextClassificationPipeline):
         return preprocess.get("max_length") or self.tokenizer.model_max_length
 
     def preprocess(self, inputs, **options):
-        """Return the tokens of one text, or of what else the library's pipeline takes."""
+        """Return the tokens of one text, or of another input that the library's pipeline takes."""
         if isinstance(inputs, str) and options.get("truncation"):
             inputs = beginning(inputs, self.tokenizer, self._limit(options))
         return super().preprocess(inputs, **options)
@@ -144,7 +147,7 @@ class EmotionPipeline(TextClassificationPipeline):
         return super()._forward(model_inputs)
 
     def postprocess(self, model_outputs, abstain_below=None, thresholds=None, return_members=False, **kwargs):
-        """Return the library's result, with members or without a label if the parameters say so."""
+        """Return the library's result; depending on the parameters, with members, thresholds or without a label."""
         if thresholds is not None:
             every = super().postprocess(model_outputs, **kwargs | {"top_k": None, "_legacy": False})
             return [entry for entry in every if entry["score"] >= thresholds.get(entry["label"], 0.5)]
@@ -174,7 +177,7 @@ class EmotionPipeline(TextClassificationPipeline):
     def __call__(
         self, inputs: str | dict | Iterable, text_pair: str | Iterable[str] | None = None, **kwargs: Any
     ) -> Any:
-        """Classify texts; the class says what goes in and what comes out."""
+        """Return the predictions for a text or several; see the class for inputs and outputs."""
         kwargs = {key: value for key, value in kwargs.items() if key not in ("batch_size", "num_workers")}
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         postprocess = self._postprocess_params | postprocess
@@ -196,22 +199,22 @@ class EmotionPipeline(TextClassificationPipeline):
             (self._forward_params | forward).get("tokens_per_batch"),
             postprocess,
         )
-        if single:  # in the form of the library's result for one text
+        if single:  # the library's form of the result for one text
             (result,) = results
             bare = isinstance(inputs, dict) or "top_k" in kwargs or "thresholds" in postprocess
             return result if bare else [result]
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Save model and tokenizers; an ensemble's others go into subfolders, where they are looked for."""
+        """Save the model and its tokenizers; other tokenizers of an ensemble go into subfolders."""
         super().save_pretrained(save_directory, **kwargs)
         for number, tokenizer in enumerate(self.tokenizers[1:], 1):
             tokenizer.save_pretrained(Path(save_directory) / f"tokenizer_{number}")
 
     def encode(self, texts: list, **options: Any) -> list[Any]:
-        """Return the texts' tokens from each tokenizer, without padding; `options` override the pipeline's.
+        """Return the tokens of the texts from each tokenizer, without padding; `options` override the pipeline's.
 
-        A text may also be two, as a tuple.
+        An entry may also be a pair of texts, as a tuple.
         """
         options = self._preprocess_params | options
         encoded = []
@@ -227,7 +230,8 @@ class EmotionPipeline(TextClassificationPipeline):
     def batches(
         self, encoded: list[Any], tokens_per_batch: int | None = None, members: bool = False
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Yield batches, longest texts first: positions among the rows that [`encode`] returned, and their outputs.
+        """Yield batches, longest texts first: positions among the rows that [`encode`] returned, and the model's
+        outputs.
 
         Outputs are on CPU: `logits` `(rows, labels)` and, if `members`, `member_logits` `(rows, members, labels)`.
         """

@@ -1,4 +1,4 @@
-"""Fine-tune an EmoDeBERTa on texts with emotions, evaluate it, predict, and leave a Hub-ready folder.
+"""Fine-tune an EmoDeBERTa on texts with emotions, evaluate it, predict, and write a Hub-ready folder.
 
 One stage, one Trainer. Examples:
 
@@ -13,8 +13,8 @@ One stage, one Trainer. Examples:
     accelerate launch run_classify.py recipes/plain.yaml --child_tuning F --child_tuning_p 0.3
     python run_classify.py --do_predict --model_name_or_path outputs/mine --test_file more.csv --output_dir outputs/more
 
-The output folder holds the model, its code, tokenizer and card, all_results.json, predictions.tsv (probabilities)
-and two plots. A run that was killed goes on from its last checkpoint when it is started again in the same way.
+The output folder has the model with its code, tokenizer and card, all_results.json, predictions.tsv (probabilities) and
+two plots. If a run is killed, the same command resumes it from its last checkpoint.
 """
 
 import logging
@@ -60,7 +60,7 @@ logger = logging.getLogger("run_classify")
 
 
 class EmotionTrainer(TokenBudgetMixin, LearningRatesMixin, ChildTuningTrainer, ResumableTrainer):
-    """`Trainer` with Child-Tuning (paper, section 2.3.2), rates by depth, batches by tokens and exact resuming."""
+    """The library's `Trainer` with Child-Tuning (paper, 2.3.2), rates by depth, token budgets and exact resuming."""
 
 
 def main() -> None:
@@ -127,13 +127,13 @@ def main() -> None:
     keep_weights(trainer, output_dir, run_args, model_args.lora_rank is not None, pretrained)
 
     # ---- Save, then evaluate and predict --------------------------------------------------------------------------
-    # In float32, as the saved weights compute when they are loaded again, whatever the precision of training.
+    # In float32, so that the results are those of the saved weights, whatever the precision of training.
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if args.process_index == 0:
         with run.model() as folder:
             trainer.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    args.dataloader_drop_last = False  # means the training rows; every row is predicted
+    args.dataloader_drop_last = False  # the flag is for training; here every row is predicted
     results, probabilities, _ = predict_splits(
         trainer, encoded, corpus, lambda logits: to_probabilities(logits, corpus.multi_label)
     )
@@ -179,10 +179,10 @@ def read_rows(
     run_args: RunArguments,
     seed: int,
 ) -> tuple[Corpus, TransferRows | None, LeakageGuard]:
-    """Return the corpus to train on, the rows of other corpora in it, and what kept copies of test texts out of it."""
+    """Return the corpus to train on, its rows from other corpora, and the guard that kept copies of test texts out."""
     described = corpus_arguments(data_args, model_args.cache_dir, model_args.token)
     reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
-    is_stage = check_transfer(transfer_args, described)  # other corpora are all that is trained on
+    is_stage = check_transfer(transfer_args, described)  # train on other corpora only
     guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
     protect_extra_tests(guard, run_args.extra_tests, data_args)
     transferred = None
@@ -202,7 +202,7 @@ def read_rows(
         corpus = bootstrap_groups(corpus, seed)
     check_trainable(corpus)
     if transfer_args.augmentation != "none" and not is_stage:  # Random or Balanced Augmentation
-        for held_out in (target, corpus):  # a fold, too
+        for held_out in (target, corpus):  # corpus has the held-out fold
             guard.protect_splits(held_out)
         guard.source = guard.source or corpus.source
         rows = load_transfer_rows(transfer_args, label_names=corpus.label_names, guard=guard, **reading)
@@ -215,7 +215,7 @@ def read_rows(
 
 
 def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, run: Run) -> None:
-    """Evaluate a finished model (`--do_eval`, on validation rows) and predict (`--do_predict`, test rows)."""
+    """Evaluate a finished model on validation rows (`--do_eval`) and predict test rows (`--do_predict`)."""
     name, access = model_args.model_name_or_path, {"revision": model_args.model_revision, "token": model_args.token}
     corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.cache_dir, model_args.token)
     corpus = limit_rows(corpus, None, data_args.max_eval_samples, data_args.max_predict_samples)
@@ -232,7 +232,7 @@ def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

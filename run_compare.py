@@ -1,32 +1,33 @@
-"""Compare variants of a recipe by cross-validation: the same folds, the same seeds, paired differences.
+"""Compare variants of a recipe by cross-validation: same folds, same seeds, paired differences.
 
     python run_compare.py recipes/compare/pooling.yaml --data_dir ../shared/data
     python run_compare.py recipes/compare/pooling.yaml --data_dir ../shared/data --plan
     python run_compare.py mine.yaml --train_file essays.csv --label_column_name emotion --group_column writer \\
         --cv_folds 10 --seeds 1 2 3
 
-The YAML file names what is compared; each variant is a set of run_classify.py's flags, or, with the key `program`,
-of baselines.mtl's:
+The YAML file lists the variants. Each is a set of flags of run_classify.py, or of baselines.mtl with the key `program`:
 
     recipe: ../plain.yaml              # flags that all share, a file relative to this one; optional
-    settings: {num_train_epochs: 4}    # more of them, over the recipe's; optional
+    settings: {num_train_epochs: 4}    # more shared flags, which override the recipe's; optional
     variants:
       mean of the token states: {}
       "[CLS]": {pooling: cls}
-    sums:                              # further rows, each of several models' summed probabilities; optional
+    sums:                              # extra rows, each the summed probabilities of several models; optional
       "[CLS], three seeds summed": {variants: ["[CLS]"], seeds: [1, 2, 3]}
-    reference: mean of the token states   # the row that differences are to; optional, the first one if not given
-    seeds: [1]                         # optional, as are cv_folds and columns; the flags below go before them
+    reference: mean of the token states   # the row to compare the others with; optional, by default the first
+    seeds: [1]                         # optional, like cv_folds and columns; the flags below override them
 
-Every other flag is one of run_classify.py's (see its --help) and holds for all variants. Each training is a process
-of its own, kept in --trials_dir by the hash of what decides its result: finished ones are skipped, one that was killed
-resumes. Rows are divided into folds by writer (--group_column) and class; each row is scored by the
-model that did not see its writer. A variant that chooses its epoch on validation (--select best_on_dev) gets 20% of
-its training writers to choose on, never the fold.
+All other flags are those of run_classify.py (see its --help) and apply to all variants. Each training is a process of
+its own, stored in --trials_dir under a hash of what decides its result. Finished trainings are skipped, killed ones
+resume. Rows are divided into folds by writer (--group_column) and class. Each row is scored by a model that did not
+train on its writer. A variant with --select best_on_dev chooses its epoch on 20% of its training writers, never on the
+held-out fold.
 
-Writes comparison.json, comparison.md and comparison.png; errors.md with errors.json: confusions, contested rows and F1
-by --columns, with row ids and figures but no text; and predictions.parquet, the predictions of every training. From
-that file and the others in results/ a table is rebuilt without training.
+The results are:
+
+- comparison.json, comparison.md and comparison.png: the comparison
+- errors.json and errors.md: confusions, contested rows, and F1 by --columns, with row ids but without texts
+- predictions.parquet: the predictions of every training, from which the tables can be rebuilt without training
 """
 
 import argparse
@@ -106,7 +107,7 @@ def main() -> None:
     rows = corpus.splits[split]
     only = sorted(set(args.only_folds or range(folds)))
     if folds:
-        assigned = cross_validation_folds(corpus, folds)  # says at once if there are too few writers
+        assigned = cross_validation_folds(corpus, folds)  # fails at once if there are too few writers
         if args.only_folds:
             if unknown := sorted(set(only) - set(range(folds))):
                 raise InputError(f"--only_folds {unknown[0]}: with {folds} folds they are 0 to {folds - 1}")
@@ -119,7 +120,7 @@ def main() -> None:
     )
 
     def one_a_seed(name: str, of_seeds: list[int]) -> list[list[Trial]]:
-        """For each seed, one trial a fold."""
+        """Return for each seed its trials, one per fold."""
         overrides = content["variants"][name]
         overrides = overrides | inner_validation(shared | overrides, folds, name)
         every = [one_a_fold(overrides, folds, seed, name) for seed in of_seeds]
@@ -146,7 +147,7 @@ def main() -> None:
         name: np.stack([trials.collect(of_seed, ids, "test" if folds else "validation") for of_seed in of_row])
         for name, of_row in rows_of.items()
     }
-    for name in sums:  # one system, beside each of the others' seeds
+    for name in sums:  # one system, repeated to match the number of seeds
         systems[name] = np.repeat(systems[name].mean(axis=0, keepdims=True), len(seeds), axis=0)
     gold = np.array(corpus.classes(split))[np.isin(assigned, only)] if folds else corpus.classes(split)
     table = compare(systems, gold, groups, corpus.label_names)
@@ -187,49 +188,51 @@ def main() -> None:
 
 
 def libraries(records: list[dict]) -> dict[str, str]:
-    """By library, the versions that the trainings had."""
+    """Return the versions that the trainings used, by library."""
     return {
         name: ", ".join(sorted({record["libraries"][name] for record in records})) for name in records[0]["libraries"]
     }
 
 
 def last_training_loss(records: list[dict]) -> float | None:
-    """The mean of what the trainings logged last; `None` if one of them logged nothing."""
+    """Return the mean of the last logged losses of the trainings, or `None` if one of them has none."""
     losses = [record.get("last_loss") for record in records]
     return None if None in losses else float(np.mean(losses))
 
 
 def parser() -> argparse.ArgumentParser:
-    """Flags of the comparison; those of run_classify.py go past it."""
+    """Return the parser of the comparison's own flags; flags of run_classify.py are parsed separately."""
     made = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s COMPARISON.yaml [--seeds N ...] [--cv_folds N] [--plan] [--flag of run_classify.py value ...]",
         allow_abbrev=False,
     )
-    made.add_argument("comparison", type=Path, metavar="COMPARISON.yaml", help="what is compared; see above")
-    made.add_argument("--seeds", type=int, nargs="+", help="seeds of the trainings (default: 1)")
+    made.add_argument("comparison", type=Path, metavar="COMPARISON.yaml", help="the variants; see above")
+    made.add_argument(
+        "--seeds", type=int, nargs="+", help="seeds of the trainings (default: those of the file, else 1)"
+    )
     made.add_argument(
         "--cv_folds",
         type=int,
-        help="folds (default: 5); 0 trains once a seed on all training rows and scores on the validation split",
+        help="number of folds (default: 5); 0 trains once per seed on all rows and scores on the validation split",
     )
     made.add_argument(
         "--only_folds",
         type=int,
         nargs="+",
         metavar="N",
-        help="train and score these folds only (from 0), to look before the whole comparison is paid for",
+        help="train and score only these folds (from 0), for a quick look before the whole comparison",
     )
-    made.add_argument("--variants", nargs="+", metavar="NAME", help="only these of the file (default: all of them)")
-    made.add_argument("--columns", nargs="*", help="columns of the data to break F1 down by, in errors.md")
-    made.add_argument("--errors_of", metavar="VARIANT", help="the row that errors.md is about (default: the first)")
-    made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
+    made.add_argument("--variants", nargs="+", metavar="NAME", help="variants of the file to compare (default: all)")
+    made.add_argument("--columns", nargs="*", help="columns of the data by which errors.md breaks F1 down")
+    made.add_argument("--errors_of", metavar="VARIANT", help="the row to analyse in errors.md (default: the first)")
+    made.add_argument("--plan", action="store_true", help="print how many trainings and hours it would take, and stop")
     made.add_argument(
         "--jobs",
         type=int,
-        help="trainings at a time (default: one a GPU, or one); a small model leaves room for several on a GPU, and on "
-        "CPU two with half of the cores each finish earlier than one after the other",
+        help="trainings at a time (default: one per GPU, or one on CPU). Several small models fit on one GPU; on CPU, "
+        "two at a time finish earlier than one after the other",
     )
     made.add_argument("--output_dir", type=Path, help="default: results/compare/<name of the YAML file>")
     add_trials_dir(made)
@@ -237,7 +240,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_comparison(path: Path) -> dict:
-    """The YAML file with what it leaves out filled in; its settings are over its recipe's."""
+    """Return the content of the YAML file as a dict, with defaults filled in.
+
+    Raises:
+        InputError: if something in the file does not fit.
+    """
     settings, variants, file = read_variants(path, ComparisonFile, DRIVER_FLAGS | DATA_FLAGS, PROGRAMS)
     sums = {name: row.model_dump() for name, row in (file.sums or {}).items()}
     for name, row in sums.items():
@@ -256,10 +263,10 @@ def read_comparison(path: Path) -> dict:
 
 
 def keep_variants(content: dict, names: list[str], path: Path) -> None:
-    """Leave the other variants out, and sums that want one of them, in place.
+    """Remove all variants but those in `names` from `content`, and the sums that need a removed variant.
 
     Raises:
-        InputError: for a name that the file does not have.
+        InputError: if the file does not have a variant.
     """
     if unknown := sorted(set(names) - set(content["variants"])):
         raise InputError(f"--variants {unknown[0]}: {path} has {', '.join(content['variants'])}")
@@ -269,7 +276,11 @@ def keep_variants(content: dict, names: list[str], path: Path) -> None:
 
 
 def check_not_fuller(path: Path, names: list[str], only_folds: list[int] | None) -> None:
-    """Raises InputError if an earlier table has rows, or folds, that the new one would not have."""
+    """Check that the new table has all rows and folds of an earlier one, which it would overwrite.
+
+    Raises:
+        InputError: if it lacks one.
+    """
     before = read_object(path)
     if "variants" not in before:  # none yet, or damaged: it is made again
         return
@@ -281,14 +292,18 @@ def check_not_fuller(path: Path, names: list[str], only_folds: list[int] | None)
 
 
 def check_reference(content: dict, path: Path) -> None:
-    """Raises InputError if differences are to be to a row that there is not."""
+    """Check that the reference row exists.
+
+    Raises:
+        InputError: if it does not.
+    """
     rows = [*content["variants"], *content["sums"]]
     if content["reference"] not in (None, *rows):
         raise InputError(f"{path}: reference {content['reference']!r}; want one of {', '.join(rows)}")
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

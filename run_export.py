@@ -1,11 +1,12 @@
-"""Export a trained EmoDeBERTa to ONNX, in float32 or also in int8, checked against PyTorch on real texts.
+"""Export a trained EmoDeBERTa to ONNX, in float32 and optionally int8, and compare it with PyTorch on real texts.
 
     python run_export.py outputs/quickstart
     python run_export.py outputs/mine --int8 --check_file dev.csv --text_column_name essay
 
-Writes MODEL/onnx/model.onnx (inputs input_ids and attention_mask, output logits; batch and length are free), and with
---int8 model_int8.onnx, which is kept only if it decides as float32 does in 99.5% of the texts. Needs the `onnx` extra:
-pip install 'emodeberta[onnx]'.
+Writes MODEL/onnx/model.onnx (inputs input_ids and attention_mask, output logits, any batch size and length). With
+--int8,
+also writes model_int8.onnx, but only if it predicts the same labels as float32 for 99.5% of the texts. Requires the
+`onnx` extra: pip install 'emodeberta[onnx]'.
 """
 
 import argparse
@@ -29,23 +30,29 @@ from trainer_ext.training.checkpoint_source import resolve_checkpoint
 from trainer_ext.training.saved_model import check_config, load_whole, reading
 
 ESSAYS = Path(__file__).parent / "examples" / "essays.tsv"
-LARGEST_DIFFERENCE = 1e-4  # of logits, relative to the largest
+LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one
 EQUAL_DECISIONS = 0.995
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="output folder of run_classify.py, or an EmoDeBERTa on the Hub")
-    parser.add_argument("--output_dir", type=Path, help="default: the folder onnx/ in the model's, or onnx/ here")
+    parser.add_argument(
+        "--output_dir", type=Path, help="default: onnx/ in the model's folder; onnx/ here for a Hub model"
+    )
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace an earlier export")
-    parser.add_argument("--int8", action="store_true", help="also export with weights in int8 (dynamic quantization)")
+    parser.add_argument(
+        "--int8", action="store_true", help="also export a smaller model with int8 weights (dynamic quantization)"
+    )
     parser.add_argument(
         "--check_file",
         type=Path,
         default=ESSAYS if ESSAYS.exists() else None,
         help="texts to compare on: .csv, .tsv, .json, .jsonl or .parquet (default: the project's examples)",
     )
-    parser.add_argument("--text_column_name", default="text", help="its column with the text (default: text)")
+    parser.add_argument(
+        "--text_column_name", default="text", help="column of --check_file with the text (default: text)"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_extra()
@@ -60,7 +67,7 @@ def main() -> None:
     model, tokenizer = load(args.model)
 
     claim(output_dir)
-    for left in output_dir.glob(".incomplete-*"):  # by an export that was killed
+    for left in output_dir.glob(".incomplete-*"):  # from an export that was killed
         shutil.rmtree(left)
     staging = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=output_dir))
     export(model, staging / "model.onnx")
@@ -98,7 +105,11 @@ def main() -> None:
 
 
 def check_extra() -> None:
-    """The packages of the `onnx` extra are there."""
+    """Check that the packages of the `onnx` extra are installed.
+
+    Raises:
+        InputError: if one is missing.
+    """
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -108,7 +119,11 @@ def check_extra() -> None:
 
 
 def load(name: str) -> tuple[EmoDebertaForSequenceClassification, PreTrainedTokenizerBase]:
-    """Model in float32 and tokenizer."""
+    """Return the model, in float32, and its tokenizer.
+
+    Raises:
+        InputError: if there is no EmoDeBERTa classifier, or a file of it cannot be read.
+    """
     path = resolve_checkpoint(name)
     with reading(name, "no EmoDeBERTa classifier there"):
         values, _ = PretrainedConfig.get_config_dict(path)
@@ -120,7 +135,7 @@ def load(name: str) -> tuple[EmoDebertaForSequenceClassification, PreTrainedToke
 
 
 class Logits(torch.nn.Module):
-    """The model as ONNX sees it: two inputs, one output."""
+    """The model with the interface for ONNX: two inputs, and the logits as the only output."""
 
     def __init__(self, model: EmoDebertaForSequenceClassification):
         super().__init__()
@@ -131,12 +146,12 @@ class Logits(torch.nn.Module):
 
 
 def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
-    """Write the graph, batch and length free."""
+    """Write the model as an ONNX file with variable batch size and length."""
     limit = {"max": model.config.max_position_embeddings} if model.config.position_biased_input else {}
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, **limit)
     ids = torch.full((3, 20), 5)
     axes = {0: batch, 1: length}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # on packages that are not needed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # hides warnings about packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -150,19 +165,28 @@ def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
         )
         for graph in (program.model.graph, *program.model.functions.values()):
             for node in graph.all_nodes():
-                node.metadata_props.clear()  # where in this machine's files it comes from
+                node.metadata_props.clear()  # these contain local paths
         program.save(path)
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Weights of the matrix products in int8, activations quantized as they come."""
+    """Write the model with int8 weights in the matrix products; activations are quantized at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
 
 
 def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
-    """Logits and decisions of PyTorch and of the file at `path`, on padded batches."""
+    """Return how far the logits of an ONNX file differ from PyTorch's, and how many predicted labels are equal.
+
+    Args:
+        path: The ONNX file.
+        label: Text for the progress bar.
+
+    Returns:
+        `relative_logit_difference` (the largest difference, relative to the largest logit) and `equal_decisions` (a
+        share).
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -187,7 +211,7 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

@@ -1,44 +1,48 @@
-"""Late fusion: the vote of several models as one model, in one folder, behind one pipeline (paper, section 2.4).
+"""Late fusion: combine several models by a vote into one model, one folder and one pipeline (paper, section 2.4).
 
     python run_fuse.py recipes/fuse/wassa2022.yaml --data_dir ../shared/data --output_dir outputs/ensemble
     python run_fuse.py --members outputs/a outputs/b outputs/c --output_dir outputs/ensemble
 
-Members that differ in more than the seed are what makes a vote better than one model. A recipe trains them:
+A vote beats a single model if its members differ in more than the seed. A recipe trains the members:
 
     recipe: ../plain.yaml              # flags of run_classify.py that all share, relative to this file; optional
-    settings: {num_train_epochs: 4}    # more of them; optional
+    settings: {num_train_epochs: 4}    # more shared flags; optional
     members:
       mean: {}
       "[CLS]": {pooling: cls, seed: 2}
       bagged: {bagging: true, child_tuning: F, seed: 3}
     cv_folds: 5                        # optional
-    tfidf: true                        # TF-IDF + logistic regression in the table, alone and as a voter; optional
-    student: {}                        # flags of one model that learns what members say, for the table; optional
-    teachers: [mean, bagged]           # of the student in the table; optional, all members if not given
-    without: {Child-Tuning: [bagged]}  # members to do without, for the table of what an ingredient brings; optional
+    tfidf: true                        # also TF-IDF + logistic regression, alone and as a voter; optional
+    student: {}                        # flags of one model that learns from the members' predictions; optional
+    teachers: [mean, bagged]           # members that the student learns from; optional, by default all
+    without: {Child-Tuning: [bagged]}  # members to leave out, to show what an ingredient brings; optional
 
-Each is trained by cross-validation, for the figures, and once on all training rows, for the folder. Where members and
-others that differ from them by `bagging` alone are both there, the votes of either stand in the table. The student that
-is scored on one fold learns, of each other fold, what teachers say that saw neither: with 5 folds that takes 10 more
-trainings a teacher. Trainings are kept in --trials_dir by the hash of what decides their result, as run_compare.py's
-are. With --members, output folders of run_classify.py are fused that are there already: the figures
-are then about the labelled rows of their predictions.tsv, of validation if there are some, else of test. Sizes and
-tokenizers may differ, labels may not.
+Each member is trained by cross-validation, for the figures, and once on all training rows, for the folder. If some
+members differ only in `bagging`, the table has the votes of both groups. The student is cross-validated, too. Its soft
+labels come from teachers that trained on neither the row's fold nor the scored fold, which takes 10 extra trainings per
+teacher with 5 folds. Trainings are stored in --trials_dir under a hash of what decides their result, as for
+run_compare.py.
 
---fusion is the rule that the folder keeps:
+--members fuses finished output folders of run_classify.py instead. The figures are then about the labelled rows of
+their predictions.tsv: validation rows if there are any, else test rows. Sizes and tokenizers may differ, but not the
+labels.
+
+--fusion is the rule of the ensemble:
 
     hard       majority of the members' decisions; ties go to the higher mean probability (the paper's)
     soft       mean of their probabilities
     weighted   mean with weights fitted to the labelled rows
-    selected   greedy ensemble selection on the labelled rows; members that it never picks stay out of the folder
+    selected   greedy ensemble selection on the labelled rows; members that it never picks are not in the folder
 
-All four are compared, what is fitted on writers that it is not scored on; the folder gets the weights and the
-temperature fitted on all rows. It holds the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json
-with the figures, a plot, a reliability diagram, a card, and what the ensemble says of the rows that all members'
-predictions.tsv hold (predictions.tsv, predictions_EMO.tsv); AutoModelForSequenceClassification and
-pipeline("text-classification") load it with trust_remote_code=True. A recipe's figures and pictures are in
---results_dir, too, before its members are trained on all rows; predictions.parquet there has the predictions of every
-training, from which the figures are computed again without training.
+All four rules are compared. Fitted rules are scored on writers that they were not fitted on. The folder's weights and
+temperature are fitted on all rows.
+
+The folder contains the ensemble (config.json, model.safetensors, code, tokenizers), fusion.json with the figures, a
+plot, a reliability diagram and a card. It also has the ensemble's predictions (predictions.tsv, predictions_EMO.tsv) on
+the rows that all members predicted. Load it with AutoModelForSequenceClassification or pipeline("text-classification"),
+with trust_remote_code=True. A recipe's figures and plots are also written to --results_dir, before its members are
+trained on all rows. The predictions.parquet there contains all predictions, so the figures can be recomputed without
+training.
 """
 
 import argparse
@@ -104,12 +108,12 @@ def main() -> None:
         if args.plan:
             print(recipe.plan(trials))
             return
-        claim(args.output_dir)  # for the hours before the folder is written
+        claim(args.output_dir)  # reserve it now, hours before it is written
         figures, fused = cross_validate(recipe, trials, corpus, args.fusion)
         print_figures(figures)
         print_figures({"variants": figures["against_the_ensemble"]})
         results_dir.mkdir(parents=True, exist_ok=True)
-        write_figures(results_dir, figures | {"command": command})  # before the members themselves are trained
+        write_figures(results_dir, figures | {"command": command})  # before the members are trained on all rows
         trials.write_archive(results_dir / ARCHIVE)
         print(f"figures in {results_dir}/")
         whole = {name: recipe.on_all_rows(name) for name in picked(figures)}
@@ -132,7 +136,14 @@ def main() -> None:
 
 
 def check_arguments(args: argparse.Namespace, rest: list[str]) -> None:
-    """Raises InputError for arguments that do not go together; `rest` are flags of run_classify.py."""
+    """Check that the arguments fit together.
+
+    Args:
+        rest: The flags of run_classify.py.
+
+    Raises:
+        InputError: if they do not.
+    """
     if (args.recipe is None) == (args.members is None):
         raise InputError("give either a recipe, whose members are trained, or --members FOLDER FOLDER …")
     check_usable(args.output_dir, {}, args.overwrite_output_dir)
@@ -153,7 +164,11 @@ def check_arguments(args: argparse.Namespace, rest: list[str]) -> None:
 
 
 def load_target(recipe: FusionRecipe) -> Corpus:
-    """Return the rows that the members are trained and scored on."""
+    """Return the corpus that the members are trained and scored on.
+
+    Raises:
+        InputError: if it cannot be read, or its rows may have several labels.
+    """
     model_args, data_args, *_ = resolve(recipe.shared, str(recipe.path))
     corpus = load_corpus(**corpus_arguments(data_args, model_args.cache_dir, model_args.token))
     check_trainable(corpus)
@@ -171,26 +186,29 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml", help="members to train; see above")
-    made.add_argument("--members", nargs="+", type=Path, metavar="FOLDER", help="members that are there; see above")
-    made.add_argument("--names", nargs="+", help="what to call --members (default: the folders' names)")
-    made.add_argument("--fusion", choices=FUSIONS, default="hard", help="the folder's rule (default: hard)")
-    made.add_argument("--output_dir", type=Path, required=True, help="where the ensemble goes")
-    made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble that is there")
+    made.add_argument("--members", nargs="+", type=Path, metavar="FOLDER", help="finished folders to fuse; see above")
+    made.add_argument("--names", nargs="+", help="names for --members (default: the folders' names)")
+    made.add_argument(
+        "--fusion", choices=FUSIONS, default="hard", help="rule of the ensemble, see above (default: hard)"
+    )
+    made.add_argument("--output_dir", type=Path, required=True, help="folder for the ensemble")
+    made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble in --output_dir")
     add_trials_dir(made)
-    made.add_argument("--results_dir", type=Path, help="for a recipe's figures (default: results/fuse/RECIPE)")
-    made.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, or one)")
-    made.add_argument("--plan", action="store_true", help="say how many trainings and hours it would take; train none")
+    made.add_argument("--results_dir", type=Path, help="folder for a recipe's figures (default: results/fuse/RECIPE)")
+    made.add_argument("--jobs", type=int, help="trainings at a time (default: one per GPU, or one on CPU)")
+    made.add_argument("--plan", action="store_true", help="print how many trainings and hours it would take, and stop")
     return made
 
 
 def cross_validate(recipe: FusionRecipe, trials: Trials, corpus: Corpus, rule: str) -> tuple[dict, np.ndarray]:
-    """What cross-validation says of the recipe's members, of their fusions and of the student.
+    """Return the cross-validated figures of the recipe's members, their fusions and the student.
 
     Args:
-        rule: Of the folder.
+        rule: The fusion rule of the ensemble.
 
     Returns:
-        The figures; and `(rows, labels)`, what the folder's rule says, of each row by members that did not see it.
+        The figures as JSON values, and the ensemble's probabilities `(rows, labels)`, each row's from members that did
+        not train on it.
     """
     gold, rows = corpus.classes("train"), corpus.splits["train"]
     groups = rows["group"][:] if "group" in rows.column_names else None
@@ -227,7 +245,7 @@ def cross_validate(recipe: FusionRecipe, trials: Trials, corpus: Corpus, rule: s
 
 
 def picked(figures: dict) -> list[str]:
-    """The members that the folder is to hold; says which others there are."""
+    """Return the names of the members that belong in the folder, and print the names of the others."""
     names = list(voters(figures))
     if left_out := [name for name in figures["members"] if name not in names]:
         print(f"never picked, so not in the folder: {', '.join(left_out)}", flush=True)
@@ -235,7 +253,7 @@ def picked(figures: dict) -> list[str]:
 
 
 def write_figures(folder: Path, figures: dict) -> None:
-    """fusion.json, and the plots if there were labelled rows."""
+    """Write fusion.json and, if there were labelled rows, the plots."""
     write_json(folder / "fusion.json", figures)
     if figures["variants"]:
         plot_comparison(folder / "fusion.json", folder / "fusion.png")
@@ -243,14 +261,14 @@ def write_figures(folder: Path, figures: dict) -> None:
 
 
 def print_figures(figures: dict) -> None:
-    """Macro F1 of each member and each rule, where there are labelled rows."""
+    """Print macro F1 of each row of the table, if there were labelled rows."""
     for row in figures["variants"]:
         low, high = row["interval"]
         print(f"{one_line(row['name']):40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", flush=True)
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

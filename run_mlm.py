@@ -1,7 +1,9 @@
-"""Continue masked-language pre-training on texts about emotions; leaves a folder that run_classify.py starts from.
+"""Continue masked-language-model pre-training on texts about emotions, and write a folder for run_classify.py to start
+from.
 
-Section 2.1 of the paper (LingJing, WASSA 2022): 15% of the tokens are predicted, 80% of them as [MASK], 10% as a random
-token, 10% unchanged, on GoEmotions and XED. Examples:
+As in section 2.1 of the paper (LingJing, WASSA 2022), 15% of the tokens of GoEmotions and XED are predicted. Of these,
+80%
+become [MASK], 10% a random token, and 10% stay. Examples:
 
     python run_mlm.py recipes/mlm.yaml --data_dir ../shared/data
     python run_mlm.py --model_name_or_path microsoft/deberta-v2-xlarge --train_file texts.txt --output_dir outputs/mlm
@@ -10,9 +12,9 @@ token, 10% unchanged, on GoEmotions and XED. Examples:
     accelerate launch run_mlm.py recipes/mlm.yaml
     python run_classify.py recipes/plain.yaml --model_name_or_path outputs/mlm
 
-The output folder opens in AutoModelForMaskedLM, AutoModel and pipeline("fill-mask"), with trust_remote_code=True; it
-holds perplexity and masked accuracy (all_results.json), their curve, and what was left out of the corpus and why. A run
-that was killed goes on from its last checkpoint when it is started again in the same way.
+The output folder loads in AutoModelForMaskedLM, AutoModel and pipeline("fill-mask"), with trust_remote_code=True. It
+contains perplexity and masked accuracy (all_results.json), their curve, and what was left out of the corpus and why. If
+a run is killed, the same command resumes it from its last checkpoint.
 """
 
 import logging
@@ -58,7 +60,7 @@ logger = logging.getLogger("run_mlm")
 
 
 class PretrainingTrainer(TokenBudgetMixin, ChildTuningTrainer, ResumableTrainer):
-    """The library's `Trainer` with Child-Tuning and batches of equally many tokens."""
+    """The library's `Trainer` with Child-Tuning, batches by token budget, and exact resuming."""
 
 
 def main() -> None:
@@ -105,7 +107,7 @@ def main() -> None:
         **model_args.hub_access(),
         **({"relative_attention": True} if model_args.relative_attention else {}),
     )
-    model.full_logits = False  # `masked_scores` reads those of masked tokens
+    model.full_logits = False  # `masked_scores` needs only the logits of masked tokens
     tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
 
@@ -187,14 +189,18 @@ def main() -> None:
 def complete_arguments(
     model_args: CheckpointArguments, data_args: PretrainingArguments, args: ChildTuningArguments
 ) -> Path:
-    """[`complete_folders`], and check what the dataclasses cannot; return the output folder."""
+    """Check the flags together and return the output folder, as [`complete_folders`] does.
+
+    Raises:
+        InputError: if a flag is out of range, or flags exclude each other.
+    """
     output_dir = complete_folders(args, model_args.model_name_or_path)
     if is_sharded(args):
         raise InputError("FSDP is not supported here, where the word embeddings also make the logits; use DDP")
     if not trains(args):
         if args.do_predict or not data_args.validation_file:
             raise InputError("without --do_train this script measures perplexity: --do_eval and --validation_file")
-        data_args.dataset_name, data_args.train_file = [], data_args.validation_file  # nothing is trained on it
+        data_args.dataset_name, data_args.train_file = [], data_args.validation_file  # these are only evaluated
     if data_args.streaming and args.max_steps <= 0 and trains(args):
         raise InputError("--streaming does not know how long the corpus is; give --max_steps")
     if data_args.streaming and data_args.tokens_per_batch is not None:
@@ -224,7 +230,7 @@ def evaluate_finished(trainer: PretrainingTrainer, run: Run, args: ChildTuningAr
 
 
 def print_results(results: dict, rows: int, folder: Path) -> None:
-    """Print perplexity and masked accuracy, where there are rows to measure them on."""
+    """Print perplexity and masked accuracy, if there are rows to measure them on, and the output folder."""
     if rows:
         print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
         print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {rows} held-out rows")
@@ -232,7 +238,7 @@ def print_results(results: dict, rows: int, folder: Path) -> None:
 
 
 def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) -> None:
-    """How many texts there are, and what was left out."""
+    """Log how many texts there are, and how many were left out."""
     if not data_args.streaming:
         logger.info(f"train: {len(corpus.train)} texts of {corpus.source}")
     if corpus.validation is not None:
@@ -241,7 +247,7 @@ def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) ->
 
 
 def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):
-    """Rows of token ids from a dataset or a stream of texts."""
+    """Return rows of token ids from a dataset or a stream of texts."""
     if not isinstance(rows, Dataset):
         return rows.map(tokenising, batched=True, remove_columns=["text"])
     return rows.map(
@@ -254,7 +260,7 @@ def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):
 
 
 def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTuningArguments) -> None:
-    """Train the head alone. Quick, so it leaves no checkpoint: a run killed here starts anew, to the same head."""
+    """Train the head alone. This is short, so it saves no checkpoint; a killed run repeats it with the same result."""
     steps = copy(args)
     steps.max_steps, steps.learning_rate = data_args.head_warmup_steps, data_args.head_learning_rate
     steps.warmup_steps, steps.child_tuning = 0, "none"
@@ -269,7 +275,7 @@ def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTunin
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

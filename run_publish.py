@@ -1,14 +1,17 @@
-"""Check a model's folder, then publish it on the Hub in one commit; and a Space that shows it.
+"""Check a model's folder, then publish it on the Hub in one commit, and optionally a Space that demonstrates it.
 
     python run_publish.py outputs/quickstart --repo_id owner/name --dry_run
     python run_publish.py outputs/quickstart --repo_id owner/name --tag v1.0 --space owner/name-demo
 
-The folder is loaded in a process of its own and its card's code is run. Names, lines and metadata are searched for
-secrets, paths of this machine and, with --training_texts, rows of a corpus; any of these stops it. So does a link, a
-pickle, or a file that is not of a known kind: text, JSON, Python, YAML, pictures, safetensors, ONNX, sentencepiece.
-Checkpoints, predictions.tsv and hidden files stay here. What will go up is listed, and what of an earlier upload goes.
-Repositories are made private unless --public. A reader sees the old revision or the whole new one. Interrupted, the
-same command goes on: large files that arrived are not sent again.
+The check loads the model in a separate process and runs the code of its card. It searches names, lines and metadata for
+secrets, paths of this machine and, with --training_texts, texts of a corpus. If it finds any, nothing is published. The
+same goes for links, pickles and unknown types of files (known are text, JSON, Python, YAML, pictures, safetensors, ONNX
+and sentencepiece). Checkpoints, predictions.tsv and hidden files are never uploaded.
+
+The files to upload, and those of an earlier upload to delete, are listed first. Repositories are private unless
+--public.
+Readers see either the old revision or the complete new one. If the upload is interrupted, run the same command again:
+large files that arrived are not sent again.
 """
 
 import argparse
@@ -22,18 +25,22 @@ from trainer_ext.release.hub import checked_name, push_folder, push_space
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output folder of run_classify.py, run_mlm.py or run_fuse.py")
-    parser.add_argument("--repo_id", required=True, metavar="OWNER/NAME", help="model repository, made if need be")
+    parser.add_argument("--repo_id", required=True, metavar="OWNER/NAME", help="model repository, created if needed")
     parser.add_argument("--space", metavar="OWNER/NAME", help="also publish the demo, as this Space")
-    parser.add_argument("--space_dir", type=Path, default=Path("space"), help="its files (default: space/)")
-    parser.add_argument("--public", action="store_true", help="let everybody see them")
+    parser.add_argument(
+        "--space_dir", type=Path, default=Path("space"), help="folder with the Space's files (default: space/)"
+    )
+    parser.add_argument("--public", action="store_true", help="make new repositories public (default: private)")
     parser.add_argument("--revision", help="branch to push to (default: main)")
-    parser.add_argument("--tag", help="name for the commit, such as v1.0")
-    texts_help = "files of texts (column: text) none of which may stand anywhere in the folder"
+    parser.add_argument("--tag", help="tag for the commit, such as v1.0")
+    texts_help = "files of texts (column: text) that must not appear anywhere in the folder"
     parser.add_argument("--training_texts", type=Path, nargs="+", default=[], metavar="FILE", help=texts_help)
-    word = "the model saw data for restricted use, and their terms let you publish it"
+    word = "confirm that the terms of restricted training data allow publishing the model"
     parser.add_argument("--publish_restricted", action="store_true", help=word)
-    parser.add_argument("--dry_run", action="store_true", help="check and list, ask the Hub nothing")
-    parser.add_argument("--token", help="of the Hub (default: that of `hf auth login`, or HF_TOKEN)")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check the folder and list its files, without contacting the Hub"
+    )
+    parser.add_argument("--token", help="Hub token (default: that of `hf auth login`, or HF_TOKEN)")
     args = parser.parse_args()
     for name in filter(None, (args.repo_id, args.space)):
         if "/" not in name:
@@ -62,7 +69,7 @@ def main() -> None:
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

@@ -1,11 +1,11 @@
-"""Run the stages of a whole recipe one after the other, from the data folder to the files that are submitted.
+"""Run all stages of a recipe in order, from the data folder to the files to submit.
 
     python run_reproduce.py recipes/wassa2022_full.yaml --data_dir ../shared/data --plan
     python run_reproduce.py recipes/wassa2022_full.yaml --data_dir ../shared/data        (or make reproduce)
 
-The YAML file names the stages: each a command as one would type it, without --data_dir and --output_dir, the folder
-that it leaves, and about how long it takes on the machine that `minutes_on` names; and which folders' predictions are
-the submission:
+The YAML file lists the stages. Each has a command (without --data_dir and --output_dir), its output folder, and about
+how many minutes it takes on the machine named by `minutes_on`. It also names the folders whose predictions are
+submitted:
 
     minutes_on: two cores of an AMD EPYC
     stages:
@@ -14,11 +14,11 @@ the submission:
     submission_dir: results/wassa2022
     submission: {predictions_EMO_single.tsv: outputs/wassa2022}
 
-Stopped or killed? Start it again in the same way: a stage that its own command has finished is taken as it is (remove
-its folder to have it made anew), one that was cut off resumes from its last checkpoint, and what run_compare.py and
-run_fuse.py have trained is in outputs/trials. A folder that another command made, or the same with another recipe, is
-refused. After each stage it says how long the rest takes, from how long the
-stages took so far.
+If it is stopped or killed, run the same command again. Finished stages are skipped (remove a stage's folder to repeat
+it).
+An interrupted stage resumes from its last checkpoint. Trainings of run_compare.py and run_fuse.py are kept in
+outputs/trials. A folder that another command or another recipe made is an error. After each stage, the remaining time
+is estimated from the time so far.
 """
 
 import argparse
@@ -47,13 +47,13 @@ from trainer_ext.runs.provenance import command_line, flags_of, recipe_digest, w
 from trainer_ext.runs.run import NOT_SETTINGS
 
 ROOT = Path(__file__).resolve().parent
-# Flags that change nothing about what a stage leaves.
+# Flags that do not change what a stage writes.
 IGNORED = NOT_SETTINGS | {"jobs", "trials_dir", "members_dir", "results_dir"}
 logger = logging.getLogger("run_reproduce")
 
 
 def _runs_a_script(command: str) -> str:
-    """Check that a command is one; pydantic names the place of a `ValueError`."""
+    """Return the command if it runs a script of this project; pydantic adds the place to a `ValueError`."""
     try:
         script = [*shlex.split(command), ""][0]
     except ValueError as error:
@@ -64,7 +64,7 @@ def _runs_a_script(command: str) -> str:
 
 
 class StageLine(Schema):
-    """A stage in the file; see [`Stage`]."""
+    """The schema of a stage in the YAML file; see [`Stage`]."""
 
     command: Annotated[str, AfterValidator(_runs_a_script)]
     output_dir: Annotated[str, Field(min_length=1)]
@@ -72,7 +72,7 @@ class StageLine(Schema):
 
 
 class ReproduceFile(Schema):
-    """The YAML file."""
+    """The schema of the YAML file."""
 
     minutes_on: str = "an unnamed machine"
     stages: Annotated[dict[str, StageLine], Field(min_length=1)]
@@ -82,12 +82,12 @@ class ReproduceFile(Schema):
 
 @dataclass
 class Stage:
-    """One command.
+    """One command of the recipe.
 
     Attributes:
-        name: In messages.
+        name: Name for messages.
         command: Script and flags.
-        output_dir: The folder it leaves.
+        output_dir: The folder that it writes.
         minutes: About how long it takes on the recipe's machine.
     """
 
@@ -101,7 +101,10 @@ class Stage:
         return (self.output_dir / RESULTS).exists()
 
     def made_otherwise(self) -> str | None:
-        """Return what made the finished folder, if that is not this stage's command with its recipe as it is now."""
+        """Return the command that made the finished folder if it is not this stage's; `None` if it is.
+
+        The contents of the recipes are compared, too.
+        """
         if not self.finished:
             return None
         of_run, of_fusion = (read_object(self.output_dir / name) for name in (SETTINGS, "fusion.json"))
@@ -138,7 +141,7 @@ def main() -> None:
     outputs.mkdir(parents=True, exist_ok=True)
     with lock(outputs / ".reproduce.lock", "a stage") as held:
         spent = expected = 0.0
-        while left := [stage for stage in left if not stage.finished]:  # the earlier start may have finished one
+        while left := [stage for stage in left if not stage.finished]:  # another process may have finished one
             stage, *left = left
             logger.info(f"\n==== {stage.name} ====")
             start = time.monotonic()
@@ -155,7 +158,14 @@ def _hours(stages: list[Stage], rate: float) -> str:
 
 
 def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
-    """Raises InputError if the command fails; it has said why."""
+    """Run the command of a stage.
+
+    Args:
+        held: The [`lock`] to pass on to the command.
+
+    Raises:
+        InputError: if the command fails; it has printed why.
+    """
     environment = os.environ | ({"EMODEBERTA_DATA": data_dir} if data_dir else {})
     script, *flags = stage.command
     command = [sys.executable, ROOT / script, *flags, "--output_dir", stage.output_dir]
@@ -165,11 +175,15 @@ def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
 
 
 def collect_submission(folder: Path, files: dict[str, str]) -> None:
-    """Copy each model's predictions_EMO.tsv into `folder`, with submission.json that says whose they are, and how good
-    the models are on labelled validation rows.
+    """Copy each model's predictions_EMO.tsv into `folder`, and write submission.json about the models.
+
+    submission.json has each file's model and hash, and the model's figures on labelled validation rows.
+
+    Args:
+        files: By file name in `folder`, the model's folder.
 
     Raises:
-        InputError: if a line is no label, or the files have different numbers of lines.
+        InputError: if a line is not a label, or the files have different numbers of lines.
     """
     rows: dict[str, int] = {}
     for name, source in files.items():
@@ -198,7 +212,11 @@ def collect_submission(folder: Path, files: dict[str, str]) -> None:
 
 
 def validation_figures(folder: Path) -> dict[str, float | int]:
-    """The seven figures of a model's validation rows, macro F1's 95% interval over writers, and how many rows."""
+    """Return the seven figures of a model's labelled validation rows, the 95% interval of macro F1, and the number of
+    rows.
+
+    The result is empty if there are no such rows.
+    """
     rows = [row for row in read_predictions(folder, one_label=True).rows if row.split == "validation" and row.gold]
     if not rows:
         return {}
@@ -211,10 +229,15 @@ def validation_figures(folder: Path) -> dict[str, float | int]:
 
 
 def read_stages(path: Path) -> tuple[str, list[Stage], Path, dict[str, str]]:
-    """The machine of the minutes, the stages, where the submission goes, and its files with the folders they are from.
+    """Read the YAML file of the stages.
+
+    Returns:
+        The machine that the minutes are for, the stages, the folder of the submission, and by each of its file names
+        the folder of the model.
 
     Raises:
-        InputError: for an unknown key, a stage that is no command of this project, or a folder that no stage leaves.
+        InputError: if a key is unknown, a command is not one of this project, or no stage writes a folder that is
+            named.
     """
     content = read_recipe(path)
     if not content.get("stages") and content.keys() <= ReproduceFile.model_fields.keys():
@@ -240,13 +263,13 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     made.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="the stages; see above")
-    made.add_argument("--data_dir", help="the folder with the corpora (default: the environment's EMODEBERTA_DATA)")
-    made.add_argument("--plan", action="store_true", help="say what would be run and how long it takes; run nothing")
+    made.add_argument("--data_dir", help="folder with the corpora (default: the environment variable EMODEBERTA_DATA)")
+    made.add_argument("--plan", action="store_true", help="print the stages and how long they take, and stop")
     return made
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

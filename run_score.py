@@ -1,32 +1,33 @@
-"""Score any number of texts with a trained classifier: in shards, on any number of processes, resumable.
+"""Score any number of texts with a trained classifier: in shards, with any number of processes, resumable.
 
     python run_score.py --model outputs/quickstart --input comments.parquet --output scores/
     accelerate launch run_score.py --model owner/model --input folder/ --id_column_name id --output scores/
     cat texts.txt | python run_score.py --model outputs/quickstart -
 
-The input is a file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with a text a line; also compressed, as .csv.gz), a
-folder of such files, a dataset on the Hub (owner/name), or - for standard input, a text a line. It is read as a
-stream.
+The input is a file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with one text per line; also compressed, as .csv.gz),
+a folder of such files, a dataset on the Hub (owner/name), or - for standard input with one text per line. It is read as
+a stream.
 
-With --output, shards of consecutive rows appear there, scores-000000.parquet and so on, with the columns
+With --output, that folder gets shards of consecutive rows (scores-000000.parquet and so on) with these columns:
 
     row                    number of the row in the input, from 0
-    id                     if --id_column_name names a column
-    label                  the most probable; of a model with several labels a text, those above one half
-    probability_<label>    one column a label, in the model's order
-    disagreement           of an ensemble: the share of its members that have another label
+    id                     the id, if --id_column_name names a column
+    label                  the most probable label; all labels above one half if a text may have several
+    probability_<label>    one column per label, in the model's order
+    disagreement           for an ensemble: the share of its members that predict another label
     truncated              whether the text was longer than the model reads
-    error                  what is wrong with the row, which then has no label; where it stands, but not its text
+    error                  where the row is and what is wrong with it, without its text; such a row has no label
 
-and manifest.json: the model's version, the input, settings, counts, and each shard's rows and SHA-256. After a kill,
-the same command goes on: every row comes out once, in order. An input, a model or settings that have changed are
-refused, also an input that changes while it is read; shards that are missing or were changed are scored again.
-Processes of one machine share the work by themselves (accelerate launch, torchrun); machines take parts (--part 1/4 to
-4/4) and write into one folder, or into several: cp -r the folders of all into one, .shards included, and start once
-more, which finds nothing to score and writes the manifest.
+It also gets manifest.json: the model's version, the input, settings, counts, and each shard's rows and SHA-256. If
+scoring is killed, run the same command again: every row is scored once, in order. A changed input, model or setting is
+an error, also an input that changes while it is read. Shards that are missing or were changed are scored again.
 
-Without --output, labels go to standard output, a line each; a row with an error has an empty line, and says why on
-standard error.
+Processes of one machine share the work (accelerate launch, torchrun). Several machines score parts (--part 1/4 to 4/4)
+into one folder, or into several. To merge several, cp -r all into one, including .shards, and run the command once
+more. It scores nothing and writes the manifest.
+
+Without --output, labels are printed, one per line. A row with an error prints an empty line, and the error on standard
+error.
 """
 
 import argparse
@@ -166,7 +167,7 @@ def at_least_one(text: str) -> int:
 
 
 def part(text: str) -> tuple[int, int]:
-    """`3/16` as (2, 16)."""
+    """Return `3/16` as `(2, 16)`."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     number, parts = map(int, found.groups()) if found else (0, 0)
     if not 1 <= number <= parts:
@@ -178,7 +179,12 @@ def part(text: str) -> tuple[int, int]:
 
 
 def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device) -> Choice:
-    """The dtype of the flags, of the scores that are `begun` (their manifest), or whichever is faster here."""
+    """Return the dtype of the flags, else that of the scores already in the folder, else the faster one on this
+    machine.
+
+    Args:
+        begun: Manifest of the scores in the folder, or an empty dict.
+    """
     if args.dtype:
         return Choice(SHORT.get(args.dtype, args.dtype), "as the flags say")
     dtype = begun.get("settings", {}).get("dtype")
@@ -190,7 +196,11 @@ def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device
 def write_shards(
     folder: ScoreFolder, args: argparse.Namespace, config: PretrainedConfig, dtype: torch.dtype, state: PartialState
 ) -> int:
-    """Score this process's share of the shards that are missing; returns how many there are in all."""
+    """Score this process's share of the missing shards, and return the number of shards in all.
+
+    Raises:
+        ProcessError: if the input cannot be read to its end, memory runs out, or a shard cannot be written.
+    """
     part, parts = args.part
     share, shares = part + parts * state.process_index, parts * state.num_processes
     classify, number = None, -1
@@ -227,7 +237,7 @@ def write_shards(
 
 
 def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespace) -> None:
-    """What came out, in a few lines."""
+    """Print a summary of the scores, or which part is done if others are missing."""
     if manifest is None:
         print(f"part {args.part[0] + 1} of {args.part[1]} is done; {folder.folder}/ does not have all parts yet")
         return
@@ -243,7 +253,7 @@ def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespa
 
 
 def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch: int | None) -> None:
-    """A line for each row, as soon as rows are there."""
+    """Print the label of each row as soon as rows arrive, one per line."""
     names = [classify.model.config.id2label[label] for label in range(classify.model.config.num_labels)]
     errors = 0
     try:
@@ -261,8 +271,10 @@ def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch
 
 
 def as_they_come(source: TextSource) -> Iterator[list[Row]]:
-    """What there is of rows, at least one and at most as many as the pipeline sorts: a slow stream is answered row by
-    row, a fast one in large batches."""
+    """Yield lists of the rows that have arrived, at least one and at most `WINDOW`.
+
+    So a slow stream is scored row by row, and a fast one in large batches.
+    """
     ahead: queue.Queue[Row | Exception | None] = queue.Queue(maxsize=WINDOW)
 
     def read() -> None:
@@ -288,7 +300,7 @@ def as_they_come(source: TextSource) -> Iterator[list[Row]]:
 
 
 def command() -> None:
-    """Console entry point."""
+    """Run `main`; the console entry point."""
     run_command(main)
 
 

@@ -1,1 +1,1 @@
-"""The systems that EmoDeBERTa is compared with, on the same readers and metrics."""
+"""The systems to compare EmoDeBERTa with, on the same corpora and metrics."""

@@ -1,13 +1,14 @@
-"""Emotion, empathy and distress at once, after Fornaciari et al. 2021 ("MilaNLP @ WASSA").
+"""Predict emotion, empathy and distress together, after Fornaciari et al. 2021 ("MilaNLP @ WASSA").
 
     python -m baselines.mtl recipes/baselines/mtl2.yaml --data_dir FOLDER         # from the text alone
     python -m baselines.mtl recipes/baselines/mi3_mtl2.yaml --data_dir FOLDER     # and gender, income and IRI
 
-One encoder; a linear layer gives the emotion (cross-entropy), another the numbers (mean squared error, standardised by
-the training rows). Further inputs are standardised likewise and stand beside the text's vector; where a value is
-missing, the training mean stands in for it, and how many are missing is said. The output folder holds the weights,
-all_results.json (with the Pearson correlation of each number), predictions.tsv, predictions_EMO.tsv,
-predictions_EMP.tsv (the numbers of the test rows) and plots.
+One encoder has two linear layers on top: one for the emotion (cross-entropy), one for the numbers (mean squared error,
+in units of the training rows' standard deviation). Additional inputs are standardised in the same way and appended to
+the text vector. For a missing value, the training mean is used instead, and the number of missing values is logged.
+
+The output folder contains the weights, all_results.json (with the Pearson correlation of each number), predictions.tsv,
+predictions_EMO.tsv, predictions_EMP.tsv (the numbers of the test rows) and plots.
 """
 
 import logging
@@ -45,25 +46,26 @@ MISSING = ("", "NA", "nan", "None", "unknown")
 
 @dataclass
 class MultiTaskArguments(CheckpointArguments):
-    """What to start from, and the tasks."""
+    """Flags for the checkpoint to start from, and the tasks."""
 
     pooling: str = field(
-        default="cls", metadata={"help": "Text vector: [CLS], or the mean.", "choices": ["cls", "mean"]}
+        default="cls",
+        metadata={"help": "Text vector: cls ([CLS]), or mean (of the token states).", "choices": ["cls", "mean"]},
     )
-    dropout: float = field(default=0.1, metadata={"help": "Before the two linear layers."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout before the two linear layers."})
     number_targets: list[str] = field(
         default_factory=lambda: ["empathy", "distress"], metadata={"help": "Columns of numbers to predict."}
     )
     number_inputs: list[str] = field(
-        default_factory=list, metadata={"help": "Columns of numbers to read beside the text."}
+        default_factory=list, metadata={"help": "Columns of numbers to use as inputs next to the text."}
     )
-    emotion_weight: float = field(default=1.0, metadata={"help": "Of the cross-entropy in the loss."})
-    number_weight: float = field(default=1.0, metadata={"help": "Of each number's squared error in the loss."})
+    emotion_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy in the loss."})
+    number_weight: float = field(default=1.0, metadata={"help": "Weight of each number's squared error in the loss."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
 
     @property
     def extra_columns(self) -> list[str]:
-        """Of the data, beside text and label."""
+        """Return the columns to read besides text and label."""
         return [*self.number_targets, *self.number_inputs]
 
 
@@ -71,13 +73,15 @@ ARGUMENTS = (MultiTaskArguments, DataArguments, TrainingArguments)
 
 
 class MultiTaskModel(nn.Module):
-    """An encoder with a layer for the emotion and one for the numbers.
+    """An encoder with one linear layer for the emotion and one for the numbers.
 
     Args:
-        encoder: Gives `pooler_output` `(batch, hidden)`.
-        labels, targets, inputs: How many emotions, numbers to predict, numbers to read.
-        dropout: Before both layers.
-        emotion_weight, number_weight: Of the parts of the loss.
+        encoder: Encoder whose `pooler_output` is `(batch, hidden)`.
+        labels: Number of emotions.
+        targets: Number of numeric columns to predict.
+        inputs: Number of numeric columns to read.
+        dropout: Dropout before both layers.
+        emotion_weight, number_weight: Weights of the two parts of the loss.
     """
 
     def __init__(
@@ -101,13 +105,14 @@ class MultiTaskModel(nn.Module):
         labels: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """`logits` `(batch, labels)`, `numbers` `(batch, targets)` and, given both `labels` and `targets`, `loss`.
+        """Return `logits` `(batch, labels)`, `numbers` `(batch, targets)` and, if `labels` and `targets` are given,
+        `loss`.
 
         Args:
             input_ids, attention_mask: `(batch, length)`.
             inputs: `(batch, inputs)`, standardised.
             labels: `(batch,)` class ids.
-            targets: `(batch, targets)`, standardised; not a number where it is missing.
+            targets: `(batch, targets)`, standardised; NaN where a value is missing.
         """
         pooled = self.encoder(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         read = self.dropout(pooled if inputs is None else torch.cat([pooled, inputs.to(pooled.dtype)], dim=1))
@@ -122,10 +127,10 @@ class MultiTaskModel(nn.Module):
 
 
 def read_numbers(rows: Dataset, name: str, split: str) -> np.ndarray:
-    """`(rows,)`, not a number where nothing stands.
+    """Return a numeric column of a split, `(rows,)`, with NaN where a value is missing.
 
     Raises:
-        InputError: for something else than a number.
+        InputError: if a value is not a number.
     """
     values = []
     for row_id, value in zip(rows["id"], rows[f"column_{name}"], strict=True):
@@ -137,10 +142,10 @@ def read_numbers(rows: Dataset, name: str, split: str) -> np.ndarray:
 
 
 def standardise(corpus: Corpus, name: str) -> tuple[dict[str, np.ndarray], float, float]:
-    """A column by split, less the training rows' mean and over their standard deviation; mean and deviation.
+    """Return a column standardised by the training rows, by split, and the mean and standard deviation of these rows.
 
     Raises:
-        InputError: if no training row has a value, or one is no number.
+        InputError: if no training row has a value, or one is not a number.
     """
     values = {split: read_numbers(rows, name, split) for split, rows in corpus.splits.items()}
     present = values["train"][~np.isnan(values["train"])]
@@ -151,9 +156,12 @@ def standardise(corpus: Corpus, name: str) -> tuple[dict[str, np.ndarray], float
 
 
 def correlations(numbers: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Pearson's r of each target over the rows that have it, and `pearson`, their mean, as the shared task has it.
+    """Return Pearson's r of each target over the rows that have it, and their mean as `pearson`, as in the shared task.
 
-    0 where a column does not vary.
+    A column without variation gets 0.
+
+    Args:
+        numbers, targets: `(rows, targets)`; `targets` is NaN where a value is missing.
     """
     found = {}
     for column, name in enumerate(names):

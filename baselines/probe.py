@@ -1,12 +1,14 @@
-"""What a checkpoint knows before it is fine-tuned: logistic regression on its frozen text vectors.
+"""Measure what a checkpoint knows before fine-tuning: logistic regression on its frozen text vectors.
 
     python -m baselines.probe --dataset_name wassa2022 --data_dir FOLDER --output results/probe.json \\
         --models sentence-transformers/all-MiniLM-L6-v2 outputs/mlm outputs/transfer
 
-The encoder reads each training text once and is not trained; its vectors (the masked mean of the token states, or with
---pooling cls the first token's), standardised, are classified under the folds of run_compare.py. So a stage is looked
-at in a minute where fine-tuning from it takes an hour: a hint, no measurement of what fine-tuning gives. Prints and
-writes each checkpoint's macro F1 with 95% interval and its difference to the first.
+The encoder reads each training text once and is not trained. Its text vectors (masked mean of the token states, or
+[CLS]
+with --pooling cls) are standardised and classified in the folds of run_compare.py. This takes a minute per checkpoint,
+where fine-tuning takes an hour. It is a hint, not a measurement of what fine-tuning gives.
+
+Prints and writes each checkpoint's macro F1 with 95% interval, and its difference to the first checkpoint.
 """
 
 import logging
@@ -39,17 +41,21 @@ TEXTS_AT_A_TIME = 64
 
 @dataclass
 class ProbeArguments:
-    """What is probed."""
+    """Flags of the probe."""
 
     _argument_group_name = "Probe"
 
     models: list[str] = field(
         default_factory=list,
-        metadata={"help": "Checkpoints to start from, folders or Hub ids; the first is compared with."},
+        metadata={"help": "Checkpoints to probe, folders or Hub ids; the others are compared with the first."},
     )
-    output: str | None = field(default=None, metadata={"help": "JSON file for the figures."})
-    pooling: Literal["mean", "cls"] = field(default="mean", metadata={"help": "Mean of the token states, or [CLS]."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads from the Hub are kept."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
+    pooling: Literal["mean", "cls"] = field(
+        default="mean", metadata={"help": "Text vector: mean of the token states, or cls ([CLS])."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for downloads from the Hub. Default: the Hub client's cache."}
+    )
     token: str | None = field(default=None, metadata={"help": "Hub token, if not the one of `hf auth login`."})
 
 
@@ -81,7 +87,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def text_vectors(name: str, texts: list[str], max_seq_length: int, args: ProbeArguments) -> np.ndarray:
-    """`(texts, hidden)` of a checkpoint, in the order of the texts."""
+    """Return the text vectors of a checkpoint, `(texts, hidden)`, in the order of the texts."""
     access = {"cache_dir": args.cache_dir, "token": args.token}
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = warm_start(name, EmoDebertaModel, pooling=args.pooling, **access).eval().to(device)
@@ -96,7 +102,7 @@ def text_vectors(name: str, texts: list[str], max_seq_length: int, args: ProbeAr
 
 
 def fit_probe(vectors: np.ndarray, classes: np.ndarray, groups: np.ndarray | None, seed: int) -> Pipeline:
-    """[`fit_logistic`] on standardised vectors `(rows, hidden)`."""
+    """Return [`fit_logistic`] on standardised vectors `(rows, hidden)`."""
     return fit_logistic(StandardScaler(), [0.001, 0.003, 0.01, 0.03, 0.1, 0.3], vectors, classes, groups, seed)
 
 

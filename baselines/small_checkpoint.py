@@ -1,4 +1,4 @@
-"""Small checkpoints to try a recipe with where no Hub can be reached; their weights are random.
+"""Make small checkpoints with random weights, to try a recipe where the Hub cannot be reached.
 
     python -m baselines.small_checkpoint electra outputs/small-electra
     python -m baselines.small_checkpoint t5 outputs/small-t5
@@ -27,7 +27,7 @@ VOCABULARY = 2000
 
 
 def make_electra(folder: Path, texts: list[str]) -> None:
-    """Two layers of 64 units under BERT's word pieces, as `ElectraForPreTraining` saves them."""
+    """Save a random ELECTRA (2 layers, 64 units) with a WordPiece tokenizer trained on `texts`."""
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -46,7 +46,7 @@ def make_electra(folder: Path, texts: list[str]) -> None:
 
 
 def make_t5(folder: Path, texts: list[str]) -> None:
-    """Two layers of 64 units on each side, under SentencePiece's unigrams."""
+    """Save a random T5 (2 layers of 64 units on each side) with a SentencePiece tokenizer trained on `texts`."""
     inner = Tokenizer(models.Unigram())
     inner.normalizer = normalizers.NFKC()
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -69,7 +69,7 @@ def make_t5(folder: Path, texts: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["electra", "t5"])
-    parser.add_argument("folder", type=Path, help="where to; must not hold anything yet")
+    parser.add_argument("folder", type=Path, help="output folder; must be empty or not exist yet")
     args = parser.parse_args()
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
         raise InputError(f"{args.folder}: is there already; give another folder")

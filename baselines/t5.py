@@ -1,12 +1,12 @@
-"""T5 that writes the emotion's name, after Butala et al. 2021 ("Team Phoenix at WASSA 2021").
+"""T5 that generates the emotion's name, after Butala et al. 2021 ("Team Phoenix at WASSA 2021").
 
     python -m baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER
     python -m baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER --model_name_or_path outputs/small-t5
 
-The essay goes into the encoder, the decoder is trained to write the label's name. For a prediction every label's name
-is scored by the decoder, log p(name, end | essay), so that nothing but a label can come out; the probabilities of a row
-are these likelihoods, divided by their sum. The output folder holds model and tokenizer, all_results.json,
-predictions.tsv, predictions_EMO.tsv and plots, as run_classify.py's does.
+The encoder reads the essay, and the decoder is trained to write the name of the label. For a prediction, the decoder
+scores the name of every label, log p(name, end | essay), so that only labels can be predicted. A row's probabilities
+are these likelihoods divided by their sum. The output folder contains model and tokenizer, all_results.json,
+predictions.tsv, predictions_EMO.tsv and plots, like that of run_classify.py.
 """
 
 from dataclasses import dataclass, field
@@ -39,18 +39,20 @@ from .training import begin, train_and_report, trainer_arguments
 
 @dataclass
 class T5Arguments:
-    """What to start from, and how classes are weighed."""
+    """Flags for the checkpoint to start from, and how classes are weighted."""
 
     _argument_group_name = "Model"
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "T5 checkpoint, a folder or a Hub id, for example t5-base."}
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads from the Hub are kept."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for downloads from the Hub. Default: the Hub client's cache."}
+    )
     token: str | None = field(default=None, metadata={"help": "Hub token, if not the one of `hf auth login`."})
-    prefix: str = field(default="emotion: ", metadata={"help": "What stands before every text, as T5's tasks have it."})
+    prefix: str = field(default="emotion: ", metadata={"help": "Prefix of every text, as in T5's own tasks."})
     balance_classes: bool = field(
-        default=False, metadata={"help": "Weigh a row's loss by the inverse of its class's training count."}
+        default=False, metadata={"help": "Weight each row's loss by the inverse frequency of its class."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
 
@@ -58,14 +60,14 @@ class T5Arguments:
 def label_log_likelihoods(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, names: torch.Tensor
 ) -> torch.Tensor:
-    """How probable the decoder finds each label's name, to its end.
+    """Return how probable the decoder finds the full name of each label.
 
     Args:
         input_ids, attention_mask: `(batch, length)`.
-        names: `(labels, name length)`, token ids with the end token, padded with -100.
+        names: `(labels, name length)`, token ids of the names with the end token, padded with -100.
 
     Returns:
-        `(batch, labels)` in float32: log p(name | text), over all that the decoder could write.
+        `(batch, labels)` in float32: log p(name | text), among all texts that the decoder could write.
     """
     states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     batch, labels = len(input_ids), len(names)
@@ -78,16 +80,16 @@ def label_log_likelihoods(
 
 
 def _token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`(rows, length)`, 0 where the target is -100."""
+    """Return the cross-entropy of each token, `(rows, length)`, 0 where the target is -100."""
     return F.cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
 
 
 class LabelNameTrainer(ResumableTrainer, Seq2SeqTrainer):
-    """`Seq2SeqTrainer` on class ids: the decoder's targets are the labels' names, predictions their log-likelihoods.
+    """A `Seq2SeqTrainer` on class ids: its targets are the names of the labels, its predictions their log-likelihoods.
 
     Args:
-        names: See [`label_log_likelihoods`].
-        class_weights: One a label, or `None`.
+        names: As in [`label_log_likelihoods`].
+        class_weights: `(labels,)`, or `None` for equal weights.
     """
 
     def __init__(self, *args: Any, names: torch.Tensor, class_weights: torch.Tensor | None = None, **kwargs: Any):
@@ -97,7 +99,7 @@ class LabelNameTrainer(ResumableTrainer, Seq2SeqTrainer):
         self.class_weights = None if class_weights is None else class_weights.to(device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean over the rows of the mean over a name's tokens, each row by its class's weight."""
+        """Return the mean over rows of the mean token loss of the label's name, weighted by class."""
         classes = inputs["labels"]
         targets = self.names[classes]
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=targets)
@@ -109,7 +111,7 @@ class LabelNameTrainer(ResumableTrainer, Seq2SeqTrainer):
 
     @torch.no_grad()
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
-        """Log-likelihoods `(batch, labels)` in place of logits over the vocabulary."""
+        """Return log-likelihoods `(batch, labels)` instead of logits over the vocabulary."""
         inputs = self._prepare_inputs(inputs)
         loss = self.compute_loss(model, inputs) if "labels" in inputs else None
         with self.compute_loss_context_manager():
@@ -118,10 +120,10 @@ class LabelNameTrainer(ResumableTrainer, Seq2SeqTrainer):
 
 
 def name_tokens(tokenizer: PreTrainedTokenizerBase, label_names: list[str]) -> torch.Tensor:
-    """See [`label_log_likelihoods`].
+    """Return the token ids of the label names, as [`label_log_likelihoods`] needs them.
 
     Raises:
-        InputError: if the tokenizer cannot tell two names apart.
+        InputError: if the tokenizer encodes two names in the same way.
     """
     ids = tokenizer(label_names)["input_ids"]
     for index, of_name in enumerate(ids):
@@ -172,7 +174,11 @@ def main() -> None:
 
 
 def load(model_args: T5Arguments) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Raises InputError if there is no sequence-to-sequence model in safetensors, or no tokenizer."""
+    """Return the tokenizer and the model, in float32.
+
+    Raises:
+        InputError: if there is no sequence-to-sequence model in safetensors format, or no tokenizer.
+    """
     name = model_args.model_name_or_path
     access = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trust_remote_code": False}
     try:

@@ -1,4 +1,4 @@
-"""TF-IDF and logistic regression: what a fine-tuned encoder has to beat."""
+"""TF-IDF and logistic regression, the baseline that a fine-tuned encoder has to beat."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +18,17 @@ from trainer_ext.evaluation.predictions import evaluated, prefix_of
 
 
 def fit_tfidf(texts: Sequence[str], classes: np.ndarray, groups: Sequence[str] | None, seed: int) -> Pipeline:
-    """Word 1- and 2-grams, sublinear counts, balanced classes; the regularisation by grouped 4-fold macro F1.
+    """Return a fitted classifier on word 1- and 2-grams, with sublinear counts and balanced classes.
+
+    The regularisation is chosen by macro F1 in 4-fold cross-validation.
 
     Args:
-        texts, classes: Training rows; class ids `(rows,)`.
-        groups: Writers, kept together in a fold; rows stand alone if not given.
+        texts: Training texts.
+        classes: Class ids `(rows,)`.
+        groups: Writers, kept together in a fold. `None` if all rows are independent.
 
     Returns:
-        A fitted scikit-learn pipeline from texts to class ids.
+        A scikit-learn pipeline from texts to class ids.
 
     Raises:
         InputError: if a class has fewer rows than there are folds.
@@ -48,10 +51,11 @@ def fit_logistic(
     groups: Sequence[str] | None,
     seed: int,
 ) -> Pipeline:
-    """Logistic regression of balanced classes on what `features` makes of the inputs; see [`fit_tfidf`].
+    """Return a fitted logistic regression with balanced classes on the features of the inputs; see [`fit_tfidf`].
 
     Args:
-        regularisations: scikit-learn's `C`, to choose from.
+        features: A scikit-learn transformer from the inputs to features.
+        regularisations: Values of scikit-learn's `C` to choose from.
     """
     model = make_pipeline(features, LogisticRegression(class_weight="balanced", max_iter=2000))
     if (fewest := np.bincount(classes)[np.unique(classes)].min()) < 4:
@@ -70,14 +74,14 @@ def held_out_probabilities(
     seed: int,
     fit: Callable[..., Pipeline] = fit_tfidf,
 ) -> np.ndarray:
-    """`(rows, labels)`: what a model fitted to the other folds says of each row.
+    """Return probabilities `(rows, labels)`, each row's from a model fitted on the other folds.
 
     Args:
-        inputs: Texts, an array of `object`; or what else `fit` takes, by row.
-        classes, groups, seed: As for [`fit_tfidf`].
+        inputs: Texts, as an array of `object`, or other inputs that `fit` takes, one per row.
+        classes, groups, seed: As in [`fit_tfidf`].
         folds: `(rows,)`, the fold of each row.
-        labels: How many there are; one that no training row of a fold has gets 0 there.
-        fit: [`fit_tfidf`], or what has its arguments.
+        labels: Number of labels. A label without training rows in the other folds gets probability 0.
+        fit: [`fit_tfidf`], or a function with the same arguments.
 
     Raises:
         InputError: as [`fit_tfidf`].
@@ -93,7 +97,7 @@ def held_out_probabilities(
 
 
 def tfidf_figures(corpus: Corpus, seed: int) -> dict[str, float]:
-    """Train on the corpus' training rows; return `eval_tfidf_macro_f1` and so on for each labelled split."""
+    """Train on the training rows, and return the figures (`eval_tfidf_macro_f1`, ...) of each labelled split."""
     train = corpus.splits["train"]
     groups = train["group"] if "group" in train.column_names else None
     model = fit_tfidf(train["text"], corpus.classes("train"), groups, seed)

@@ -1,4 +1,4 @@
-"""What the baselines' scripts have in common: rows in, a folder with predictions and figures out."""
+"""What the baseline scripts share: reading the rows, training, and writing predictions and figures."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,12 +37,12 @@ def begin(
     chosen: Choice,
     extra_columns: Sequence[str] = (),
 ) -> tuple[Corpus, Run]:
-    """Return the rows of the flags, one label each, and the run, whose output folder may be used.
+    """Return the corpus of the flags and the run, after checking that its output folder may be used.
 
     `args.output_dir` becomes a subfolder for checkpoints.
 
     Raises:
-        InputError: for a flag that is missing, rows that cannot be read, a folder that is in use.
+        InputError: if a flag is missing, rows cannot be read or have several labels, or the folder is in use.
     """
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(chosen)
@@ -69,7 +69,11 @@ def begin(
 def trainer_arguments(
     args: TrainingArguments, model: Module, tokenizer: PreTrainedTokenizerBase, encoded: dict
 ) -> dict[str, Any]:
-    """What a `Trainer` is made of: padding to the longest of a batch, the splits of `encoded`."""
+    """Return the keyword arguments of a `Trainer` that pads each batch to its longest row.
+
+    Args:
+        encoded: The encoded rows by split.
+    """
     return {
         "model": model,
         "args": args,
@@ -90,14 +94,15 @@ def train_and_report(
     probabilities_of: Callable[[Any], np.ndarray],
     save: Callable[[Path, dict[str, Any]], None],
 ) -> None:
-    """Train, or resume from the last checkpoint; predict validation and test; leave figures, predictions and plots.
+    """Train, or resume from the last checkpoint; then predict all other splits and write figures, predictions and
+    plots.
 
     Args:
-        encoded: By split, what the model reads.
-        run: Of [`begin`].
-        system: What to call it in the table.
-        probabilities_of: From what the model predicts to `(rows, labels)`.
-        save: Writes model and tokenizer into a folder, given what the model predicted of each split.
+        encoded: The encoded rows by split.
+        run: The run from [`begin`].
+        system: Name of the system in the printed table.
+        probabilities_of: Function from the model's raw predictions to probabilities `(rows, labels)`.
+        save: Function that writes model and tokenizer into a folder, given the raw predictions by split.
     """
     trained = run.train(trainer, run.begin())
     results, probabilities, predictions = predict_splits(trainer, encoded, corpus, probabilities_of)

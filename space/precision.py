@@ -103,8 +103,7 @@ def measure(device: torch.device, seconds: float = SECONDS) -> Timing:
     """Return the shortest time of a matrix product in each precision, measured in turns for about `seconds`.
 
     Each precision is timed at least three times. The shortest time counts, since other load on the machine can only add
-    to
-    it.
+    to it.
     """
     tokens = TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
     operands: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}

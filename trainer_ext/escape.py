@@ -1,8 +1,7 @@
 """Escape names that a user chose (labels, variants, columns, ids, folders), so that they are shown as plain text.
 
 All code that writes such a name into Markdown, a plot, a table's header or a message uses these functions. The demo,
-which
-does not import the project, uses `html.escape`.
+which does not import the project, uses `html.escape`.
 """
 
 import re

@@ -19,8 +19,7 @@ class Draws:
     """A generator of random masks for one parameter at one step: bool tensors, true with probability p.
 
     Masks are made from 16-bit parts of 64-bit random numbers. On CPU these come from numpy's SFC64, which is five times
-    as
-    fast as torch's generator. On other devices they come from torch.
+    as fast as torch's generator. On other devices they come from torch.
 
     Args:
         p: Probability, rounded to a multiple of 1/65,536.
@@ -153,8 +152,7 @@ def stored_gradient(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.
     """Return the stored values of a parameter's gradient, to mask in place, and their indices in the parameter.
 
     For a dense gradient, these are the whole gradient and no indices. A sparse gradient is first coalesced: entries
-    with the
-    same index are summed.
+    with the same index are summed.
 
     Raises:
         ChildTuningError: if the gradient has a layout or an element size that cannot be masked.

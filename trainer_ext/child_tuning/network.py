@@ -35,10 +35,8 @@ class ChildNetwork:
     """The child network of an optimizer's parameters, applied by hooks around every step.
 
     The variant chooses the entries of the child network. With `F` (task-free), each entry is in it with probability p,
-    drawn
-    anew at every step. With `D` (task-driven), it is the share p of entries with the highest Fisher information, fixed
-    once by
-    [`find`].
+    drawn anew at every step. With `D` (task-driven), it is the share p of entries with the highest Fisher information,
+    fixed once by [`find`].
 
     The target chooses what happens to the other entries:
 
@@ -48,8 +46,7 @@ class ChildNetwork:
       Muon,
       LBFGS) still change weights outside the child.
     - `update` (equation 2 of the LingJing paper): the step uses the whole gradient, then every weight outside the child
-      gets
-      its old value back.
+      gets its old value back.
 
     A step with a closure (LBFGS, Lightning) is masked after each call of the closure, with one mask for the whole step.
     For a
@@ -225,16 +222,13 @@ class ChildNetwork:
         information.
 
         The Fisher information of a weight is the mean over batches of its squared gradient (Xu et al. 2021, equation 6,
-        with
-        batches instead of texts as in their code). This needs as much extra memory as the weights in scope, plus one
-        byte per
-        weight for the masks. Batches whose gradients are not finite are skipped with a warning.
+        with batches instead of texts as in their code). This needs as much extra memory as the weights in scope, plus
+        one byte per weight for the masks. Batches whose gradients are not finite are skipped with a warning.
 
         Args:
             model: The model, which names the parameters in scope. Its gradients are cleared.
             losses: The loss of each batch, computed lazily. Under DDP or FSDP2, losses of the wrapped model, with the
-                same
-                number of batches on every process.
+                same number of batches on every process.
 
         Raises:
             ChildTuningError: if no parameter is in scope, there are no losses, or no gradient in scope is finite and

@@ -66,8 +66,7 @@ class ChildTuningTrainer(Trainer):
     optimizer.
 
     The hooks run after accumulation, all-reduce, unscaling and clipping. If mixed precision skips a step, the masks of
-    later
-    steps do not change. With `p = 1`, the run is bit-identical to `Trainer`'s.
+    later steps do not change. With `p = 1`, the run is bit-identical to `Trainer`'s.
 
     D's masks are found before the first step, in one pass over the training data, without changing the random state.
     For a

@@ -40,8 +40,7 @@ class Record(NamedTuple):
     Attributes:
         number: Row number in the file, from 1. The header, blank lines and rows without values are counted.
         place: The position for messages: `row 3`, `row 3 (line 5)` if earlier rows span several lines, or `line 3` in a
-            text
-            file.
+            text file.
         values: Values by column, or `None` if there is a problem.
         problem: What is wrong, without the row's text.
     """
@@ -77,10 +76,9 @@ def delimited_rows(
     """Yield every row of a csv or tsv file as a [`Record`].
 
     Columns are separated by commas (.csv) or tabs (.tsv). If the header has none of these, the separator is a
-    semicolon, a
-    bar, or the other of the two. Spreadsheets leave empty rows and unnamed empty columns at the end, which are skipped,
-    as
-    are blank lines. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Lines end in LF, CRLF or CR.
+    semicolon, a bar, or the other of the two. Spreadsheets leave empty rows and unnamed empty columns at the end, which
+    are skipped, as are blank lines. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Lines end in LF,
+    CRLF or CR.
 
     Args:
         file: Buffered, at its beginning.
@@ -262,8 +260,7 @@ class _Delimited:
         """Return whether a line inside quotes looks like a row.
 
         It must have as many separators as the header. Texts also contain commas, so for these one value must also be
-        known from
-        other rows, or be a number in a numeric column.
+        known from other rows, or be a number in a numeric column.
         """
         fields = self._split(line or "")
         if self._width == 1 or len(fields) != self._width:

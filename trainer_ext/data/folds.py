@@ -19,8 +19,7 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
     """Return the corpus with about `percentage` percent of the training rows moved to `validation`.
 
     Rows of one group stay together. Class shares are kept as far as the groups allow. The corpus is returned unchanged
-    if
-    it has a validation split or `percentage` is 0.
+    if it has a validation split or `percentage` is 0.
 
     Raises:
         InputError: if the percentage is not between 0 and 50, or there are too few groups.
@@ -55,8 +54,7 @@ def _split_many_groups(
     share.
 
     This replaces `StratifiedGroupKFold`, which takes minutes for thousands of groups and refuses more folds than a
-    class has
-    rows.
+    class has rows.
     """
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     rng, chosen = np.random.default_rng(seed), np.zeros(len(first), dtype=bool)
@@ -70,9 +68,8 @@ def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
     """Return the fold, 0 to `folds - 1`, of each training row: `(rows,)`.
 
     Rows of one group are in the same fold. Folds have similar sizes and class shares, as far as the groups allow: 20
-    seeds
-    of scikit-learn's `StratifiedGroupKFold` are tried, and the most even result is taken. The same rows always give the
-    same folds.
+    seeds of scikit-learn's `StratifiedGroupKFold` are tried, and the most even result is taken. The same rows always
+    give the same folds.
 
     Raises:
         InputError: if there are fewer groups than folds, or no class has as many rows as folds.

@@ -51,8 +51,7 @@ class LeakageGuard:
     The overlap with every protected text is computed exactly, from an index of shingles, not estimated by hashing.
     Common
     phrases are no leak. So a text of at most `SHINGLE` words counts only if it equals a whole protected text, and a
-    near
-    copy must share at least 3 shingles.
+    near copy must share at least 3 shingles.
 
     Attributes:
         source: Describes the protected texts, for messages.

@@ -149,8 +149,7 @@ def load_corpus(
 
     Args:
         dataset_name: `wassa2022` (built in, needs `data_dir`), `go_emotions` or `xed` (built in, their training rows
-            with
-            their own labels), or a dataset on the Hub. Give either this or `files`.
+            with their own labels), or a dataset on the Hub. Give either this or `files`.
         dataset_config_name: Configuration of a Hub dataset.
         data_dir: Folder with the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.

@@ -66,8 +66,7 @@ def select_greedily(probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray:
     https://doi.org/10.1145/1015330.1015432).
 
     Each of `ROUNDS` rounds adds the member with which the soft vote has the highest macro F1. A member may be added
-    several
-    times. Ties go to the higher likelihood. The best round is kept.
+    several times. Ties go to the higher likelihood. The best round is kept.
 
     Returns:
         `(members,)`, each member's share of the picks.

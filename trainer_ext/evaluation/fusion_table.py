@@ -64,8 +64,7 @@ def compare_fusions(
     Returns:
         A dict of JSON values and the cross-fitted probabilities of the kept rule, `(rows, labels)`. The dict has
         `variants` (as from [`compare`], the members first), `disagreement` of each pair of members, `calibration` of
-        the
-        kept rule before and after its temperature, `weights` and `temperature`.
+        the kept rule before and after its temperature, `weights` and `temperature`.
 
     Raises:
         InputError: if a member has the name of another system, or its values are not probabilities.

@@ -91,8 +91,7 @@ def predict_splits(
 
     Returns:
         The figures of the labelled splits, as in all_results.json, the probabilities by split, and the raw predictions
-        by
-        split.
+        by split.
     """
     figures: dict[str, float] = {}
     probabilities, predictions = {}, {}
@@ -141,8 +140,7 @@ def write_rows(
     """Write predictions.tsv: the columns of [`Row`], then `probability_<label>` for each label.
 
     If `one_label` is true and there are test rows, also write predictions_EMO.tsv in the shared task's form: one
-    predicted
-    label per line.
+    predicted label per line.
     """
     with open(folder / PREDICTIONS, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")

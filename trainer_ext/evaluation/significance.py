@@ -107,10 +107,8 @@ def randomization_test(first: GroupCounts, second: GroupCounts, permutations: in
     """Return the two-sided p-value of the difference in macro F1 between two systems.
 
     The null hypothesis is that the two systems' predictions are exchangeable. Each permutation swaps the predictions
-    for
-    about half of the writers, all runs of a writer together. The observed assignment counts as one of the permutations,
-    so
-    p-values are never too small.
+    for about half of the writers, all runs of a writer together. The observed assignment counts as one of the
+    permutations, so p-values are never too small.
 
     Raises:
         ValueError: if the systems have different rows, labels or numbers of runs.

@@ -200,8 +200,7 @@ def _printable(path: Path, shortest: int) -> str:
     """Return the printable texts between other bytes, one per line, in one or two bytes per letter.
 
     Each text is also returned without its first one to four characters, which may be a length or a name that happens to
-    be
-    letters.
+    be letters.
     """
     if not path.stat().st_size:
         return ""

@@ -45,10 +45,8 @@ def check_folder(
     right.
 
     In addition to [`check_files`], the configuration, card and weights must exist. If `run` is true, a new process
-    without
-    access to this project loads the model with its code, and runs the Python snippets of the card. This executes code
-    from
-    the folder, so only check folders that you trust.
+    without access to this project loads the model with its code, and runs the Python snippets of the card. This
+    executes code from the folder, so only check folders that you trust.
 
     Args:
         folder: A folder that `save_pretrained` wrote, with a card.
@@ -77,8 +75,7 @@ def check_files(folder: Path, texts: Iterable[str] = (), links_to: Path | None =
     Args:
         folder: Any folder.
         texts: Texts that must not be in the folder, in whole or as `WORDS_IN_A_ROW` words in a row. Texts with fewer
-            than
-            `FEWEST_WORDS` words are not searched for. They are read once and not kept.
+            than `FEWEST_WORDS` words are not searched for. They are read once and not kept.
         links_to: A folder to whose files links may point. Any other link is a problem.
     """
     findings: dict[str, None] = {}

@@ -31,10 +31,8 @@ def is_complete(checkpoint: Path) -> bool:
     """Return whether training can resume from a checkpoint.
 
     It needs weights, optimizer, scheduler and the random state of every process. `Trainer` writes its state last, but
-    each
-    process writes its own random state at any time. Files that were cut short are detected: the state is then not JSON,
-    the
-    weights lack a whole header, and files of `torch.save` are zip files without their directory at the end.
+    each process writes its own random state at any time. Files that were cut short are detected: the state is then not
+    JSON, the weights lack a whole header, and files of `torch.save` are zip files without their directory at the end.
     """
     return _has_weights(checkpoint) and all(zipfile.is_zipfile(checkpoint / name) for name in _torch_files(checkpoint))
 
@@ -101,8 +99,7 @@ def checkpoint_digest(name: str) -> str:
     """Return a string that identifies a checkpoint.
 
     For a finished run's folder, it is a hash of the run's settings, so that a stage trained again elsewhere counts as
-    the
-    same. For any other folder, it is a hash of weights and configuration. For a name on the Hub, it is the name.
+    the same. For any other folder, it is a hash of weights and configuration. For a name on the Hub, it is the name.
 
     Raises:
         InputError: if the folder has no configuration, for example because its run is not finished.

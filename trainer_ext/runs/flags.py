@@ -51,8 +51,7 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     """Return the output folder, and set `args.output_dir` to its subfolder for checkpoints.
 
     `args.hub_model_id` becomes the repository to publish to, or `None`. `Trainer` itself publishes nothing, because it
-    would
-    also upload its pickled arguments.
+    would also upload its pickled arguments.
 
     Raises:
         InputError: if the model or the folder is not named, or the checkpoint to resume from is missing.

@@ -150,14 +150,12 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
     Args:
         folder: May be absent.
         settings: Settings of the run, as JSON values. An unfinished run with checkpoints resumes only if those that
-            affect
-            what is learnt are the same.
+            affect what is learnt are the same.
         overwrite: Whether an earlier run in the folder may be removed.
 
     Raises:
         InputError: if the folder holds something other than a run (even with `overwrite`), a finished run, or an
-            unfinished
-            run with other settings.
+            unfinished run with other settings.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -206,8 +204,7 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
     """Claim the folder for this process until [`staged`] is done, and write the settings.
 
     With `overwrite`, an earlier run's checkpoints and results are first moved aside, and removed once the new settings
-    are
-    written. So the same command works again after a kill in between.
+    are written. So the same command works again after a kill in between.
 
     Raises:
         InputError: as [`claim`] and [`check_usable`].

@@ -1,10 +1,8 @@
 """Store the trials of one comparison or fusion in one parquet file, so that a table can be rebuilt without training.
 
 Each row is one text in one trial: the trial's name (a hash of what decides its result), the variant's name, seed,
-held-out
-folds, split, row id, and a float32 `probability_<label>` per label (`<label>` in older files). The trials' records are
-in
-the file's metadata. The file contains no texts.
+held-out folds, split, row id, and a float32 `probability_<label>` per label (`<label>` in older files). The trials'
+records are in the file's metadata. The file contains no texts.
 """
 
 import json

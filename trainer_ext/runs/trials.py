@@ -241,8 +241,7 @@ class Trials:
         """Return about how many seconds the unfinished trials will take, with `jobs` at a time.
 
         The estimate uses trainings in the cache that ran on this machine without interruption. If there are none, it
-        uses the
-        speed of a matrix product, measured now.
+        uses the speed of a matrix product, measured now.
         """
         todo = {self.path(trial): trial for trial in trials if not self.finished(trial)}
         work = sum(self._gflop(trial) for trial in todo.values())

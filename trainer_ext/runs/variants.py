@@ -149,8 +149,7 @@ def read_variants(
 
     Returns:
         The shared flags (from the file's recipe, overridden by its settings), the flags of each variant by name, and
-        the
-        whole content of the file.
+        the whole content of the file.
 
     Raises:
         InputError: if a key or flag is unknown, a value does not fit, or a flag is in `barred`.

@@ -1,1 +1,1 @@
-"""Bulk scoring: a stream of texts in, a folder of shards out."""
+"""Score large numbers of texts: a stream of texts in, a folder of shards out."""

@@ -1,4 +1,4 @@
-"""Evaluate a finished classifier on labelled rows, and predict rows without labels, without training."""
+"""Evaluate a finished classifier on labelled rows and predict unlabelled rows, without training."""
 
 from pathlib import Path
 from typing import Any
@@ -38,19 +38,18 @@ def evaluate(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Let a finished classifier predict every split but train, in float32.
+    """Return a finished classifier's figures and probabilities on every split but train, computed in float32.
 
     Args:
         name, revision, token: As in [`label_names_of`].
-        corpus: With the classifier's labels.
+        corpus: A corpus with the classifier's labels.
 
     Returns:
-        Figures of the labelled splits, as in all_results.json, with rows and cut texts of each split; and by split the
-        probabilities `(rows, labels)`.
+        The figures of the labelled splits, as in all_results.json, with the number of rows and of cut texts of each
+        split, and the probabilities `(rows, labels)` by split.
 
     Raises:
-        InputError: if the classifier cannot be read, or gives several classes a row where the corpus has one, or one
-            where it has several.
+        InputError: if the classifier cannot be read, or only one of classifier and corpus has several labels per row.
     """
     config, _ = read_classifier_config(name, revision, token)
     several = config.problem_type == "multi_label_classification"

@@ -1,4 +1,4 @@
-"""A trained classifier, read from a folder or the Hub, and its scores of rows."""
+"""Load a trained classifier from a folder or the Hub, and score rows with it."""
 
 import hashlib
 import sys
@@ -31,10 +31,10 @@ _DECIDING_FILES = ("config.json", "*.safetensors*", "*token*", "tokenizer_*/*", 
 
 
 def read_classifier_config(name: str, revision: str | None, token: str | None) -> tuple[PretrainedConfig, str]:
-    """Return a classifier's configuration, and its version: a commit of the Hub, or a hash of the folder's files.
+    """Return a classifier's configuration and its version: a commit on the Hub, or a hash of the folder's files.
 
     Raises:
-        InputError: if there is none, or it is no classifier.
+        InputError: if there is no model, or it is not a classifier.
     """
     folder = Path(name)
     if not folder.is_dir() and (folder.exists() or name[0] in "./~" or name.count("/") > 1):
@@ -71,15 +71,15 @@ def load_pipeline(
     revision: str | None = None,
     token: str | None = None,
 ) -> EmotionPipeline:
-    """Return the model and its tokenizers, ready.
+    """Return a pipeline with the model and its tokenizers.
 
     Args:
         name: Folder or Hub id.
-        config: Of [`read_classifier_config`].
+        config: Configuration from [`read_classifier_config`].
         revision, token: As in the library's `from_pretrained`.
 
     Raises:
-        InputError: if a file of it cannot be read, or weights are missing.
+        InputError: if a file cannot be read, or weights are missing.
     """
     hub = {"revision": revision, "token": token}
     kind = _CLASSIFIERS.get(config.model_type, (None, AutoModelForSequenceClassification))[1]
@@ -100,13 +100,13 @@ def score(
     progress: tqdm | None = None,
     step: int = 1,
 ) -> Scores:
-    """Return the scores of the rows. A row for which the model gives no number gets an error, in place.
+    """Return the scores of the rows. A row for which the model returns NaN gets an error, in place.
 
     Args:
-        classify: Of [`load_pipeline`].
-        rows: Sorted by length among as many as the pipeline sorts.
-        tokens_per_batch: With padding; `None` for the pipeline's own.
-        progress: Goes on by `step` for each row.
+        classify: Pipeline from [`load_pipeline`].
+        rows: Rows with a text or an error.
+        tokens_per_batch: Tokens per batch, padding included; `None` for the pipeline's default.
+        progress: Progress bar, advanced by `step` for each row.
     """
     config = classify.model.config
     several, ensemble = config.problem_type == "multi_label_classification", hasattr(classify.model, "members")

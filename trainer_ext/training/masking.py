@@ -61,10 +61,8 @@ class Masking:
     """A function that masks one row for masked language modelling, as in BERT (paper, section 2.1).
 
     It selects a share `probability` of a row's tokens, never special ones. Of these, 80% become `[MASK]`, 10% become a
-    random
-    token and 10% stay. The random draw depends only on `seed`, `stream` and the row's key. So it does not change with
-    the
-    batch size, the number of processes or a resume.
+    random token and 10% stay. The random draw depends only on `seed`, `stream` and the row's key. So it does not change
+    with the batch size, the number of processes or a resume.
 
     Args:
         probability: Share of tokens (or words) to select, between 0 and 1.

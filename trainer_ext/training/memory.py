@@ -21,8 +21,7 @@ class ReturnMemory(TrainerCallback):
     - oneDNN caches code for the last 16 shapes instead of 1,024, since nearly every batch has a new shape.
 
     oneDNN reads its setting at its first use, so create this callback before any computation. With another C library
-    than
-    glibc, only pyarrow's pages go back.
+    than glibc, only pyarrow's pages go back.
     """
 
     def __init__(self):

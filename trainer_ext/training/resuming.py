@@ -15,8 +15,7 @@ class ResumableTrainer(Trainer):
     """A `Trainer` that closes four gaps in how the library resumes.
 
     - Each checkpoint saves the loss sums and the time so far. In the library, the next log, the mean loss and the
-      runtime
-      cover only the steps after resuming.
+      runtime cover only the steps after resuming.
     - The checkpoint at an epoch's last step is saved before that epoch's evaluation, so the evaluation runs on
       resuming.
     - A run resumed from its last step ends at once. The library takes one more step, unless the epoch ended.

@@ -58,8 +58,7 @@ def join_shards(trainer: Trainer) -> None:
     """Replace a trainer's sharded model by the whole model in float32, on every process.
 
     Every process must call this. The whole copy has to fit in memory together with the shards. It has the model's
-    original
-    class, and is evaluated and saved like any other.
+    original class, and is evaluated and saved like any other.
     """
     sharded = trainer.model
     own_class = next(

@@ -13,10 +13,9 @@ class TokenBudgetSampler(BatchRebalanceSampler):
     """A sampler of batches that hold at most `tokens` tokens each, padding included.
 
     Texts are shuffled, and sorted by length within windows. Every text comes once per epoch. The order depends only on
-    the
-    seed and the epoch, so all processes agree on it and a resumed run sees the same batches. `Trainer` needs the same
-    number
-    of batches in all epochs. It is that of the epoch that needs most, and the other epochs split their largest batches.
+    the seed and the epoch, so all processes agree on it and a resumed run sees the same batches. `Trainer` needs the
+    same number of batches in all epochs. It is that of the epoch that needs most, and the other epochs split their
+    largest batches.
 
     The base class is there only because `Trainer` accepts a batch sampler of no other kind.
 

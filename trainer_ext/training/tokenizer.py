@@ -36,8 +36,7 @@ def load_tokenizer(
 
     Raises:
         InputError: if there is no tokenizer, it does not fit the model's configuration, or `max_seq_length` is too
-            small or
-            too large.
+            small or too large.
     """
     path = resolve_checkpoint(name, revision=revision, cache_dir=cache_dir, token=token)
     access = {"cache_dir": cache_dir, "token": token}

@@ -128,9 +128,8 @@ def warm_start(
     - `deberta-v2` (v2 and v3, also the convolution of v2-xxlarge): parameter names are the same; loaded unchanged.
     - `bert` (BERT, MiniLM), `roberta`, `xlm-roberta`, `distilbert`, `electra` (base and large; small has narrow
       embeddings, which are not supported): parameters are renamed, outputs at step 0 are the same. They stay the same
-      with
-      `relative_attention=True`: position projections start at zero, and the query projection is multiplied by sqrt(3),
-      since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
+      with `relative_attention=True`: position projections start at zero, and the query projection is multiplied by
+      sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
     - `mpnet`: likewise. Its position bias is added after the division, so it is kept unchanged.
     - `emodeberta`: loaded unchanged. The classification head is kept if the labels (`id2label`) are the same.
     - `EmoDebertaForMaskedLM` takes the masked-language-model head of DeBERTa v1/v2 and of BERT's relatives. It does not
