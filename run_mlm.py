@@ -35,7 +35,7 @@ from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.release.model_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
-from trainer_ext.runs.flags import complete_folders
+from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
 from trainer_ext.training.masking import (
     MaskAnew,
@@ -131,7 +131,7 @@ def main() -> None:
         "processing_class": tokenizer,
         "tokens_per_batch": data_args.tokens_per_batch,
     }
-    if not resume and data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
+    if trains(args) and not resume and data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
         warm_up_head(shared, data_args, args)
     trainer = PretrainingTrainer(
         args=args,
@@ -141,6 +141,9 @@ def main() -> None:
         callbacks=[callback],
         **shared,
     )
+    if not trains(args):
+        evaluate_finished(trainer, run, args)
+        return
     trained = run.train(trainer, resume)
 
     # ---- Save, then evaluate --------------------------------------------------------------------------------------
@@ -175,10 +178,7 @@ def main() -> None:
                     results=results,
                     **run.provenance,
                 )
-        if validation is not None:
-            print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
-            print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {len(validation)} held-out rows")
-        print(f"saved to {output_dir}/")
+        print_results(results, 0 if validation is None else len(validation), output_dir)
         if args.hub_model_id:
             texts = () if data_args.streaming else corpus.train["text"]
             hub.push_run(output_dir, args, publish_restricted=data_args.publish_restricted, texts=texts)
@@ -191,7 +191,11 @@ def complete_arguments(
     output_dir = complete_folders(args, model_args.model_name_or_path)
     if is_sharded(args):
         raise InputError("FSDP is not supported here, where the word embeddings also make the logits; use DDP")
-    if data_args.streaming and args.max_steps <= 0:
+    if not trains(args):
+        if args.do_predict or not data_args.validation_file:
+            raise InputError("without --do_train this script measures perplexity: --do_eval and --validation_file")
+        data_args.dataset_name, data_args.train_file = [], data_args.validation_file  # nothing is trained on it
+    if data_args.streaming and args.max_steps <= 0 and trains(args):
         raise InputError("--streaming does not know how long the corpus is; give --max_steps")
     if data_args.streaming and data_args.tokens_per_batch is not None:
         raise InputError("--tokens_per_batch sorts texts by length, which a stream does not let it; leave one out")
@@ -208,6 +212,23 @@ def complete_arguments(
     if args.load_best_model_at_end and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "eval_perplexity", False
     return output_dir
+
+
+def evaluate_finished(trainer: PretrainingTrainer, run: Run, args: ChildTuningArguments) -> None:
+    """Measure perplexity and masked accuracy of a finished model (`--do_eval` without `--do_train`)."""
+    results = trainer.evaluate()
+    if args.process_index == 0:
+        with run.results(results):
+            pass
+        print_results(results, len(trainer.eval_dataset), run.folder)
+
+
+def print_results(results: dict, rows: int, folder: Path) -> None:
+    """Print perplexity and masked accuracy, where there are rows to measure them on."""
+    if rows:
+        print(f"\nperplexity {results['eval_perplexity']:.2f}, ", end="")
+        print(f"masked accuracy {results['eval_masked_accuracy']:.1%} on {rows} held-out rows")
+    print(f"saved to {folder}/")
 
 
 def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) -> None:

@@ -20,9 +20,10 @@ With --output, shards of consecutive rows appear there, scores-000000.parquet an
 
 and manifest.json: the model's version, the input, settings, counts, and each shard's rows and SHA-256. After a kill,
 the same command goes on: every row comes out once, in order. An input, a model or settings that have changed are
-refused. Processes of one machine share the work by themselves (accelerate launch, torchrun); machines take parts
-(--part 1/4 to 4/4) and write into one folder, or into several: cp -r the folders of all into one, .shards included,
-and start once more, which finds nothing to score and writes the manifest.
+refused, also an input that changes while it is read; shards that are missing or were changed are scored again.
+Processes of one machine share the work by themselves (accelerate launch, torchrun); machines take parts (--part 1/4 to
+4/4) and write into one folder, or into several: cp -r the folders of all into one, .shards included, and start once
+more, which finds nothing to score and writes the manifest.
 
 Without --output, labels go to standard output, a line each; a row with an error has an empty line, and says why on
 standard error.
@@ -53,8 +54,9 @@ from trainer_ext.errors import InputError, ProcessError, first_line, run_command
 from trainer_ext.escape import one_line
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
-from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder
+from trainer_ext.scoring.score_folder import ScoreFolder
 from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config, score
+from trainer_ext.scoring.scores import FORMATS
 from trainer_ext.scoring.text_stream import Row, TextSource, UnreadableFile, open_source
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
@@ -76,6 +78,7 @@ def main() -> None:
     source = open_source(
         name,
         text_column=args.text_column_name,
+        text_delimiter=args.text_column_delimiter,
         id_column=args.id_column_name,
         config_name=args.dataset_config_name,
         split=args.split_name,
@@ -106,8 +109,9 @@ def main() -> None:
         "format": args.format,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if args.quoting != "auto":  # scores from before this flag keep their settings
-        settings["quoting"] = args.quoting
+    later = {"quoting": "auto", "text_column_delimiter": " ", "tokens_per_batch": None}
+    # Scores from before these flags keep their settings.
+    settings |= {name: getattr(args, name) for name, default in later.items() if getattr(args, name) != default}
     about = {"command": command_line(), "precision": begun.get("precision", chosen.record())}
     folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
     if state.num_processes > 1 and state.is_main_process:
@@ -128,7 +132,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     made.add_argument("--input", dest="input_file", metavar="INPUT", help="what to score; see above")
     made.add_argument("--output", type=Path, metavar="FOLDER", help="where shards go (default: labels are printed)")
-    made.add_argument("--text_column_name", default="text", help="column with the text (default: text)")
+    made.add_argument(
+        *("--text_column_name", "--text_column_names"),
+        default="text",
+        help="column with the text (default: text); several, separated by commas, are joined without their empty cells",
+    )
+    made.add_argument("--text_column_delimiter", default=" ", help="what joins them (default: a space)")
     made.add_argument("--id_column_name", help="column to carry over as id")
     made.add_argument("--quoting", choices=QUOTING, default="auto", help=QUOTING_HELP)
     made.add_argument("--dataset_config_name", help="configuration of a dataset on the Hub")
@@ -173,7 +182,7 @@ def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device
     if args.dtype:
         return Choice(SHORT.get(args.dtype, args.dtype), "as the flags say")
     dtype = begun.get("settings", {}).get("dtype")
-    if dtype:
+    if dtype in ("float32", *SHORT):
         return Choice(SHORT.get(dtype, dtype), "as the scores in the folder")
     return choose(device)
 
@@ -207,7 +216,8 @@ def write_shards(
         except InputError as error:  # that the first process may not meet
             raise ProcessError(str(error)) from error
         except torch.OutOfMemoryError as error:
-            raise ProcessError(f"out of memory; give fewer --tokens_per_batch ({first_line(error)})") from error
+            other = " and another --output, for those there were made with as many" if folder.finished() else ""
+            raise ProcessError(f"out of memory; give fewer --tokens_per_batch{other} ({first_line(error)})") from error
         except OSError as error:
             raise ProcessError(
                 f"{folder.folder}: cannot write a shard ({error.strerror or first_line(error)}); "

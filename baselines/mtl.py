@@ -172,12 +172,11 @@ def main() -> None:
         raise InputError("--number_targets names no column; run_classify.py is for emotions alone")
     corpus, run = begin(model_args, data_args, args, parser.precision, extra_columns=model_args.extra_columns)
     set_seed(args.seed)
-    access = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir, "token": model_args.token}
     encoder = warm_start(
-        model_args.model_name_or_path, EmoDebertaModel, from_scratch=model_args.from_scratch, **access,
+        model_args.model_name_or_path, EmoDebertaModel, from_scratch=model_args.from_scratch, **model_args.hub_access(),
         pooling=model_args.pooling, **({"relative_attention": True} if model_args.relative_attention else {}),
     )  # fmt: skip
-    tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path
+    tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, encoder.config, **access)
     model = MultiTaskModel(
         encoder, len(corpus.label_names), len(names), len(inputs), model_args.dropout,

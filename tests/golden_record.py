@@ -3,7 +3,7 @@
     EMODEBERTA_DATA=FOLDER python tests/golden_record.py          compares with tests/reference/golden.json
     EMODEBERTA_DATA=FOLDER python tests/golden_record.py --record writes it anew
 
-Takes about two minutes. What a training computes has a record of its own, tests/test_reference.py.
+Takes about two minutes. What a training computes has a record of its own, tests/model/test_reference.py.
 """
 
 import argparse

@@ -1,17 +1,29 @@
-"""The pages in docs/: their figures are those in results/, and a page that does not fit is refused."""
+"""README, guides and pages: figures are those in results/, links and commands are real, and sizes stay small."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support import ROOT
 
 from benchmarks.bench_scaling import plan
+from docs.generate.__main__ import files
 from docs.generate.blocks import fill
 from trainer_ext.errors import InputError
 
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+WRITTEN = [
+    path
+    for pattern in ("*.md", "docs/**/*.md", "recipes/*.md", "results/*.md", "examples/*.md", "space/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 PAGE = "# Title\n\n<!-- begin: one -->\nold\n<!-- end: one -->\n\nProse.\n"
 
 
@@ -20,10 +32,15 @@ def clone(tmp_path):
     """A copy of what git tracks here, as it is now, without the large files that no page is made from."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in listed.split("\0"):
-        if name.endswith((".py", ".md", ".json", ".svg")) and (ROOT / name).is_file():
+        if name.endswith((".py", ".md", ".json", ".svg", ".yaml")) and (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     return tmp_path
+
+
+def pages_of(folder) -> list[Path]:
+    """Return every page that people read, and the plots of the performance page."""
+    return sorted([*folder.glob("*.md"), *folder.glob("docs/**/*.[ms][dv]*"), *folder.glob("recipes/*.md")])
 
 
 def generate(folder) -> subprocess.CompletedProcess:
@@ -32,7 +49,7 @@ def generate(folder) -> subprocess.CompletedProcess:
 
 
 def test_make_docs_leaves_no_difference(clone):
-    pages = sorted([*clone.glob("docs/*.md"), *clone.glob("docs/performance/*.svg")])
+    pages = pages_of(clone)
     before = {path: path.read_text(encoding="utf-8") for path in pages}
     for path in clone.glob("docs/performance/*.svg"):
         path.unlink()
@@ -40,7 +57,31 @@ def test_make_docs_leaves_no_difference(clone):
     assert done.returncode == 0, done.stderr
     different = [path.name for path in pages if path.read_text(encoding="utf-8") != before[path]]
     assert not different, "`make docs` changes these pages"
-    assert sorted([*clone.glob("docs/*.md"), *clone.glob("docs/performance/*.svg")]) == pages
+    assert pages_of(clone) == pages
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "pages"),
+    [
+        ("quickstart.json", ("runs", 0, "figures", "macro_f1"), {"README.md", "recipes/README.md"}),
+        ("quickstart.json", ("runs", 1, "answers", 0, "score"), {"README.md"}),
+        ("compare/baselines/comparison.json", ("variants", 2, "macro_f1"), {"docs/baselines.md", "docs/results.md"}),
+        ("fuse/wassa2022/fusion.json", ("calibration", "before", "brier_score"), {"docs/results.md"}),
+        ("probe.json", ("models", 1, "macro_f1"), {"docs/results.md"}),
+    ],
+)
+def test_a_figure_changes_the_pages_that_show_it_and_no_other(clone, file, keys, pages):
+    before = {path: path.read_text(encoding="utf-8") for path in pages_of(clone)}
+    source = clone / "results" / file
+    content = json.loads(source.read_text(encoding="utf-8"))
+    *path, last = keys
+    place = content
+    for key in path:
+        place = place[key]
+    place[last] = 0.123
+    source.write_text(json.dumps(content), encoding="utf-8")
+    filled = files(clone)
+    assert {str(path.relative_to(clone)) for path, text in filled.items() if text != before[path]} == pages
 
 
 def test_figures_follow_the_json_and_prose_stays(clone):
@@ -106,3 +147,141 @@ def test_only_the_lines_of_a_block_change():
 def test_markers_that_do_not_fit_are_refused(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         fill("page.md", text, {"one": ["new"]})
+
+
+# ---- Links, commands, sizes ---------------------------------------------------------------------------------------
+def name_of(path: Path) -> str:
+    """Return the name of a page or recipe as a test shows it."""
+    return str(path.relative_to(ROOT))
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def code_blocks(text: str) -> list[str]:
+    """Return the shell code of a page, with continued lines joined and without comments."""
+    found = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [re.sub(r"\s+# .*", "", block.replace("\\\n", " ")) for block in found]
+
+
+def heading_comment(recipe: Path) -> str:
+    """Return the comment at the head of a recipe as text, with continued lines joined."""
+    lines = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return "\n".join(line.lstrip("# ") for line in lines).replace("\\\n", " ")
+
+
+def commands() -> dict[str, set[str]]:
+    """Return the flags that pages and recipes give to each program of this project."""
+    flags: dict[str, set[str]] = {}
+    texts = [text for page in WRITTEN for text in code_blocks(page.read_text(encoding="utf-8"))]
+    texts += [code for page in WRITTEN for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))]
+    texts += [line for recipe in RECIPES for line in heading_comment(recipe).splitlines()]
+    for line in "\n".join(texts).splitlines():
+        for program, rest in re.findall(r"((?:run_|examples/|docs/)\w+\.py|-m [a-z][\w.]+) ?([^|;&)#]*)", line):
+            if program.removeprefix("-m ").partition(".")[0] in ("pip", "venv", "pytest"):
+                continue
+            flags.setdefault(program, set()).update(re.findall(r"(?<!\S)--[a-z]\w*", rest))
+    return flags
+
+
+@cache
+def help_of(program: str) -> str:
+    """Return what a program says with --help."""
+    command = [sys.executable, *shlex.split(program), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", sorted(program for program, flags in commands().items() if flags))
+def test_every_flag_in_pages_and_recipes_exists(program):
+    texts = help_of(program)
+    if program in ("run_compare.py", "run_fuse.py"):  # hand the other flags on
+        texts += help_of("run_classify.py")
+    assert not [flag for flag in sorted(commands()[program]) if not re.search(rf"{flag}\b", texts)]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for link in links:
+        if re.match(r"https?:|mailto:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), f"{link}: no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", [*WRITTEN, *RECIPES], ids=name_of)
+def test_every_file_of_the_project_that_code_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    parts = (
+        [heading_comment(page)] if page.suffix == ".yaml" else [*code_blocks(text), *re.findall(r"`([^`\n]+)`", text)]
+    )
+    folders = "baselines|benchmarks|docs|examples|recipes|results|space|tests|trainer_ext"
+    for part in parts:
+        for name in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./*<>-]*|run_\w+\.py)", part):
+            if not re.search(r"[*<>]|[A-Z]{4,}", name):
+                assert any((folder / name.rstrip(".")).exists() for folder in (ROOT, page.parent)), name
+        for module in re.findall(r"python -m ([a-z][\w.]+)", part):
+            if module.partition(".")[0] in ("baselines", "benchmarks", "docs", "trainer_ext"):
+                path = ROOT / module.replace(".", "/")
+                assert path.is_dir() or path.with_suffix(".py").is_file(), f"{module}: no such module"
+        for target in re.findall(r"(?m)^(?:\w+=\S+ )?make ([a-z-]+)", part):
+            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}: no such target"
+
+
+def test_the_readme_is_a_short_front_door():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.encode("utf-8")) <= 11_264
+    assert len(text.splitlines()) <= 200
+    prose = re.sub(r"```.*?```|<!-- begin: .*? end: \w+ -->|<picture>.*?</picture>", "", text, flags=re.DOTALL)
+    for paragraph in prose.split("\n\n"):
+        lines = paragraph.strip().splitlines()
+        assert len(lines) <= 4 or lines[0].startswith("|"), f"more than four lines: {lines[0]}"
+    assert not re.findall(r"(?<!\d)0?\.\d\d+|\d ?%", prose), "a figure outside the marked blocks"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=name_of)
+def test_a_guide_starts_with_a_command_and_says_what_it_needs_and_prints(guide):
+    text = guide.read_text(encoding="utf-8")
+    assert len(text.encode("utf-8")) <= 5_120
+    opening = text.partition("\n## ")[0]
+    assert "```bash\n" in opening
+    assert "\n**First**: " in opening
+    assert "\n**Prints** " in opening
+
+
+def test_the_index_of_recipes_names_every_recipe():
+    index = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    for recipe in RECIPES:
+        assert f"({recipe.relative_to(ROOT / 'recipes')})" in index, recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_a_recipes_comments_are_short_lines(recipe):
+    comments = [line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert max(map(len, comments)) <= 120
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """As `make docs-site` does, from what git tracks."""
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (copy,) = re.findall(r"(git ls-files.*?\n.*?outputs/site-pages)$", makefile, re.MULTILINE)
+    copy = copy.replace("\\\n", "").replace("outputs/site-pages", str(pages))
+    subprocess.run(["bash", "-c", copy], cwd=ROOT, check=True)
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").replace("outputs/site-pages", str(pages))
+    config = config.replace("paths: [.]", f"paths: [{ROOT}]")
+    (tmp_path / "mkdocs.yml").write_text(config, encoding="utf-8")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ChildTuningTrainer" in (tmp_path / "site/docs/reference/child_tuning.html").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ESSAY_FLAGS, ROOT
+from support import ESSAY_FLAGS, ROOT
 
 from trainer_ext.errors import expand_home
 

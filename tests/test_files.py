@@ -10,7 +10,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from conftest import ESSAY_FLAGS, ROOT, call
+from support import ESSAY_FLAGS, ROOT, call
 
 import run_export
 from trainer_ext.errors import InputError

@@ -125,6 +125,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_state(path: Path) -> tuple[int, ...]:
+    """Return what tells, without reading a file, that it is as it was. Whoever changes one can set its times back, but
+    not the time of that (`st_ctime`)."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
 def digest(values: object) -> str:
     """Short hash of JSON values, to tell whether data changed."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

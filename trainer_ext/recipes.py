@@ -92,8 +92,8 @@ class RecipeParser(HfArgumentParser):
                 f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
             )
         values = vars(namespace)
-        if "output_dir" in values and not values["output_dir"]:  # the library would take a name of its own
-            raise InputError("give --output_dir, the folder for what the run leaves")
+        if "output_dir" in values and values["output_dir"] is None:
+            values["output_dir"] = ""  # for `None` the library takes a name of its own
         if "bf16" in values:
             tokens = (token.partition("=")[0] for token in [*recipe, *argv])
             given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}

@@ -8,7 +8,7 @@ Only the marked blocks of a page change. Text outside them is written by hand, i
 import argparse
 from pathlib import Path
 
-from docs.generate import performance, results, scaling
+from docs.generate import performance, readme, recipes, results, scaling
 from docs.generate.blocks import fill
 from trainer_ext.errors import run_command
 from trainer_ext.files import write_text
@@ -16,9 +16,12 @@ from trainer_ext.files import write_text
 ROOT = Path(__file__).resolve().parents[2]
 # What makes the blocks of each page.
 PAGES = {
+    "README.md": readme.blocks,
+    "docs/baselines.md": results.baselines,
     "docs/performance.md": performance.blocks,
     "docs/results.md": results.blocks,
     "docs/scaling.md": scaling.blocks,
+    "recipes/README.md": recipes.blocks,
 }
 
 

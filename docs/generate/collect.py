@@ -1,6 +1,6 @@
 """Collect finished runs of one recipe, one per seed, in one JSON file of figures with mean and spread.
 
-python -m docs.generate.collect outputs/wassa2022/seed-* --output results/wassa2022-minilm.json --note "what it shows"
+python -m docs.generate.collect outputs/plain-1 outputs/plain-2 --output results/plain.json --note "what it shows"
 """
 
 import argparse
@@ -23,6 +23,7 @@ def collect(folders: list[Path], prefix: str) -> dict:
             k.removeprefix(f"{prefix}_"): round(v, 4) for k, v in results.items() if k.startswith(f"{prefix}_f1_")
         }
         run |= {"figures": figures, "train_minutes": round(results["train_runtime"] / 60, 1)}
+        run["rows"] = results["validation_rows" if prefix == "eval" else f"{prefix}_rows"]
         if extra := {name: extra_test(results, name) for name in extra_tests(results)}:
             run["extra_tests"] = extra
         if f"{prefix}_tfidf_macro_f1" in results:

@@ -1,10 +1,11 @@
-"""Make the blocks of docs/results.md: ours next to the paper's, ingredient by ingredient."""
+"""Make the blocks of docs/results.md and docs/baselines.md: ours next to the paper's, ingredient by ingredient."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from docs.generate.blocks import table
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.pages import score_cells
 
 # Li et al. 2022, Tables 1 and 3: macro F1 on WASSA 2022's test set.
@@ -69,10 +70,19 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "single": scores(compared["single"]["variants"]),
         "bagging": bagging(fused["wassa2022_candidates"]),
         "base": scores(compared["base"]["variants"]),
+        "probe": probe(json.loads((folder / "probe.json").read_text(encoding="utf-8"))),
+        "dev": dev(json.loads((folder / "wassa2022-minilm.json").read_text(encoding="utf-8"))),
+        "quickstart": quickstart(json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))),
         "submission": submission_table(ensemble, submission),
         "comparisons": [line for name, content in compared.items() for line in one_comparison(name, content)],
         "fusions": [line for name, content in fused.items() for line in one_fusion(name, content)],
     }
+
+
+def baselines(folder: Path) -> dict[str, list[str]]:
+    """Return the block of docs/baselines.md."""
+    content = json.loads((folder / "compare" / "baselines" / "comparison.json").read_text(encoding="utf-8"))
+    return {"baselines": [*scores(content["variants"]), "", f"`{content['command']}`, seed {listed(content['seeds'])}"]}
 
 
 def read(folder: Path, pattern: str) -> dict[str, dict]:
@@ -131,6 +141,37 @@ def bagging(candidates: dict) -> list[str]:
     return table(["", "macro F1"], [score_cells(row)[:2] for row in rows])
 
 
+def probe(content: dict) -> list[str]:
+    """Return the scores of logistic regression on the frozen vectors of each checkpoint."""
+    return [*scores(content["models"]), "", f"`{content['command']}`"]
+
+
+def dev(content: dict) -> list[str]:
+    """Return the seven figures of each seed on the dev rows, and their mean and spread."""
+    rows = []
+    for run in content["runs"]:
+        figures = run["figures"]
+        between = f"{figures['macro_f1_low']:.3f} to {figures['macro_f1_high']:.3f}"
+        rows.append([f"seed {run['seed']}", *(f"{figures[name]:.3f}" for name in SEVEN_FIGURES), between])
+    over = [content["over_runs"][name] for name in SEVEN_FIGURES]
+    rows.append(["mean ± sd", *(f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}" for row in over), ""])
+    return table(["", *(name.replace("_", " ") for name in SEVEN_FIGURES), "95% interval of macro F1"], rows)
+
+
+def quickstart(content: dict) -> list[str]:
+    """Return every test set of the quick start's run that was also tested on WASSA's training essays."""
+    (run,) = (run for run in content["runs"] if "wassa2022" in run["extra_tests"])
+    sets = {"held-out rows": run["figures"] | {"rows": run["rows"], "tfidf_macro_f1": run["tfidf"]["macro_f1"]}}
+    rows = []
+    for name, row in (sets | run["extra_tests"]).items():
+        cells = [name.replace("_", " "), f"{row['rows']:,}", f"{row['accuracy']:.1%}", f"{row['macro_f1']:.3f}"]
+        rows.append(
+            [*cells, f"{row['macro_f1_low']:.3f} to {row['macro_f1_high']:.3f}", f"{row['tfidf_macro_f1']:.3f}"]
+        )
+    header = ["test set", "rows", "right", "macro F1", "95% interval", "macro F1 of TF-IDF"]
+    return [*table(header, rows), "", f"`{run['command']}`"]
+
+
 def submission_table(ensemble: dict, submission: dict) -> list[str]:
     """Return a table of the submitted files, with the scores of the models that made them."""
     cross_validated = {row["name"]: row for row in ensemble["variants"]}
@@ -173,14 +214,17 @@ def one_comparison(name: str, content: dict) -> list[str]:
 
 def one_fusion(name: str, content: dict) -> list[str]:
     """Return a fusion's heading, command and tables."""
-    before, after = (content["calibration"][when]["expected_calibration_error"] for when in ("before", "after"))
+    before, after = (content["calibration"][when] for when in ("before", "after"))
+    apart = [share for row, shares in enumerate(content["disagreement"]) for share in shares[:row]]
     return [
         f"### {name}\n",
         f"`{content['command']}`, {content['rows']:,} {content['scored_on']} differences to the first member "
         f"([figures](../results/fuse/{name}/fusion.json), [plot](../results/fuse/{name}/fusion.png))\n",
-        f"The folder keeps the rule `{content['fusion']}`. Its expected calibration error is {before:.3f}, and "
-        f"{after:.3f} with a temperature fitted on other writers "
-        f"([reliability](../results/fuse/{name}/reliability.png)).\n",
+        f"The folder keeps the rule `{content['fusion']}`. Its expected calibration error is "
+        f"{before['expected_calibration_error']:.3f} (Brier score {before['brier_score']:.3f}). With a temperature "
+        f"fitted on other writers, it is {after['expected_calibration_error']:.3f} ({after['brier_score']:.3f}; "
+        f"[reliability](../results/fuse/{name}/reliability.png)). Any two members disagree on {min(apart):.0%} to "
+        f"{max(apart):.0%} of the rows.\n",
         *scores(content["variants"]),
         "\nAgainst the ensemble:\n",
         *scores(content["against_the_ensemble"]),

@@ -21,7 +21,9 @@ def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: 
             rows = load_corpus(dataset_name=source, data_dir=data_args.data_dir).splits["train"]
             ids, texts = rows["id"], rows["text"]
         else:
-            texts = read_texts(source, data_args.text_column_name or "text", data_args.quoting)
+            texts = read_texts(
+                source, data_args.text_column_name or "text", data_args.quoting, data_args.text_column_delimiter
+            )
             ids = [f"{Path(source).name}, text {number}" for number in range(1, len(texts) + 1)]
         guard.protect(ids, texts)
 
@@ -43,6 +45,7 @@ def with_extra_tests(corpus: Corpus, sources: Sequence[str], data_args: DataArgu
             corpus,
             data_dir=data_args.data_dir,
             text_column=data_args.text_column_name,
+            text_delimiter=data_args.text_column_delimiter,
             label_column=data_args.label_column_name,
             group_column=data_args.group_column_name,
             id_column=data_args.id_column_name,

@@ -24,6 +24,7 @@ QUOTING_HELP = (
     "What a double quote means in csv and tsv. minimal: it encloses a text that holds separators, line breaks or "
     "doubled quotes; none: it is a character like any other; auto: whichever the file's first rows fit."
 )
+TEXT_DELIMITER_HELP = "What joins the texts of several columns of --text_column_name."
 
 
 @dataclass
@@ -72,8 +73,11 @@ class DataArguments:
     )
     quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     text_column_name: str | None = flag(
-        None, "Column with the text; text if not given.", aliases=["--text_column_names"]
+        None,
+        "Column with the text; text if not given. Several, separated by commas, are joined; empty cells are left out.",
+        aliases=["--text_column_names"],
     )
+    text_column_delimiter: str = flag(" ", TEXT_DELIMITER_HELP)
     label_column_name: str | None = flag(
         None,
         "Column with the label: a name, an integer, a list of names (several classes) or of numbers (one-hot, or a "
@@ -90,6 +94,7 @@ class DataArguments:
         metadata={"help": "The label set, in order; else all labels of all splits, sorted."},
     )
     max_seq_length: int = flag(256, "Longest text in tokens; longer ones are cut, counted and reported.")
+    preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
     max_train_samples: int | None = flag(None, "Use only the first rows of train, for a quick try.")
     max_eval_samples: int | None = flag(None, "Use only the first rows of validation.")
     max_predict_samples: int | None = flag(None, "Use only the first rows of test, and of each of --extra_tests.")
@@ -106,6 +111,7 @@ def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str
         "files": {split: path for split, path in files.items() if path},
         "split_names": {split: name for split, name in split_names.items() if name},
         "text_column": data_args.text_column_name,
+        "text_delimiter": data_args.text_column_delimiter,
         "label_column": data_args.label_column_name,
         "group_column": data_args.group_column_name,
         "id_column": data_args.id_column_name,
@@ -128,6 +134,7 @@ def load_corpus(
     files: dict[str, str] | None = None,
     split_names: dict[str, str] | None = None,
     text_column: str | None = None,
+    text_delimiter: str = " ",
     label_column: str | None = None,
     group_column: str | None = None,
     id_column: str | None = None,
@@ -148,7 +155,8 @@ def load_corpus(
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
         quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         split_names: Names of a Hub dataset's splits, where they differ from `train`, `validation` and `test`.
-        text_column: Column with the text; `text` if not given.
+        text_column: Column with the text, or several, separated by commas, to be joined; `text` if not given.
+        text_delimiter: What joins them.
         label_column: Column with the label: a name, an integer, a list of names (several classes), or a list of
             numbers, one per label; several columns separated by commas give such a list. Numbers that are all 0 or 1
             with a single 1 a row are one-hot, those of which each row adds up to 1 are distributions, other 0/1 rows
@@ -189,15 +197,9 @@ def load_corpus(
 
     text_column, label_column = text_column or "text", label_column or "label"
     check_extra_columns(tables, extra_columns)
-    for table in tables.values():
-        if not table.rows:
-            raise InputError(f"{table.name}: no rows; want at least one")
-        for column in [text_column, group_column, id_column]:
-            if column:
-                check_column(table, column)
     columns = {
-        split: read_common_columns(t, text_column, group_column, id_column, extra_columns)
-        for split, t in tables.items()
+        split: read_common_columns(table, text_column, text_delimiter, group_column, id_column, extra_columns)
+        for split, table in tables.items()
     }
     labels, names, problem_type = read_labels(tables, label_column.split(","), label_names)
     for split, values in labels.items():
@@ -226,17 +228,15 @@ def load_labelled_as(
     return corpus
 
 
-def read_texts(path: str | Path, text_column: str = "text", quoting: str = "auto") -> list[str]:
+def read_texts(
+    path: str | Path, text_column: str = "text", quoting: str = "auto", text_delimiter: str = " "
+) -> list[str]:
     """The texts of a file, in its order.
 
     Raises:
         InputError: as [`load_corpus`]; also if there are none.
     """
-    table = read_file(path, quoting)
-    if not table.rows:
-        raise InputError(f"{table.name}: no rows")
-    check_column(table, text_column)
-    return read_common_columns(table, text_column, None, None, ())["text"]
+    return read_common_columns(read_file(path, quoting), text_column, text_delimiter)["text"]
 
 
 def extra_test_name(source: str) -> str:
@@ -250,6 +250,7 @@ def load_extra_test(
     *,
     data_dir: str | None = None,
     text_column: str | None = None,
+    text_delimiter: str = " ",
     label_column: str | None = None,
     group_column: str | None = None,
     id_column: str | None = None,
@@ -260,7 +261,7 @@ def load_extra_test(
     Args:
         source: A file as in [`load_corpus`], or `wassa2022`, which needs `data_dir`.
         corpus: Whose labels the test set must have, all or some of them.
-        text_column, label_column: As in [`load_corpus`].
+        text_column, text_delimiter, label_column: As in [`load_corpus`].
         group_column, id_column: As there, but read only where the file has them.
         quoting: As there.
 
@@ -277,13 +278,13 @@ def load_extra_test(
         ids = [corpus.label_names.index(read.label_names[label]) for label in rows["labels"]]
         return rows.remove_columns("labels").add_column("labels", ids)
     table = read_file(source, quoting)
-    text_column, label_columns = text_column or "text", (label_column or "label").split(",")
-    if not table.rows:
-        raise InputError(f"{source}: no rows; want at least one")
-    for column in (text_column, *label_columns):
+    label_columns = (label_column or "label").split(",")
+    own = {name: name for name in (group_column, id_column) if name and name in next(iter(table.rows), ())}
+    columns = read_common_columns(
+        table, text_column or "text", text_delimiter, own.get(group_column), own.get(id_column)
+    )
+    for column in label_columns:
         check_column(table, column)
-    own = {name: name if name in table.rows[0] else None for name in (group_column, id_column) if name}
-    columns = read_common_columns(table, text_column, own.get(group_column), own.get(id_column), ())
     labels, _, problem_type = read_labels({"test": table}, label_columns, corpus.label_names)
     if problem_type != corpus.problem_type:
         have = "one class" if problem_type == "single_label_classification" else "several classes"

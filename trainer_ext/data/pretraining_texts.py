@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,9 @@ from ..recipes import PUBLISH_RESTRICTED, flag
 from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
-from .load import QUOTING_HELP, read_texts
-from .rows import format_of, read_rows, readable
-from .tables import no_column, read_file
+from .load import QUOTING_HELP, TEXT_DELIMITER_HELP, read_texts
+from .rows import format_of, read_rows, readable, text_of
+from .tables import read_file, text_columns
 
 
 @dataclass
@@ -49,7 +50,12 @@ class PretrainingArguments(TargetArguments):
     validation_split_percentage: float = flag(
         5.0, "Without --validation_file, hold out about this share of the texts for perplexity; 0 for none."
     )
-    text_column_name: str = flag("text", "Column with the text.")
+    text_column_name: str = flag(
+        "text",
+        "Column with the text. Several, separated by commas, are joined; empty cells are left out.",
+        aliases=["--text_column_names"],
+    )
+    text_column_delimiter: str = flag(" ", TEXT_DELIMITER_HELP)
     quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     streaming: bool = flag(
         False,
@@ -68,7 +74,9 @@ class PretrainingArguments(TargetArguments):
         False, "Also train on the training essays of --target_dataset_name (not the paper's way)."
     )
     max_train_samples: int | None = flag(None, "Use only so many texts, for a quick try.")
-    max_eval_samples: int | None = flag(None, "Measure perplexity on only so many; of a stream 1,000.")
+    max_eval_samples: int | None = flag(
+        None, "Measure perplexity on only so many; of a stream 1,000, or the share if it has fewer."
+    )
     preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
     head_warmup_steps: int = flag(
         0,
@@ -111,7 +119,7 @@ class PretrainingCorpus:
     source: str
     licences: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-    guard: LeakageGuard | None = None
+    guard: LeakageGuard = field(default_factory=lambda: LeakageGuard(""))
     target_licence: str | None = None
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -162,7 +170,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
             corpus.leave_out("empty")
         elif key in seen:
             corpus.leave_out("a second time, letters and digits compared")
-        elif guard is None or guard.keeps(row_id, text):
+        elif guard.keeps(row_id, text):
             seen.add(key)
             kept.append(text)
     if not kept:
@@ -181,7 +189,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     return corpus
 
 
-def _target(data: PretrainingArguments) -> tuple[LeakageGuard | None, list[tuple[str, str]], str | None]:
+def _target(data: PretrainingArguments) -> tuple[LeakageGuard, list[tuple[str, str]], str | None]:
     """A guard over the target's texts, but not over training texts that are to be read; those, and their terms."""
     guard, target = guard_of_target(data, data.data_dir, train=not data.include_target_train)
     if target is None:
@@ -199,9 +207,9 @@ def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | N
         rows = load_dataset(name, data.dataset_config_name, split="train", cache_dir=cache_dir, token=token)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
-    if data.text_column_name not in rows.column_names:
-        raise InputError(f"dataset {name}: no column {data.text_column_name!r}; it has {', '.join(rows.column_names)}")
-    return [(f"{name}, row {i}", text or "") for i, text in enumerate(rows[data.text_column_name], start=1)]
+    columns = text_columns(f"dataset {name}", data.text_column_name, rows.column_names)
+    texts = (text_of(row, columns, data.text_column_delimiter)[0] for row in rows.select_columns(columns))
+    return [(f"{name}, row {i}", text if isinstance(text, str) else "") for i, text in enumerate(texts, start=1)]
 
 
 def _file_texts(
@@ -210,7 +218,7 @@ def _file_texts(
     """Row id and text; the empty lines of a text file are counted in `corpus`."""
     name = readable(Path(path).name)
     if format_of(Path(path)) != ".txt":
-        texts = read_texts(path, data.text_column_name, data.quoting)
+        texts = read_texts(path, data.text_column_name, data.quoting, data.text_column_delimiter)
         return [(f"{name}, text {i}", text) for i, text in enumerate(texts, start=1)]
     table = read_file(path)
     texts = [(f"{name}, {place}", row["text"]) for place, row in zip(table.places, table.rows, strict=True)]
@@ -232,11 +240,9 @@ def _stream(
         if not Path(path).is_file():
             raise InputError(f"{readable(path)}: no such file")
     if data.train_file:
-        arguments = {"column": data.text_column_name, "quoting": data.quoting}
-        rows = IterableDataset.from_generator(_streamed, gen_kwargs={"paths": data.train_file, **arguments})
-        column = "text"
+        rows = IterableDataset.from_generator(_streamed, gen_kwargs={"paths": data.train_file, "data": data})
     else:
-        rows, column = _hub_stream(data, cache_dir, token), data.text_column_name
+        rows = _hub_stream(data, cache_dir, token)
     if next(iter(rows), None) is None:
         raise InputError(f"{corpus.source}: no rows")
 
@@ -245,43 +251,48 @@ def _stream(
         if not isinstance(text, str) or not text.strip():
             corpus.leave_out("empty, or no text")
             return False
-        return corpus.guard is None or corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
+        return corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
 
-    if column != "text":
-        rows = rows.rename_column(column, "text")
     rows = rows.select_columns(["text"]).filter(keep, with_indices=True)
     if data.validation_file:
         held_out = [text for path in data.validation_file for _, text in _file_texts(path, data)]
         count = 0
     else:
         count = data.max_eval_samples or (STREAM_VALIDATION_ROWS if data.validation_split_percentage else 0)
+        texts = sum(1 for _ in rows.take(count + 1))
+        if texts <= count and data.max_eval_samples:
+            raise InputError(
+                f"{corpus.source}: has {texts} texts; want --max_eval_samples below that, to train on others"
+            )
+        if texts <= count:  # a short stream: the share
+            count = round(texts * data.validation_split_percentage / 100)
         held_out = [row["text"] for row in rows.take(count)]
     rows = rows.skip(count)  # 0, too: after it only the buffer is shuffled, so that the guard's row numbers are right
     if data.max_train_samples is not None:
         rows = rows.take(data.max_train_samples)
     corpus.left_out.clear()  # the rows for perplexity are read a second time
-    if corpus.guard is not None:
-        corpus.guard.found.clear()
+    corpus.guard.found.clear()
     corpus.train = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     corpus.validation = Dataset.from_dict({"text": held_out[: data.max_eval_samples]}) if held_out else None
 
 
-def _streamed(paths: list[str], column: str, quoting: str) -> Iterator[dict[str, str | None]]:
+def _streamed(paths: list[str], data: PretrainingArguments) -> Iterator[dict[str, str | None]]:
     """Rows of files with the value `text`.
 
     Raises:
         InputError: at the first row that cannot be read.
     """
     for path in map(Path, paths):
-        name, named = readable(path), "text" if format_of(path) == ".txt" else column
+        name, columns = readable(path), ["text"]
 
-        def check(names: list[str], name: str = name, named: str = named) -> None:
-            if named not in names:
-                raise no_column(name, named, names)
+        def check(names: list[str], name: str = name, columns: list[str] = columns) -> list[str]:
+            columns[:] = text_columns(name, data.text_column_name, names)
+            return columns
 
         try:
-            for record in read_rows(path, quoting=quoting, columns=[named], check=check):
-                text = (record.values or {}).get(named)
+            lines = format_of(path) == ".txt"
+            for record in read_rows(path) if lines else read_rows(path, quoting=data.quoting, check=check):
+                text, _ = text_of(record.values or {}, columns, data.text_column_delimiter)
                 if wrong := record.problem or broken(text):
                     raise InputError(f"{name}, {record.place}: {wrong}")
                 yield {"text": text if isinstance(text, str) else None}
@@ -295,9 +306,13 @@ def _hub_stream(data: PretrainingArguments, cache_dir: str | None, token: str | 
         rows = load_dataset(
             name, data.dataset_config_name, split="train", streaming=True, cache_dir=cache_dir, token=token
         )
-        first = next(iter(rows), {data.text_column_name: None})
+        first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"dataset {name}: {first_line(error)}") from error
-    if data.text_column_name not in first:
-        raise no_column(f"dataset {name}", data.text_column_name, list(first))
-    return rows
+    columns = text_columns(f"dataset {name}", data.text_column_name, list(first or [data.text_column_name]))
+    joined = partial(_joined, columns=columns, delimiter=data.text_column_delimiter)
+    return rows.map(joined, remove_columns=[column for column in first or () if column != "text"])
+
+
+def _joined(row: dict, columns: list[str], delimiter: str) -> dict:
+    return {"text": text_of(row, columns, delimiter)[0]}

@@ -6,7 +6,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -36,8 +36,7 @@ def read_rows(
     *,
     quoting: str = "auto",
     header: bool = True,
-    columns: Sequence[str] | None = None,
-    check: Callable[[list[str]], None] = lambda names: None,
+    check: Callable[[list[str]], list[str] | None] = lambda names: None,
 ) -> Iterator[Record]:
     """Yield every row of a file.
 
@@ -47,8 +46,8 @@ def read_rows(
     Args:
         path: In one of `FORMATS`; all but parquet also in one of `COMPRESSIONS`.
         quoting, header: Of csv and tsv; see [`delimited_rows`].
-        columns: Of parquet, read only these.
-        check: Called once with the names of the columns, before the first row; it may raise.
+        check: Called once with the names of the columns, before the first row; it may raise. Of parquet, only the
+            columns that it returns are read, if it returns any.
 
     Raises:
         UnreadableTable: if the file cannot be read, or cannot be read any further.
@@ -57,10 +56,7 @@ def read_rows(
     if kind not in FORMATS:
         raise UnreadableTable(f"unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}")
     try:
-        if kind == ".parquet":
-            records = _parquet(path, columns, check)
-        else:
-            records = _text_rows(path, kind, quoting, header, check)
+        records = _parquet(path, check) if kind == ".parquet" else _text_rows(path, kind, quoting, header, check)
         for record in records:
             number = record.number
             yield record
@@ -74,6 +70,20 @@ def text_lines(file: BinaryIO) -> Iterator[Record]:
     for number, line in enumerate(lines_of(decoded(file)), 1):
         values = None if line is None else {"text": line.rstrip("\r\n")}
         yield Record(number, f"line {number}", values, too_long() if line is None else None)
+
+
+def text_of(values: Mapping[str, Any], columns: Sequence[str], delimiter: str) -> tuple[Any, str]:
+    """Return a row's text, and the name of what it is from.
+
+    Of several columns, texts are joined; cells that are missing or empty are left out. If another value than a text is
+    in one of them, it comes back with its column, as the value of a single column does.
+    """
+    if len(columns) == 1:
+        return values.get(columns[0]), columns[0]
+    found = [(values.get(column), column) for column in columns if values.get(column) is not None]
+    if other := next((each for each in found if not isinstance(each[0], str)), None):
+        return other
+    return delimiter.join(text for text, _ in found if text.strip()), ", ".join(columns)
 
 
 def _text_rows(path: Path, kind: str, quoting: str, header: bool, check: Callable) -> Iterator[Record]:
@@ -167,13 +177,13 @@ def _not_json(error: Exception) -> str:
 
 
 # ---- Parquet ------------------------------------------------------------------------------------------------------
-def _parquet(path: Path, columns: Sequence[str] | None, check: Callable) -> Iterator[Record]:
+def _parquet(path: Path, check: Callable) -> Iterator[Record]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             check_names(names)
-            check(names)
+            columns = check(names)
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             size = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
             rows = max(1, min(1024, 2**26 // max(size, 1)))

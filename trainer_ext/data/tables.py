@@ -11,7 +11,7 @@ from datasets import Features, load_dataset
 from ..errors import InputError, first_line
 from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
-from .rows import cells, format_of, read_rows, readable, text_lines
+from .rows import cells, format_of, read_rows, readable, text_lines, text_of
 
 _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 
@@ -143,6 +143,33 @@ def no_column(name: str, column: str, present: list[str]) -> InputError:
     )
 
 
+def text_columns(source: str, name: str, present: Sequence[str]) -> list[str]:
+    """Return the columns that a name stands for: the column of this name, or several with commas between their names.
+
+    Where names hold commas themselves, the longest that is there is meant.
+
+    Args:
+        source: Whose columns they are, for messages.
+        present: Its columns.
+
+    Raises:
+        InputError: if one is not there.
+    """
+    parts, columns, known = name.split(","), [], set(present)
+    while parts:
+        for length in range(len(parts), 0, -1):
+            column = ",".join(parts[:length])
+            if column not in known and column.strip() in known:
+                column = column.strip()
+            if column in known:
+                break
+        else:
+            raise no_column(source, column, list(present))
+        columns.append(column)
+        parts = parts[length:]
+    return columns
+
+
 def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> None:
     """Each stands in one split at least."""
     for column in columns:
@@ -151,18 +178,34 @@ def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> Non
 
 
 def read_common_columns(
-    table: Table, text_column: str, group_column: str | None, id_column: str | None, extra_columns: Sequence[str]
+    table: Table,
+    text_column: str,
+    delimiter: str,
+    group_column: str | None = None,
+    id_column: str | None = None,
+    extra_columns: Sequence[str] = (),
 ) -> dict[str, list]:
+    """Return ids and texts, of several columns joined, and what else is asked for.
+
+    Raises:
+        InputError: if there is no such column, or a row without text, or one that is not identified.
+    """
+    if not table.rows:
+        raise InputError(f"{table.name}: no rows; want at least one")
+    of_text = text_columns(table.name, text_column, list(table.rows[0]))
+    for column in (group_column, id_column):
+        if column:
+            check_column(table, column)
     columns: dict[str, list] = {"id": [], "text": []}
     if group_column:
         columns["group"] = []
     seen: dict[str, int] = {}
     for index, row in enumerate(table.rows):
-        text = row.get(text_column)
+        text, named = text_of(row, of_text, delimiter)
         if not isinstance(text, str):
-            raise InputError(f"{table.where(index)}: {text_column} is {text!r:.60}; want a text")
+            raise InputError(f"{table.where(index)}: {named} is {text!r:.60}; want a text")
         if not text.strip():
-            raise InputError(f"{table.where(index)}: {text_column} is empty; want a text")
+            raise InputError(f"{table.where(index)}: {named} is empty; want a text")
         if id_column and row.get(id_column) in (None, ""):
             raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
         row_id = str(row[id_column] if id_column else table.numbers[index])

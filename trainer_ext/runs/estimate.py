@@ -1,10 +1,21 @@
 """How long trainings take on this machine."""
 
+import functools
 import os
 import platform
+import statistics
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
+
+from ..errors import InputError
+from ..training.checkpoint_source import resolve_checkpoint
+from .trial_record import RECORD, read_record
 
 
 def machine(jobs: int = 1) -> str:
@@ -25,3 +36,40 @@ def matrix_gflops() -> float:
         (a @ b)[0, 0].item()
         spent.append(time.perf_counter() - start)
     return 2e-9 * 1024 * 768 * 768 / min(spent)
+
+
+def measured_rate(folder: Path, jobs: int) -> float | None:
+    """Seconds for a billion operations of the trials in a folder that went through on this machine without a break,
+    so many at a time; `None` if there are none."""
+    rates = []
+    for path in folder.glob(f"*/{RECORD}"):
+        with suppress(InputError):  # perhaps of another comparison, which will say so
+            record = read_record(path.parent)
+            if record["machine"] == machine(jobs) and not record["resumed"] and record["gflop"]:
+                rates.append(record["seconds"] / record["gflop"])
+    return statistics.median(rates) if rates else None
+
+
+def training_gflop(settings: dict[str, Any], held_out: float, texts: Sequence[str], checkpoint: str) -> float:
+    """About how many billion operations a training's matrix products take: 6 for each weight and token.
+
+    Args:
+        settings: The training's flags.
+        held_out: Share of the texts that it does not see.
+        checkpoint: What it starts from.
+    """
+    tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in texts]
+    rows = len(tokens) * (1 - held_out) * settings["num_train_epochs"]
+    if settings["max_steps"] > 0:
+        rows = settings["max_steps"] * settings["per_device_train_batch_size"]
+    return 6e-9 * _weights_of(checkpoint) * rows * statistics.mean(tokens)
+
+
+@functools.cache
+def _weights_of(checkpoint: str) -> int:
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(resolve_checkpoint(checkpoint))
+    except OSError as error:
+        raise InputError(f"{checkpoint}: no config.json there ({str(error).strip().splitlines()[0]})") from error
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    return config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)

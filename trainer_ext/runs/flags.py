@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
@@ -57,6 +58,8 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     """
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
+    if not args.output_dir:
+        raise InputError("give --output_dir, the folder for what the run leaves")
     check_training(args)
     output_dir = Path(args.output_dir)
     if output_dir.resolve() == Path(model_name_or_path).resolve():
@@ -96,7 +99,7 @@ def check_training(args: TrainingArguments) -> None:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError) as error:
         if isinstance(error, ImportError) or "install" in str(error):
-            raise InputError(f"--optim {args.optim}: {first_line(error)}") from error
+            raise InputError(f"--optim {OptimizerNames(args.optim).value}: {first_line(error)}") from error
 
 
 def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> Path:

@@ -35,7 +35,7 @@ from ..files import (
 )
 from ..precision import Choice
 from ..recipes import PUBLISH_RESTRICTED, flag
-from ..training.divergence import StopIfDiverged
+from ..training.divergence import StopIfDiverged, check_last_step
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
 from .provenance import precision, provenance, recipe_digest, training_arguments
@@ -63,7 +63,10 @@ _NOT_BINDING = {
 # These bind where the weights to keep are chosen on the way.
 _CHOOSING = {"validation_file", "max_eval_samples", "save_steps", "save_strategy"}
 # Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
-_LATER = {"pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto"}
+_LATER = {
+    "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
+    "text_column_delimiter": " ", "trust_remote_code": False,
+}  # fmt: skip
 
 
 @dataclass
@@ -289,7 +292,9 @@ class Run:
         logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
         trainer.add_callback(StopIfDiverged())
         try:
-            return trainer.train(resume_from_checkpoint=resume)
+            trained = trainer.train(resume_from_checkpoint=resume)
+            check_last_step(trainer)
+            return trained
         except BaseException as error:
             release(self.folder)  # a notebook's process lives on
             if isinstance(error, ChildTuningError | ImportError):

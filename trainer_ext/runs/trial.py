@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.predictions import read_predictions
-from .trial_archive import write_probabilities
+from .trial_record import write_probabilities
 
 
 @dataclass
@@ -54,21 +54,6 @@ def one_each_two_folds(overrides: dict[str, Any], folds: int, seed: int, variant
         frozenset(pair): Trial(overrides, (folds, *pair), seed, variant)
         for pair in itertools.combinations(range(folds), 2)
     }
-
-
-@dataclass
-class Probabilities:
-    """What a trial says of the rows it did not train on.
-
-    Attributes:
-        ids: By split, the ids of the rows.
-        values: By split, `(rows, labels)` in float32.
-        label_names: In the order of the columns.
-    """
-
-    ids: dict[str, list[str]]
-    values: dict[str, np.ndarray]
-    label_names: list[str]
 
 
 def last_loss(run: Path) -> float | None:

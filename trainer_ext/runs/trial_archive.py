@@ -6,44 +6,38 @@ trials' records are in the file's metadata. No text is in it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from ..errors import InputError
 from ..escape import probability_column
 from ..files import write_json
+from ..training.saved_model import reading
+from .trial_record import (
+    METADATA,
+    PROBABILITIES,
+    RECORD,
+    Probabilities,
+    check_trial,
+    read_probabilities,
+    write_probabilities,
+)
 
 ARCHIVE = "predictions.parquet"
-RECORD = "trial.json"  # written last: a trial's folder that has it is finished
-PROBABILITIES = "probabilities.safetensors"
-_METADATA = "emodeberta"
 _COLUMNS = ("trial", "variant", "seed", "fold", "split", "row")
 
 
-def write_probabilities(
-    path: Path, ids: dict[str, list[str]], values: dict[str, np.ndarray], label_names: list[str]
-) -> None:
-    """Write a trial's probabilities by split, with row ids and labels in the file's metadata."""
-    described = json.dumps({"ids": ids, "labels": label_names}, ensure_ascii=False)
-    partial = path.with_suffix(".partial")
-    save_file(values, partial, metadata={_METADATA: described})
-    partial.replace(path)
-
-
-def read_probabilities(path: Path) -> tuple[dict[str, list[str]], dict[str, np.ndarray], list[str]]:
-    """Return what [`write_probabilities`] was given: ids, values and label names."""
-    with safe_open(path, framework="numpy") as file:
-        described = json.loads(file.metadata()[_METADATA])
-        values = {split: file.get_tensor(split) for split in described["ids"]}
-    return described["ids"], values, described["labels"]
+def archives_for(output_dir: Path) -> list[Path]:
+    """Return the files of finished trials: that of this folder first, then all that results/ holds."""
+    found = [output_dir / ARCHIVE, *sorted(Path("results").glob(f"*/*/{ARCHIVE}"))]
+    return [path for path in dict.fromkeys(found) if path.is_file()]
 
 
 def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
@@ -68,15 +62,18 @@ def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
         | {probability_column(name): probabilities[:, index] for index, name in enumerate(label_names)}
     )
     described = json.dumps({"labels": label_names, "trials": records}, ensure_ascii=False)
-    partial = path.with_suffix(".partial")
-    pq.write_table(
-        table.replace_schema_metadata({_METADATA: described}),
-        partial,
-        compression="zstd",
-        use_dictionary=[*_COLUMNS],
-        use_byte_stream_split=table.column_names[len(_COLUMNS) :],  # a fifth smaller
-    )
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        pq.write_table(
+            table.replace_schema_metadata({METADATA: described}),
+            partial,
+            compression="zstd",
+            use_dictionary=[*_COLUMNS],
+            use_byte_stream_split=table.column_names[len(_COLUMNS) :],  # a fifth smaller
+        )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class TrialArchive:
@@ -89,34 +86,58 @@ class TrialArchive:
 
     def __init__(self, path: Path):
         self._path = path
-        try:
-            described = json.loads(pq.read_schema(path).metadata[_METADATA.encode()])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: is not an archive of trials ({str(error).splitlines()[0]})") from error
-        self._label_names: list[str] = described["labels"]
-        self._records: dict[str, dict[str, Any]] = described["trials"]
+        with reading(path, "is not an archive of trials"):
+            described = json.loads(pq.read_schema(path).metadata[METADATA.encode()])
+            self._label_names: list[str] = described["labels"]
+            self._records: dict[str, dict[str, Any]] = described["trials"]
+            self.stages = {
+                start: record["settings"]["model_name_or_path"]
+                for record in self._records.values()
+                if (start := record["trial"]["overrides"].get("model_name_or_path"))
+            }
         self._table: pa.Table | None = None
-        self.stages = {
-            start: record["settings"]["model_name_or_path"]
-            for record in self._records.values()
-            if (start := record["trial"]["overrides"].get("model_name_or_path"))
-        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._records
 
     def restore(self, folder: Path) -> None:
-        """Write the trial of the folder's name into the folder, as its training left it."""
+        """Write the trial of the folder's name into the folder, as its training left it.
+
+        Raises:
+            InputError: if the archive is damaged there; the folder is as before.
+        """
+        record = self._records[folder.name]
+        with reading(self._path, f"trial {folder.name} is damaged"):
+            saved = self._read(folder.name)
+        check_trial(folder.name, record, saved, self._path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)  # what it says is not of these
+        write_probabilities(folder / PROBABILITIES, *saved)
+        write_json(folder / RECORD, record)
+
+    def _read(self, name: str) -> Probabilities:
         if self._table is None:
             self._table = pq.read_table(self._path)
-        rows = self._table.filter(pc.equal(self._table["trial"], folder.name))
+        rows = self._table.filter(pc.equal(self._table["trial"], name))
+        if (width := rows.num_columns - len(_COLUMNS)) != len(self._label_names) or not len(rows):
+            raise InputError(f"{self._path}: trial {name} is damaged ({len(rows)} rows of {width} probabilities)")
         splits, row_ids = rows["split"].to_pylist(), rows["row"].to_pylist()
         # By position, since files of before have bare labels for columns.
         probabilities = np.stack([values.to_numpy() for values in rows.columns[len(_COLUMNS) :]], axis=1)
         ids: dict[str, list[str]] = {split: [] for split in splits}
         for split, row_id in zip(splits, row_ids, strict=True):
             ids[split].append(row_id)
-        values = {split: probabilities[[of == split for of in splits]] for split in ids}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_probabilities(folder / PROBABILITIES, ids, values, self._label_names)
-        write_json(folder / RECORD, self._records[folder.name])
+        return Probabilities(
+            ids, {split: probabilities[[of == split for of in splits]] for split in ids}, self._label_names
+        )
+
+
+def open_archives(paths: Sequence[Path], folder: Path) -> list[TrialArchive]:
+    """Open archives for the trials in a folder. Of one that is damaged, say so."""
+    opened = []
+    for path in paths:
+        try:
+            opened.append(TrialArchive(path))
+        except InputError as error:
+            print(f"{error}; its trials are trained again, where they are not in {folder}/", flush=True)
+    return opened

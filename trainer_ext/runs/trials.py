@@ -5,7 +5,8 @@ its result is meant to depend on: the resolved flags, the data, the stage it sta
 data), the version of what a training computes. Machine and library versions, which change a training's rounding and
 random draws but not what it does, are recorded beside it. One that is finished is not trained again, one that was
 killed goes on from its last checkpoint, and none is trained twice at a time: a lock is held by the driver and by the
-training process, whichever lives longer.
+training process, whichever lives longer. One whose files are damaged, or were changed, is made again: from an archive,
+from what its training left, or by another training.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import json
 import os
 import queue
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -28,24 +28,33 @@ import numpy as np
 import torch
 import yaml
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig
 
 from ..data.corpus import Corpus
 from ..data.label_maps import transfer_digest
 from ..errors import InputError
-from ..files import RESULTS, digest, file_digest, handed_on, lock, write_json, write_text
-from ..training.checkpoint_source import resolve_checkpoint
+from ..files import RESULTS, digest, file_digest, handed_on, lock, read_object, write_json, write_text
 from ..training.distillation import OUT_OF_FOLD
+from ..training.saved_model import reading
 from .checkpoints import checkpoint_digest
-from .estimate import machine, matrix_gflops
-from .run import training_settings
-from .trial import Probabilities, Trial, convert_predictions, last_loss
-from .trial_archive import ARCHIVE, PROBABILITIES, RECORD, TrialArchive, read_probabilities, write_archive
+from .estimate import machine, matrix_gflops, measured_rate, training_gflop
+from .run import not_made, training_settings
+from .trial import Trial, convert_predictions, last_loss
+from .trial_archive import open_archives, write_archive
+from .trial_record import (
+    PROBABILITIES,
+    RECORD,
+    check_trial,
+    read_probabilities,
+    read_record,
+    read_trial,
+    trial_name,
+    write_record,
+)
 from .variants import CLASSIFY, Programs, extra_columns, resolve, split_program
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of what a training computes, given flags and data. Raised where tests/test_reference.py finds other losses than those
-# recorded; a change of code that leaves them alone leaves finished trials valid.
+# The version of what a training computes, given flags and data. Raised where tests/model/test_reference.py finds other
+# losses than those recorded. A change of code that leaves them alone leaves finished trials valid.
 COMPUTATION = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "scikit-learn")
 RUN = "run"
@@ -61,12 +70,6 @@ def add_trials_dir(parser: argparse.ArgumentParser) -> None:
         default=default,
         help=f"where trainings are kept (default: {default})",
     )
-
-
-def archives_for(output_dir: Path) -> list[Path]:
-    """Return the files of finished trials: that of this folder first, then all that results/ holds."""
-    found = [output_dir / ARCHIVE, *sorted(Path("results").glob(f"*/*/{ARCHIVE}"))]
-    return [path for path in dict.fromkeys(found) if path.is_file()]
 
 
 class Trials:
@@ -97,14 +100,14 @@ class Trials:
         if self.jobs < 1:
             raise InputError(f"{self.jobs} trainings at a time; want at least 1")
         self._programs = programs
-        self._archives = list(map(TrialArchive, archives))
+        self._archives = open_archives(archives, folder)
         self._corpus = corpus
         self._texts = corpus.splits["train"]["text"][:]
         self._data = self._digest_of(["id", "text", "group", "labels"])
         self._settings: dict[str, dict] = {}
         self._paths: dict[str, Path] = {}
         self._collected: dict[Path, str] = {}
-        self._weights: dict[str, int] = {}
+        self._told: set[str] = set()
         self._transfer: dict[tuple[str, ...], str] = {}
 
     def _digest_of(self, columns: Sequence[str]) -> str:
@@ -177,34 +180,48 @@ class Trials:
         """Return the trial's folder, filled from an archive if one has the trial and the folder does not."""
         key = self._key(trial)
         if key not in self._paths:
-            identity = json.loads(json.dumps(self.identity(trial), sort_keys=True))  # whatever the flags' order
-            self._paths[key] = path = self.folder / digest(identity)
-            holding = [archive for archive in self._archives if path.name in archive]
-            if holding and not (path / RECORD).exists():
-                holding[0].restore(path)
+            self._paths[key] = path = self.folder / trial_name(self.identity(trial))
+            for archive in self._archives:
+                if path.name in archive and not self.finished(trial):
+                    try:
+                        archive.restore(path)
+                    except InputError as error:
+                        self._tell(trial, error)
         return self._paths[key]
 
     def _key(self, trial: Trial) -> str:
         return json.dumps(trial.flags(self.recipe), sort_keys=True, default=str)
 
     def finished(self, trial: Trial) -> bool:
-        return (self.path(trial) / RECORD).exists()
+        """Whether the trial is there, whole and unchanged. Of one that is damaged, say so."""
+        if not (self.path(trial) / RECORD).exists():
+            return False
+        try:
+            read_trial(self.path(trial))
+        except InputError as error:
+            self._tell(trial, error)
+            return False
+        return True
+
+    def _tell(self, trial: Trial, damage: InputError) -> None:
+        if str(damage) not in self._told:
+            self._told.add(str(damage))
+            tqdm.write(f"{damage}; made again ({trial.name})")
 
     def record(self, trial: Trial) -> dict[str, Any]:
         """Of a finished trial: what was run, how long it took, on what."""
-        return json.loads((self.path(trial) / RECORD).read_text(encoding="utf-8"))
-
-    def probabilities(self, trial: Trial) -> Probabilities:
-        """Of a finished trial."""
-        return Probabilities(*read_probabilities(self.path(trial) / PROBABILITIES))
+        return read_record(self.path(trial))
 
     def collect(self, of_folds: Sequence[Trial], ids: Sequence[str], split: str) -> np.ndarray:
         """Probabilities `(rows, labels)` in the order of `ids`, each row's from the trial that held it out."""
         found: dict[str, np.ndarray] = {}
         for trial in of_folds:
-            probabilities = self.probabilities(trial)
+            _, probabilities = read_trial(self.path(trial))
             self._collected[self.path(trial)] = trial.variant
-            found |= dict(zip(probabilities.ids[split], probabilities.values[split], strict=True))
+            found |= dict(zip(probabilities.ids.get(split, []), probabilities.values.get(split, []), strict=True))
+        if lacking := next((row_id for row_id in ids if row_id not in found), None):
+            paths = ", ".join(str(self.path(trial)) for trial in of_folds)
+            raise InputError(f"{paths}: no probabilities of row {lacking!r}; remove them to train them again")
         return np.stack([found[row_id] for row_id in ids])
 
     def write_archive(self, path: Path) -> None:
@@ -223,35 +240,16 @@ class Trials:
         From the trainings in the cache that went through on this machine without a break; if there are none, from the
         rate of a matrix product timed now.
         """
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob(f"*/{RECORD}")]
-        rates = [
-            record["seconds"] / record["gflop"]
-            for record in records
-            if record["machine"] == machine(self.jobs) and not record["resumed"] and record["gflop"]
-        ]
         todo = {self.path(trial): trial for trial in trials if not self.finished(trial)}
         work = sum(self._gflop(trial) for trial in todo.values())
-        if rates:
-            return statistics.median(rates) * work / self.jobs
+        if rate := measured_rate(self.folder, self.jobs):
+            return rate * work / self.jobs
         return work / (0.4 * matrix_gflops() * max(1, min(torch.cuda.device_count(), self.jobs)))
 
     def _gflop(self, trial: Trial) -> float:
-        """About how many billion operations the training's matrix products take: 6 for each weight and token."""
-        settings = self.settings(trial)
-        tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in self._texts]
-        kept = 1 if trial.fold is None else 1 - len(trial.fold[1:]) / trial.fold[0]
-        rows = len(tokens) * kept * settings["num_train_epochs"]
-        if settings["max_steps"] > 0:
-            rows = settings["max_steps"] * settings["per_device_train_batch_size"]
-        name = trial.flags(self.recipe)["model_name_or_path"]
-        if name not in self._weights:
-            try:
-                config, _ = PreTrainedConfig.get_config_dict(resolve_checkpoint(name))
-            except OSError as error:
-                raise InputError(f"{name}: no config.json there ({str(error).strip().splitlines()[0]})") from error
-            width, inner = config["hidden_size"], config["intermediate_size"]
-            self._weights[name] = config["num_hidden_layers"] * (4 * width * width + 2 * width * inner)
-        return 6e-9 * self._weights[name] * rows * statistics.mean(tokens)
+        held_out = 0 if trial.fold is None else len(trial.fold[1:]) / trial.fold[0]
+        checkpoint = trial.flags(self.recipe)["model_name_or_path"]
+        return training_gflop(self.settings(trial), held_out, self._texts, checkpoint)
 
     def train(self, trials: Sequence[Trial], keep_models: bool = False) -> None:
         """Train those that are not finished.
@@ -265,7 +263,7 @@ class Trials:
         waiting = {}
         for trial in trials:
             path = self.path(trial)
-            if not (path / RECORD).exists() or (keep_models and not (path / RUN / RESULTS).exists()):
+            if not self.finished(trial) or (keep_models and not (path / RUN / RESULTS).exists()):
                 waiting[path] = trial
         count = torch.cuda.device_count()
         devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -314,9 +312,17 @@ class Trials:
         path.mkdir(parents=True, exist_ok=True)
         with lock(path / "lock", trial.name) as held:
             run = path / RUN
-            if (path / RECORD).exists() and ((run / RESULTS).exists() or not keep_models):
+            if self.finished(trial) and ((run / RESULTS).exists() or not keep_models):
                 return  # by whoever had the lock
-            if not (run / RESULTS).exists():
+            left = None
+            if (run / RESULTS).exists() and not not_made(run):
+                try:
+                    left = self._convert(path)
+                except InputError as error:
+                    self._tell(trial, error)
+                    (run / RESULTS).unlink()  # first: what a kill leaves of the folder does not pass for a finished run
+                    shutil.rmtree(run)
+            if left is None:
                 resumed = run.exists()
                 program, flags = split_program(trial.flags(self.recipe) | {"output_dir": str(run)})
                 # The precision in the trial's name. Its own process might choose another while others run.
@@ -325,30 +331,42 @@ class Trials:
                 start = time.time()
                 self._run_script(path, program, device, held, running, trial.name)
                 write_json(path / "time.json", {"seconds": round(time.time() - start, 1), "resumed": resumed})
-            # A driver killed right after a training leaves no time; that of the process alone stands in.
-            results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
-            spent = {"seconds": round(results["train_runtime"], 1), "resumed": True}
-            if (path / "time.json").exists():
-                spent = json.loads((path / "time.json").read_text(encoding="utf-8"))
-            convert_predictions(run, path / PROBABILITIES)
-            write_json(
-                path / RECORD,
+                left = self._convert(path)
+            write_record(
+                path,
                 {
                     "trial": asdict(trial),
-                    **spent,
+                    **left,
+                    **read_object(path / "time.json"),
                     "machine": machine(self.jobs),
                     "libraries": {name: version(name).partition("+")[0] for name in LIBRARIES},  # 2.9.0+cpu is 2.9.0
                     "gflop": round(self._gflop(trial), 1),
-                    "last_loss": last_loss(run),
                     **self.identity(trial),
-                    "rows": {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")},
                 },
             )
             if keep_models:
                 shutil.rmtree(run / "checkpoints", ignore_errors=True)
             else:
-                (run / RESULTS).unlink()  # first: what a kill leaves of the folder does not pass for a finished run
+                (run / RESULTS).unlink()  # first, as above
                 shutil.rmtree(run)
+
+    @staticmethod
+    def _convert(path: Path) -> dict[str, Any]:
+        """Take over the predictions of a trial's finished run; return what the record says of it.
+
+        Raises:
+            InputError: if a file of the run is damaged.
+        """
+        run = path / RUN
+        with reading(run, "is damaged"):
+            results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+            # A driver killed right after a training leaves no time; that of the process alone is used instead.
+            left = {"seconds": round(results["train_runtime"], 1), "resumed": True, "last_loss": last_loss(run)}
+            left["rows"] = {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")}
+            (path / RECORD).unlink(missing_ok=True)  # what it says is not of what comes now
+            convert_predictions(run, path / PROBABILITIES)
+            check_trial(path.name, left, read_probabilities(path / PROBABILITIES), run)
+        return left
 
     def _run_script(
         self, path: Path, program: str, device: str | None, held: int, running: set[subprocess.Popen], name: str

@@ -20,8 +20,8 @@ INNER_VALIDATION = 20  # percent of the training writers, where a trial chooses 
 # Flags of the rows: a variant changes how a model learns, not what it is scored on.
 DATA_FLAGS = {
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_split_name",
-    "validation_split_name", "split_column_name", "text_column_name", "label_column_name", "group_column_name",
-    "id_column_name", "label_set",
+    "validation_split_name", "split_column_name", "text_column_name", "text_column_delimiter", "label_column_name",
+    "group_column_name", "id_column_name", "label_set",
 }  # fmt: skip
 # Flags that belong to the script that starts many trainings.
 DRIVER_FLAGS = {

@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..evaluation.decisions import decide
 from ..evaluation.metrics import EmotionMetric
 from ..evaluation.predictions import evaluated, interval, prefix_of
-from .score_folder import Scores
 from .scorer import load_pipeline, read_classifier_config, score
+from .scores import Scores
 from .text_stream import Row
 
 

@@ -4,57 +4,54 @@ Which shard a row belongs to follows from its number alone, so that any number o
 one folder, or into several that are merged, and go on after any of them was killed.
 """
 
-import json
+import logging
 import math
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-
 from ..errors import InputError
-from ..escape import probability_column
-from ..files import check_free, claim, digest, file_digest, read_object, release, write_json
+from ..files import check_free, claim, digest, file_digest, file_state, read_object, release, write_json
+from ..recipe_file import Schema, check_recipe
+from .scores import Scores, table_of, write_table
 from .text_stream import Row, TextSource
 
-FORMATS = ("parquet", "csv", "jsonl")
+logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _RECORDS = ".shards"  # a shard whose record is there is finished
 _LOCKS = ".locks"  # a folder for each share of the shards, which the process that writes it claims
 
 
-@dataclass
-class Scores:
-    """What a model says of rows.
+class _Model(Schema, extra="ignore"):
+    name: str
+    version: str
 
-    Attributes:
-        probabilities: `(rows, labels)`, float32; of rows with an error NaN.
-        several: Whether a row may have several labels, those with a probability above one half.
-        truncated: `(rows,)`, whether the text was longer than the model reads.
-        disagreement: `(rows,)`, of an ensemble: share of the members with another label; else `None`.
-    """
 
-    probabilities: np.ndarray
-    several: bool
-    truncated: np.ndarray
-    disagreement: np.ndarray | None
+class _Manifest(Schema, extra="ignore"):
+    """What is read of a manifest."""
 
-    def labels(self, names: list[str]) -> list[Any]:
-        """The label of each row, or the list of its labels; `None` for a row with an error."""
-        if self.several:
-            return [
-                None if np.isnan(row).any() else [name for name, value in zip(names, row, strict=True) if value > 0.5]
-                for row in self.probabilities
-            ]
-        best = np.nan_to_num(self.probabilities, nan=-1.0).argmax(axis=1)
-        errors = np.isnan(self.probabilities).any(axis=1)
-        return [None if error else names[label] for label, error in zip(best.tolist(), errors.tolist(), strict=True)]
+    model: _Model
+    settings: dict[str, Any]
+    input: list[dict[str, Any]]
+    complete: bool
+
+
+class _Shard(Schema, extra="ignore"):
+    """What is read of a shard's record. Those from before have no `digest`, which is of all the rest."""
+
+    file: str
+    first_row: int
+    rows: int
+    errors: int
+    first_error: str | None
+    truncated: int
+    label_counts: dict[str, int]
+    sha256: str
+    files: int
+    fingerprint: str
 
 
 class ScoreFolder:
@@ -78,6 +75,7 @@ class ScoreFolder:
         self.rows_per_shard, self.format = settings["rows_per_shard"], settings["format"]
         self._about = {"model": model, "labels": labels, "settings": settings, "input": source.files} | about
         self._claimed = False
+        self._whole: dict[int, tuple[int, ...]] = {}  # by number, the state of the shards that were found whole
         self._check()
         try:
             (folder / _RECORDS).mkdir(parents=True, exist_ok=True)
@@ -91,22 +89,29 @@ class ScoreFolder:
             if self.folder.exists() and not self.folder.is_dir():
                 raise InputError(f"{self.folder}: is a file; want a folder for the scores")
             used = any(each.is_file() and not each.name.startswith(".") for each in self.folder.rglob("*"))
-            if used and self.manifest() is None:  # not by a process that started at the same time
-                raise InputError(f"{self.folder}: is in use (not empty, and no scores of this script); give another")
-            if not used:
-                return
+            if not self.finished():
+                if used and self.manifest() is None:  # not by a process that started at the same time
+                    raise InputError(
+                        f"{self.folder}: is in use (not empty, and no scores of this script); give another"
+                    )
+                if not used:
+                    return
             before = self.manifest()
-        if not before["input"]:
-            raise InputError(
-                f"{self.folder}: holds scores of standard input, which cannot be gone on with; give another folder"
-            )
-        now = self._about
-        changed = [f"model ({before['model']['name']})"] * (before["model"]["version"] != now["model"]["version"])
-        changed += [
-            f"--{key} ({value})" for key, value in before["settings"].items() if now["settings"].get(key) != value
-        ]
-        for record in map(self._record, self.finished()):
+        now, changed = self._about, []
+        if before is not None:
+            if not before["input"]:
+                raise InputError(
+                    f"{self.folder}: holds scores of standard input, which cannot be gone on with; give another folder"
+                )
+            changed += [f"model ({before['model']['name']})"] * (before["model"]["version"] != now["model"]["version"])
+            names = dict.fromkeys([*before["settings"], *now["settings"]])
+            values = {name: [about["settings"].get(name) for about in (before, now)] for name in names}
+            changed += [f"--{name} ({was or 'not given'})" for name, (was, given) in values.items() if was != given]
+        for record in filter(None, map(self._record, self.finished())):
             if not changed and not self._is_ours(record):
+                if before is None:
+                    changed.append("model, input or settings (there is no manifest.json to tell which)")
+                    continue
                 read = before["input"][: record["files"]]
                 names = [str(was.get("file", was.get("dataset"))) for was in read if was not in self.source.files]
                 changed.append(f"input ({names[0] if names else self.source.name})")
@@ -137,6 +142,9 @@ class ScoreFolder:
             os.link(partial, self.folder / MANIFEST)
         except FileExistsError:
             self._check()
+            before = self.manifest()
+            if before is None or before["complete"]:  # damaged, or no longer
+                write_json(self.folder / MANIFEST, self._about | {"complete": False})
         finally:
             partial.unlink(missing_ok=True)
         self._claimed = True
@@ -145,12 +153,44 @@ class ScoreFolder:
         """Take back the shards that hold rows of this file or later ones, which cannot be read to its end: what is
         read of it once it is mended may be something else."""
         for number in self.finished():
-            if self._record(number)["files"] > file:
-                (self.folder / _RECORDS / f"{number:06}.json").unlink(missing_ok=True)
+            record = self._record(number)
+            if record is None or record["files"] > file:
+                self._take_back(number)
+
+    def _take_back(self, number: int) -> None:
+        self._record_path(number).unlink(missing_ok=True)  # first: what has no record is not there
+        self._shard_path(number).unlink(missing_ok=True)
 
     def finished(self) -> list[int]:
-        """Numbers of the shards that are there."""
-        return sorted(int(path.stem) for path in (self.folder / _RECORDS).glob("*.json"))
+        """Numbers of the shards that are there, be they whole or not."""
+        names = (path.name for path in (self.folder / _RECORDS).glob("*.json"))
+        return sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d{6,}\.json", name, re.ASCII))
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a finished shard and its record are as they were left."""
+        record, path = self._record(number), self._shard_path(number)
+        try:
+            if record is None or (record["file"], record["first_row"]) != (path.name, number * self.rows_per_shard):
+                return False
+            state = file_state(path)
+            if self._whole.get(number) != state:
+                if file_digest(path) != record["sha256"]:
+                    return False
+                self._whole[number] = state
+        except OSError:
+            return False
+        return True
+
+    def _keeps(self, number: int) -> bool:
+        """Whether a shard need not be scored. One that is damaged is taken back, and that is said."""
+        if not self._record_path(number).exists():
+            return False
+        if self._is_whole(number):
+            return True
+        logger.warning(f"{self._shard_path(number)}: is missing or was changed; scored again")
+        self._claim()
+        self._take_back(number)
+        return False
 
     def shards(self, share: int, shares: int) -> Iterator[tuple[int, list[Row]]]:
         """Number and rows of every shard of the source. A shard that is finished has no rows, nor has one whose number
@@ -160,10 +200,12 @@ class ScoreFolder:
             InputError: if another process is writing some of these shards.
         """
         share_folder = self._claim_share(share, shares)
-        finished, number, rows, count = set(self.finished()), 0, [], 0
+        number, rows, count, wanted = 0, [], 0, False
         try:
             for row in self.source:
-                if number % shares == share and number not in finished:
+                if not count:
+                    wanted = number % shares == share and not self._keeps(number)
+                if wanted:
                     rows.append(row)
                 count += 1
                 if count == self.rows_per_shard:
@@ -190,33 +232,19 @@ class ScoreFolder:
 
         Raises:
             OSError: if the disk is full, or the like; what was there stays.
+            UnreadableFile: if the file that its rows are from has changed.
         """
-        labels = scores.labels(self.labels)
-        first = number * self.rows_per_shard
-        columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
-        if self.source.id_column:
-            columns["id"] = pa.array([row.id for row in rows], pa.string())
-        listed = scores.several and self.format != "csv"
-        columns["label"] = (
-            pa.array(labels, pa.list_(pa.string()))
-            if listed
-            else pa.array([",".join(label) if isinstance(label, list) else label for label in labels], pa.string())
-        )
-        missing = np.isnan(scores.probabilities).any(axis=1)
-        for name, values in zip(self.labels, scores.probabilities.T, strict=True):
-            columns[probability_column(name)] = pa.array(values, pa.float32(), mask=missing)
-        if scores.disagreement is not None:
-            columns["disagreement"] = pa.array(scores.disagreement, pa.float32(), mask=missing)
-        columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)
-        columns["error"] = pa.array([row.error for row in rows], pa.string())
-
+        self.source.check_unchanged(rows[-1].file)
+        labels, first = scores.labels(self.labels), number * self.rows_per_shard
+        table = table_of(rows, scores, self.labels, first, bool(self.source.id_column), self.format)
         self._claim()
-        path = self.folder / f"scores-{number:06}.{self.format}"
+        path = self._shard_path(number)
         partial = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
-            _write_table(pa.table(columns), partial, self.format)
+            write_table(table, partial, self.format)
             checksum = file_digest(partial)
             partial.replace(path)
+            state = file_state(path)
         finally:
             partial.unlink(missing_ok=True)
         counts = dict.fromkeys(self.labels, 0)
@@ -237,17 +265,36 @@ class ScoreFolder:
             "files": files,
             "fingerprint": self._fingerprint(files),
         }
-        write_json(self.folder / _RECORDS / f"{number:06}.json", record)
+        write_json(self._record_path(number), record | {"digest": _digest(record)})
+        self._whole[number] = state
         for left in self.folder.glob(f".{path.name}.*"):  # by a process that was killed
             left.unlink(missing_ok=True)
 
     def close(self, shards: int) -> dict | None:
-        """The manifest, if all of so many shards are there; else `None`, for others are still at it."""
+        """The manifest, if all of so many shards are there; else `None`, for others are still at it.
+
+        Raises:
+            InputError: if one of them is missing or was changed since it was scored, or is of something else.
+        """
         if self.finished() != list(range(shards)):
             return None
         records = [self._record(number) for number in range(shards)]
-        if strange := [record["file"] for record in records if not self._is_ours(record)]:
+        if strange := [record["file"] for record in records if record is not None and not self._is_ours(record)]:
             raise InputError(f"{self.folder}: {strange[0]} is of another model, input or settings than the rest")
+        if damaged := [number for number in range(shards) if not self._is_whole(number)]:
+            self._claim()
+            for number in damaged:
+                self._take_back(number)
+            raise InputError(
+                f"{self._shard_path(damaged[0])}: is missing or was changed since it was scored"
+                + (f", as were {len(damaged) - 1} more" if len(damaged) > 1 else "")
+                + "; start again in the same way (the part it belongs to) to score it again"
+            )
+        names = {record["file"] for record in records}
+        for path in self.folder.glob(f"scores-*.{self.format}"):
+            if re.fullmatch(r"scores-\d{6,}", path.stem, re.ASCII) and path.name not in names:
+                logger.warning(f"{path}: belongs to no shard of this input; removed")
+                path.unlink()
         first_error = next((record["first_error"] for record in records if record["first_error"]), None)
         total = {key: sum(record[key] for record in records) for key in ("rows", "errors", "truncated")}
         counts = {name: sum(record["label_counts"][name] for record in records) for name in self.labels}
@@ -265,23 +312,33 @@ class ScoreFolder:
     @staticmethod
     def begun(folder: Path) -> dict:
         """Return the manifest of the scores in a folder, empty if there is none to read."""
-        return read_object(folder / MANIFEST)
+        content = read_object(folder / MANIFEST)
+        try:
+            check_recipe(content, _Manifest, folder)
+        except InputError:
+            return {}
+        return content
 
     def manifest(self) -> dict | None:
-        """As it is in the folder."""
-        path = self.folder / MANIFEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """As it is in the folder; `None` if there is none, or none that can be read."""
+        return self.begun(self.folder) or None
 
-    def _record(self, number: int) -> dict:
-        return json.loads((self.folder / _RECORDS / f"{number:06}.json").read_text(encoding="utf-8"))
+    def _record_path(self, number: int) -> Path:
+        return self.folder / _RECORDS / f"{number:06}.json"
+
+    def _shard_path(self, number: int) -> Path:
+        return self.folder / f"scores-{number:06}.{self.format}"
+
+    def _record(self, number: int) -> dict | None:
+        """The record of a shard; `None` if there is none, or it was damaged or changed."""
+        record = read_object(self._record_path(number))
+        try:
+            check_recipe(record, _Shard, self._record_path(number))
+        except InputError:
+            return None
+        return record if record.get("digest", _digest(record)) == _digest(record) else None
 
 
-def _write_table(table: pa.Table, path: Path, kind: str) -> None:
-    if kind == "parquet":
-        pyarrow.parquet.write_table(table, path, compression="zstd")
-    elif kind == "csv":
-        pyarrow.csv.write_csv(table, path)
-    else:
-        with open(path, "w", encoding="utf-8") as file:
-            for row in table.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _digest(record: dict) -> str:
+    """Of a shard's record, but for its fingerprint, which is compared with what it should be."""
+    return digest({key: value for key, value in record.items() if key not in ("digest", "fingerprint")})

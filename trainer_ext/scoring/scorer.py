@@ -19,7 +19,7 @@ from texts_emodeberta import truncated
 
 from ..errors import InputError
 from ..training.saved_model import check_config, load_whole, reading
-from .score_folder import Scores
+from .scores import Scores
 from .text_stream import Row
 
 _CLASSIFIERS = {

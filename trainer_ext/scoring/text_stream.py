@@ -6,7 +6,7 @@ A row that cannot be read is a row all the same: it has an error instead of a te
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi
 
 from ..data.delimited import Record, UnreadableTable, broken
-from ..data.rows import COMPRESSIONS, FORMATS, cells, format_of, read_rows, readable, text_lines
-from ..data.tables import no_column
+from ..data.rows import COMPRESSIONS, FORMATS, cells, format_of, read_rows, readable, text_lines, text_of
+from ..data.tables import no_column, text_columns
 from ..errors import InputError, first_line
+from ..files import file_state
 
 logger = logging.getLogger(__name__)
 READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard's texts are in memory at once
@@ -58,8 +59,9 @@ class TextSource:
         files: Of each file that the rows come from, in order: name, bytes and SHA-256; of the Hub, a dataset's
             revision. None for standard input.
         rows: How many there are about, if it can be told without reading them as rows.
-        text_column, id_column: Of what has columns.
+        text_column, id_column: Of what has columns; `text_column` may name several, separated by commas.
         quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        text_delimiter: What joins the texts of several columns.
     """
 
     name: str
@@ -68,14 +70,16 @@ class TextSource:
     text_column: str
     id_column: str | None
     quoting: str = "auto"
+    text_delimiter: str = " "
     _paths: list[Path] = field(default_factory=list, repr=False)
+    _as_described: list[tuple[int, ...]] = field(default_factory=list, repr=False)  # by file, its `file_state`
     _dataset: IterableDataset | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Row]:
         """Every row.
 
         Raises:
-            UnreadableFile: if a file cannot be read any further, or lacks a column.
+            UnreadableFile: if a file cannot be read any further, or lacks a column, or changed since it was described.
         """
         if self._dataset is not None:
             try:
@@ -86,14 +90,38 @@ class TextSource:
                 raise InputError(f"{self.name}: cannot be read any further ({first_line(error)})") from error
         elif not self._paths:
             with open(0, "rb", closefd=False) as file:
-                yield from (self._row(record, "text", self.name, 0) for record in text_lines(file))
+                yield from (self._row(record, ["text"], self.name, 0) for record in text_lines(file))
         for number, path in enumerate(self._paths):
             try:
                 yield from self._file_rows(path, number)
             except UnreadableTable as error:
+                self.check_unchanged(number)  # which is then the reason
                 raise UnreadableFile(f"{readable(path)}: {error}", number) from error
             except InputError as error:
                 raise UnreadableFile(str(error), number) from error
+            self.check_unchanged(number)
+
+    def check_unchanged(self, number: int) -> None:
+        """Check that a file is still what `files` says: by size and times, and if they differ by its SHA-256.
+
+        Raises:
+            UnreadableFile: if it is not, and what was read of it may be of both.
+        """
+        if number >= len(self._paths):
+            return  # standard input, or a revision of a dataset
+        path = self._paths[number]
+        try:
+            if file_state(path) == self._as_described[number]:
+                return
+            record, _, state = _describe(path, self.files[number]["file"])
+        except (OSError, pyarrow.ArrowException, InputError):
+            record, state = None, ()
+        if record != self.files[number]:
+            raise UnreadableFile(
+                f"{readable(path)}: changed while it was read; start again in the same way when nobody writes to it",
+                number,
+            )
+        self._as_described[number] = state
 
     def check(self) -> None:
         """Read the first row of each file.
@@ -108,36 +136,35 @@ class TextSource:
                 raise UnreadableFile(f"{readable(path)}: {error}", number) from error
 
     def _file_rows(self, path: Path, number: int) -> Iterator[Row]:
-        name = readable(path.name)
-        if format_of(path) == ".txt":
-            records, column = read_rows(path), "text"
-        else:
-            check, columns = lambda names: self._check_columns(names, name), list(dict.fromkeys(self._columns))
-            records, column = read_rows(path, quoting=self.quoting, columns=columns, check=check), self.text_column
-        for record in records:
-            yield self._row(record, column, name, number)
+        name, columns = readable(path.name), ["text"]
+
+        def choose(names: list[str]) -> list[str]:
+            columns[:] = self._text_columns(names, name)
+            return self._with_id(columns)
+
+        lines = format_of(path) == ".txt"
+        for record in read_rows(path) if lines else read_rows(path, quoting=self.quoting, check=choose):
+            yield self._row(record, columns, name, number)
 
     def _dataset_rows(self, dataset: IterableDataset, name: str) -> Iterator[Row]:
-        count = 0
-        for batch in dataset.withformat_of("arrow").iter(batch_size=1024):
-            if not count:
-                self._check_columns(batch.column_names, name)
-            for values, problem in cells(batch.select(list(dict.fromkeys(self._columns)))):
+        count, columns = 0, []
+        for batch in dataset.with_format("arrow").iter(batch_size=1024):
+            columns = columns or self._text_columns(batch.column_names, name)
+            for values, problem in cells(batch.select(self._with_id(columns))):
                 count += 1
-                yield self._row(Record(count, f"row {count}", values, problem), self.text_column, name, 0)
+                yield self._row(Record(count, f"row {count}", values, problem), columns, name, 0)
 
-    @property
-    def _columns(self) -> list[str]:
-        return [self.text_column, *([self.id_column] if self.id_column else [])]
+    def _text_columns(self, present: list[str], name: str) -> list[str]:
+        if self.id_column and self.id_column not in present:
+            raise no_column(name, self.id_column, present)
+        return text_columns(name, self.text_column, present)
 
-    def _check_columns(self, present: list[str], name: str) -> None:
-        for column in self._columns:
-            if column not in present:
-                raise no_column(name, column, present)
+    def _with_id(self, columns: list[str]) -> list[str]:
+        return list(dict.fromkeys([*columns, *([self.id_column] if self.id_column else [])]))
 
-    def _row(self, record: Record, column: str, name: str, number: int) -> Row:
+    def _row(self, record: Record, columns: list[str], name: str, number: int) -> Row:
         values, problem = record.values or {}, record.problem
-        text, row_id = values.get(column), values.get(self.id_column)
+        (text, column), row_id = text_of(values, columns, self.text_delimiter), values.get(self.id_column)
         known = None if row_id is None else str(row_id).encode(errors="replace").decode()
         if problem is None:
             if not isinstance(text, str):
@@ -156,6 +183,7 @@ def open_source(
     name: str,
     *,
     text_column: str = "text",
+    text_delimiter: str = " ",
     id_column: str | None = None,
     config_name: str | None = None,
     split: str = "train",
@@ -169,7 +197,8 @@ def open_source(
         name: A file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with a text a line; all but parquet also compressed,
             as .csv.gz), a folder of such files (read in the order of their names), a dataset on the Hub, or `-` for
             standard input, a text a line.
-        text_column, id_column: Columns with the text and with what identifies a row.
+        text_column, text_delimiter: Column with the text, or several, separated by commas, and what joins their texts.
+        id_column: Column with what identifies a row.
         config_name, split: Of a dataset on the Hub.
         quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
@@ -198,16 +227,18 @@ def open_source(
     elif format_of(path) in FORMATS or name[0] in "./~" or name.count("/") > 1:
         raise InputError(f"{readable(path)}: no such file or folder")
     else:
-        return _hub_source(name, text_column, id_column, config_name, split, cache_dir, token)
-    described, rows = [], 0
+        source = _hub_source(name, text_column, id_column, config_name, split, cache_dir, token)
+        return replace(source, text_delimiter=text_delimiter)
+    described, rows, states = [], 0, []
     for each in paths:
         try:
-            record, lines = _describe(each, each.relative_to(path) if path.is_dir() else each.name)
+            record, lines, state = _describe(each, each.relative_to(path) if path.is_dir() else each.name)
         except (OSError, pyarrow.ArrowException) as error:
             raise InputError(f"{readable(each)}: cannot be read ({first_line(error)})") from error
         described.append(record)
+        states.append(state)
         rows = None if rows is None or lines is None else rows + lines
-    source = TextSource(readable(name), described, rows, text_column, id_column, quoting, paths)
+    source = TextSource(readable(name), described, rows, text_column, id_column, quoting, text_delimiter, paths, states)
     source.check()
     return source
 
@@ -228,19 +259,27 @@ def _hub_source(
     return TextSource(name, files, rows, text_column, id_column, _dataset=dataset)
 
 
-def _describe(path: Path, name: Path | str) -> tuple[dict[str, Any], int | None]:
-    """A file's record, and about how many rows it has."""
-    kind, digest, lines = format_of(path), hashlib.sha256(), 0
+def _describe(path: Path, name: Path | str) -> tuple[dict[str, Any], int | None, tuple[int, ...]]:
+    """Return a file's record, about how many rows it has, and its state.
+
+    Raises:
+        InputError: if it changes meanwhile.
+    """
+    kind, digest, size, lines = format_of(path), hashlib.sha256(), 0, 0
+    state = file_state(path)
     with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
+            size += len(block)
             lines += block.count(b"\n")
-    record = {"file": readable(name), "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    rows = None
     if kind == ".parquet":
-        return record, pyarrow.parquet.read_metadata(path).num_rows
-    if kind == ".json" or path.suffix.lower() in COMPRESSIONS:
-        return record, None
-    return record, lines - (kind in (".csv", ".tsv"))
+        rows = pyarrow.parquet.read_metadata(path).num_rows
+    elif kind != ".json" and path.suffix.lower() not in COMPRESSIONS:
+        rows = lines - (kind in (".csv", ".tsv"))
+    if file_state(path) != state or size != state[0]:
+        raise InputError(f"{readable(path)}: somebody is writing to it; start when it is whole")
+    return {"file": readable(name), "bytes": size, "sha256": digest.hexdigest()}, rows, state
 
 
 def _hidden(path: Path) -> bool:

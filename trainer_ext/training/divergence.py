@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from ..child_tuning import local_part
 from ..errors import ProcessError
@@ -51,3 +51,16 @@ class StopIfDiverged(TrainerCallback):
             f"the training diverged: {what} not finite ({self._when}); nothing is published; want a lower rate (with "
             "--overwrite_output_dir, where there are checkpoints), or finite weights to start from"
         )
+
+
+@torch.no_grad()
+def check_last_step(trainer: Trainer) -> None:
+    """Read one batch with the trained weights: the last step's loss was that of the weights before it.
+
+    Raises:
+        ProcessError: by [`StopIfDiverged`], if the loss or the logits are not finite.
+    """
+    batch = next(iter(trainer.callback_handler.train_dataloader), None)
+    if batch is not None:
+        trainer.model.eval()
+        trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))

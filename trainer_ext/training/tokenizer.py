@@ -24,8 +24,15 @@ def load_tokenizer(
     revision: str | None = None,
     cache_dir: str | None = None,
     token: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """A checkpoint's tokenizer, which from now on cuts at `max_seq_length` where it is asked to cut.
+    """Return a checkpoint's tokenizer, which from now on cuts at `max_seq_length` where it is asked to cut.
+
+    Args:
+        name: Folder or Hub id.
+        max_seq_length: In tokens.
+        config: Of the model.
+        revision, cache_dir, token, trust_remote_code: As in `from_pretrained`.
 
     Raises:
         InputError: if there is none, or it does not fit the model's configuration.
@@ -37,7 +44,7 @@ def load_tokenizer(
     try:
         with library_quiet():
             tokenizer = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=False, **{k: v for k, v in access.items() if v}
+                path, trust_remote_code=trust_remote_code, **{k: v for k, v in access.items() if v}
             )
     except Exception as error:  # of a damaged file, the library raises nearly anything
         raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
@@ -59,9 +66,10 @@ def load_tokenizer(
     return tokenizer
 
 
-def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> tuple[Dataset, int]:
+def encode(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, processes: int | None = None
+) -> tuple[Dataset, int]:
     """Return the token ids (and labels) of a split's texts, and how many texts were cut at `max_seq_length` tokens."""
-
 
     def begun(texts: list[str]) -> list[str]:
         return [beginning(text, tokenizer, max_seq_length) for text in texts]
@@ -71,18 +79,19 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: in
         lambda batch: tokenizer(begun(batch["text"]), truncation=True, max_length=max_seq_length),
         batched=True,
         remove_columns=[name for name in rows.column_names if name != "labels"],
+        num_proc=processes,
         desc="tokenising",
     )
     return encoded, sum(len(ids) > max_seq_length for ids in whole)
 
 
 def encode_splits(
-    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, processes: int | None = None
 ) -> tuple[dict[str, Dataset], dict[str, int]]:
     """[`encode`] each split of a corpus, and log how many texts are cut. Return both by split."""
     encoded, truncated = {}, {}
     for split, rows in corpus.splits.items():
-        encoded[split], truncated[split] = encode(rows, tokenizer, max_seq_length)
+        encoded[split], truncated[split] = encode(rows, tokenizer, max_seq_length, processes)
         if truncated[split]:
             cut = f"{truncated[split]} of {len(rows)} texts are longer than {max_seq_length} tokens"
             logger.info(f"{split}: {cut} and are cut")

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -41,14 +42,20 @@ class CheckpointArguments:
     )
     cache_dir: str | None = flag(None, "Where downloads from the Hub are kept.")
     token: str | None = flag(None, "Hub token, if not the one of `hf auth login`.")
+    trust_remote_code: bool = flag(False, "Run the code that the checkpoint's tokenizer brings. Read it first.")
 
-    def hub_access(self) -> dict[str, str | None]:
+    def hub_access(self) -> dict[str, Any]:
         """Return how the checkpoint is reached on the Hub, as [`warm_start`] takes it."""
         return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
 
-    def tokenizer_source(self) -> tuple[str, dict[str, str | None]]:
-        """Return the tokenizer's name or path, and how it is reached; the revision is the checkpoint's alone."""
-        access = self.hub_access() | ({"revision": None} if self.tokenizer_name else {})
+    def tokenizer_source(self) -> tuple[str, dict[str, Any]]:
+        """Return the tokenizer's name or path, and how it is reached, as `load_tokenizer` takes it.
+
+        The revision is that of the checkpoint alone.
+        """
+        access = {**self.hub_access(), "trust_remote_code": self.trust_remote_code}
+        if self.tokenizer_name:
+            access["revision"] = None
         return self.tokenizer_name or self.model_name_or_path, access
 
 

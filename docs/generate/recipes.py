@@ -1,0 +1,88 @@
+"""Make the block of recipes/README.md: how long each recipe took, and what score it reached."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from docs.generate.blocks import table
+from docs.generate.results import read
+
+# The recipes whose predictions are submitted files, by the file.
+SUBMITTED = {"predictions_EMO_single.tsv": "wassa2022.yaml", "predictions_EMO.tsv": "wassa2022_full.yaml"}
+
+
+def blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of the block, from the JSON files in a folder like results/."""
+    rows = [*single(folder), *stages(folder), *comparisons(folder)]
+    return {"scores": table(["recipe", "score", "minutes", "measured on"], rows)}
+
+
+def single(folder: Path) -> list[list[str]]:
+    """Return a row for each recipe that trains one model."""
+    quickstart, plain, mlm = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("quickstart.json", "wassa2022-minilm.json", "mlm.json")
+    )
+    run, mean = quickstart["runs"][0], plain["over_runs"]["macro_f1"]["mean"]
+    before, after = mlm["curve"][0]["eval_perplexity"], mlm["figures"]["eval_perplexity"]
+    return [
+        [
+            "`quickstart.yaml`",
+            f"{macro_f1(run['figures'])}, test",
+            f"{run['train_minutes']:.0f}",
+            run["hardware"],
+        ],
+        [
+            "`plain.yaml`",
+            f"{mean:.3f}, dev, mean of {len(plain['runs'])} seeds",
+            span([run["train_minutes"] for run in plain["runs"]]),
+            plain["runs"][0]["hardware"],
+        ],
+        [
+            "`mlm.yaml`",
+            f"perplexity {before:.0f} before, {after:.1f} after",
+            f"{mlm['figures']['train_runtime'] / 60:.0f}",
+            mlm["run"]["hardware"],
+        ],
+    ]
+
+
+def stages(folder: Path) -> list[list[str]]:
+    """Return a row for the stages of the full recipe, from the recipe and the submission that it made."""
+    recipe = yaml.safe_load((folder.parent / "recipes" / "wassa2022_full.yaml").read_text(encoding="utf-8"))
+    files = read(folder, "wassa2022/submission.json")["wassa2022"]["files"]
+    minutes = {"transfer.yaml": recipe["stages"]["transfer from GoEmotions and XED"]["minutes"]}
+    minutes["wassa2022.yaml"] = recipe["stages"]["single model"]["minutes"]
+    minutes["wassa2022_full.yaml"] = sum(stage["minutes"] for stage in recipe["stages"].values())
+    scores = {SUBMITTED[file]: f"{macro_f1(files[file]['validation'])}, dev" for file in SUBMITTED}
+    return [[f"`{name}`", scores.get(name, ""), took, recipe["minutes_on"]] for name, took in minutes.items()]
+
+
+def comparisons(folder: Path) -> list[list[str]]:
+    """Return a row for each comparison and fusion: its best row, and the minutes of one training."""
+    rows = []
+    for name, content in read(folder, "compare/*/comparison.json").items():
+        took = [row["minutes_a_training"] for row in content["variants"] if row["minutes_a_training"] is not None]
+        rows.append([f"`compare/{name}.yaml`", best(content), f"{span(took)} per training", content["machine"]])
+    for name, content in read(folder, "fuse/*/fusion.json").items():
+        rows.append([f"`fuse/{name}.yaml`", best(content), "", ""])
+    return rows
+
+
+def best(content: dict) -> str:
+    """Return the highest macro F1 of a table, with its interval and the row's name, and the folds if not all."""
+    row = max(content["variants"], key=lambda row: row["macro_f1"])
+    low, high = row["interval"]
+    only = f", {len(content['only_folds'])} folds of {content['folds']} only" if "only_folds" in content else ""
+    return f"{row['macro_f1']:.3f} ({low:.3f} to {high:.3f}), {row['name']}{only}"
+
+
+def macro_f1(figures: dict) -> str:
+    """Return macro F1 with its interval."""
+    return f"{figures['macro_f1']:.3f} ({figures['macro_f1_low']:.3f} to {figures['macro_f1_high']:.3f})"
+
+
+def span(minutes: list[float]) -> str:
+    """Return the smallest and the largest number of minutes, or one number where they are the same."""
+    return " to ".join(dict.fromkeys((f"{min(minutes):.0f}", f"{max(minutes):.0f}")))

@@ -1,0 +1,413 @@
+import csv
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import ESSAYS
+
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import (
+    bootstrap_groups,
+    check_trainable,
+    cross_validation_folds,
+    hold_out_folds,
+    limit_rows,
+    split_off_validation,
+)
+from trainer_ext.data.load import load_corpus
+from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.errors import InputError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(name: str, content: str | bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return to_file
+
+
+def read(path: str, **options) -> Corpus:
+    return load_corpus(files={"train": path}, **options)
+
+
+def message_of(*args, **options) -> str:
+    with pytest.raises(InputError) as error:
+        read(*args, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- Formats ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_every_file_type_gives_the_same_corpus(kind, tmp_path, write):
+    rows = [{"text": 'Quotes " and\ttabs, and\nlines', "label": "joy"}, {"text": "NA", "label": "fear"}]
+    rows += [{"text": "Ünïcode \u2028 – all of it", "label": "joy"}]
+    path = tmp_path / f"rows.{kind}"
+    if kind in ("csv", "tsv"):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["text", "label"], delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+    corpus = read(str(path))
+    assert corpus.splits["train"]["text"][:] == [row["text"] for row in rows]
+    assert corpus.label_names == ["fear", "joy"]
+    assert corpus.splits["train"]["labels"][:] == [1, 0, 1]
+
+
+def test_the_projects_own_essays():
+    options = {"split_column": "split", "group_column": "writer", "id_column": "id"}
+    corpus = read(str(ESSAYS), **options)
+    assert corpus.label_names == WASSA_LABELS
+    for split, least in (("train", 60), ("validation", 10), ("test", 20)):
+        assert np.bincount(corpus.classes(split)).min() >= least
+    writers = [set(rows["group"]) for rows in corpus.splits.values()]
+    assert len(set.union(*writers)) == sum(map(len, writers))  # no writer in two splits
+    texts = [text for rows in corpus.splits.values() for text in rows["text"]]
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_hub_dataset_with_named_labels(tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["sad", "glad"])})
+    split = Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    for name, rows in (("train", split), ("heldout", split)):
+        rows.to_parquet(tmp_path / "hub" / "data" / f"{name}-00000-of-00001.parquet")
+    corpus = load_corpus(dataset_name=str(tmp_path / "hub"), split_names={"validation": "heldout"})
+    assert corpus.label_names == ["sad", "glad"]
+    assert corpus.splits["validation"]["labels"][:] == [1, 0]
+
+
+def test_a_hub_dataset_with_lists_of_named_labels(tmp_path):
+    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["a", "b", "c"]))})
+    split = Dataset.from_dict({"text": ["x", "y", "z"], "labels": [[0, 2], [], [1]]}, features=features)
+    split.to_parquet(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet")
+    corpus = load_corpus(dataset_name=str(tmp_path / "hub"), label_column="labels")
+    assert corpus.problem_type == "multi_label_classification"
+    assert corpus.splits["train"]["labels"][:] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+# ---- Labels -------------------------------------------------------------------------------------------------------
+
+
+def test_the_label_set_spans_all_splits(write):
+    files = {
+        "train": write("a.csv", "text,label\nx,joy\ny,fear\n"),
+        "validation": write("b.csv", "text,label\nz,anger\n"),
+    }
+    corpus = load_corpus(files=files)
+    assert corpus.label_names == ["anger", "fear", "joy"]
+    assert corpus.splits["validation"]["labels"][:] == [0]
+
+
+def test_integers_sort_as_numbers_and_index_given_names(write):
+    path = write("a.csv", "text,label\nx,10\ny,2\nz,2\n")
+    assert read(path).label_names == ["2", "10"]
+    path = write("b.csv", "text,label\nx,1\ny,0\n")
+    assert read(path, label_names=["no", "yes"]).splits["train"]["labels"][:] == [1, 0]
+
+
+def test_one_hot_columns_are_classes(write):
+    corpus = read(write("a.csv", "text,joy,fear\nx,1,0\ny,0,1\n"), label_column="joy,fear")
+    assert (corpus.label_names, corpus.problem_type) == (["joy", "fear"], "single_label_classification")
+    assert corpus.splits["train"]["labels"][:] == [0, 1]
+
+
+def test_columns_that_add_up_to_one_are_a_distribution(write):
+    corpus = read(write("a.csv", "text,joy,fear\nx,0.25,0.75\ny,0.9,0.1\n"), label_column="joy,fear")
+    assert corpus.problem_type == "single_label_classification"
+    assert corpus.splits["train"]["labels"][:] == [[0.25, 0.75], [0.9, 0.1]]
+    assert corpus.classes("train").tolist() == [1, 0]
+
+
+def test_other_zeros_and_ones_are_several_classes(write):
+    corpus = read(write("a.csv", "text,joy,fear\nx,1,1\ny,0,0\n"), label_column="joy,fear")
+    assert corpus.problem_type == "multi_label_classification"
+    assert corpus.classes("train").tolist() == [[1, 1], [0, 0]]
+
+
+def test_lists_of_names_are_several_classes_and_lists_of_numbers_a_distribution(write):
+    rows = '{"text": "x", "label": ["joy", "fear"]}\n{"text": "y", "label": []}\n'
+    corpus = read(write("a.jsonl", rows))
+    assert corpus.problem_type == "multi_label_classification"
+    assert corpus.splits["train"]["labels"][:] == [[1, 1], [0, 0]]
+    rows = '{"text": "x", "label": [0.5, 0.5]}\n{"text": "y", "label": [1, 0]}\n'
+    corpus = read(write("b.jsonl", rows), label_names=["joy", "fear"])
+    assert corpus.splits["train"]["labels"][:] == [[0.5, 0.5], [1, 0]]
+
+
+def test_an_unlabelled_test_split_stays_unlabelled(write):
+    train = write("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": "y", "label": "fear"}\n')
+    for content in ('{"text": "z"}', '{"text": "z", "label": ""}', '{"text": "z", "label": -1}'):
+        corpus = load_corpus(files={"train": train, "test": write("t.jsonl", content)})
+        assert corpus.splits["test"].column_names == ["id", "text"]
+
+
+# ---- What is wrong, where, and what would be right ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "says"),
+    [
+        ("a.csv", "text,emotion\nx,joy\n", {}, "a.csv: no column 'label'; it has text, emotion"),
+        ("a.csv", "texts,label\nx,joy\n", {}, "did you mean 'texts'?"),
+        ("a.csv", "text,label\nx,joy\n,fear\n", {}, "a.csv, row 3: text is empty"),
+        ("a.csv", "text,label\nx,joy\n  ,fear\n", {}, "a.csv, row 3: text is empty"),
+        ("a.csv", "text,label\nx,joy\ny\n", {}, "a.csv, row 3: 1 fields; want 2"),
+        ("a.csv", "text,label\nx,joy\n,\ny,fear\n", {}, "a.csv, row 3: text is empty"),
+        ("a.tsv", "text\tlabel\nx\tjoy\ta\n", {}, "a.tsv, row 2: 3 fields; want 2"),
+        ("a.csv", 'text,label\n"x,joy\n', {"quoting": "minimal"}, "a.csv, row 2: a quote is opened and not closed"),
+        ("a.csv", "text,label\n", {}, "a.csv: no rows"),
+        ("a.csv", "", {}, "a.csv: empty"),
+        ("a.csv", b"text,label\nx,joy\ncaf\xe9,joy\n", {}, "a.csv, row 3: not UTF-8 (byte 0xe9)"),
+        ("a.csv", "text,text\nx,joy\n", {}, "the header names 'text' twice"),
+        ("a.csv", "text,label\nx,\n", {}, "a.csv, row 2: no label"),
+        (
+            "a.csv",
+            "text,label\nx,joi\n",
+            {"label_names": ["joy", "fear"]},
+            "a.csv, row 2: label 'joi' is not one of joy",
+        ),
+        ("a.csv", "text,label\nx,2\n", {"label_names": ["joy", "fear"]}, "row 2: label is 2; want 0 to 1 (joy, fear)"),
+        (
+            "a.csv",
+            "text,joy,fear\nx,1,0\ny,0.4,0.4\n",
+            {"label_column": "joy,fear"},
+            "row 3: the label's numbers add up",
+        ),
+        ("a.csv", "text,joy,fear\nx,1,much\n", {"label_column": "joy,fear"}, "row 2: label is 'much'; want a number"),
+        ("a.csv", "text,label,w\nx,joy,7\ny,joy,\n", {"group_column": "w"}, "row 3: no w; want the writer"),
+        ("a.csv", "text,label,id\nx,joy,7\ny,joy,7\n", {"id_column": "id"}, "row 3: id '7' stands in row 2 too"),
+        ("a.csv", "text,label,split\nx,joy,trian\n", {"split_column": "split"}, "row 2: split is 'trian'; want train"),
+        ("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": \n', {}, "a.jsonl, row 2: not JSON"),
+        ("a.jsonl", '{"text": "x", "label": "joy"}\n[1]\n', {}, "a.jsonl, row 2: a list"),
+        ("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": null, "label": "joy"}\n', {}, "row 2: text is None"),
+        ("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": "y", "label": ["joy"]}\n', {}, "row 2: label is ['joy']"),
+        ("a.jsonl", '{"text": "x", "label": true}\n', {}, "row 1: label is True; want a name or an integer"),
+        ("a.jsonl", '{"text": "x", "label": {"a": 1}}\n', {}, "row 1: label is {'a': 1}; want a name"),
+        ("a.csv", 'text,label\nx,"  "\n', {}, "row 2: no label"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "a", "id": 1}\n{"text": "y", "label": "a"}\n',
+            {"id_column": "id"},
+            "row 2: no id",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "a", "s": "dev"}\n{"text": "y", "label": "a"}\n',
+            {"split_column": "s"},
+            "row 2: s is None",
+        ),
+        ("a.csv", "text,joy,fear\nx,1,0\n", {"label_column": "joy,fear", "label_names": ["a", "b"]}, "names others"),
+        ("a.json", '{"data": [{"text": "x"}]}', {}, "a.json: no column 'text'; it has data"),
+        ("a.json", '{\n"text": "x"}', {}, "a.json: row 1: not JSON"),
+        ("a.json", "7", {}, "a.json: holds a int; want a list"),
+        ("a.parquet", "not parquet", {}, "a.parquet: not a parquet file"),
+        ("a.xlsx", "", {}, "a.xlsx: unknown file type '.xlsx'; want .csv"),
+    ],
+)
+def test_bad_input_is_named_with_file_and_row(write, name, content, options, says):
+    assert says in message_of(write(name, content), **options)
+
+
+def test_files_that_are_not_there():
+    assert "nowhere.csv: no such file" in message_of("nowhere.csv")
+    with pytest.raises(InputError, match="dataset nobody/nothing"):
+        load_corpus(dataset_name="nobody/nothing")
+    with pytest.raises(InputError, match="no data"):
+        load_corpus()
+    with pytest.raises(InputError, match="needs --data_dir"):
+        load_corpus(dataset_name="wassa2022")
+    with pytest.raises(InputError, match="wassa2022 has its own files, text_column"):
+        load_corpus(dataset_name="wassa2022", data_dir="x", files={"test": "mine.tsv"}, text_column="text")
+
+
+def test_one_class_or_no_labels_cannot_be_trained_on(write):
+    with pytest.raises(InputError, match=r"a\.csv: the train split has one class only \(joy\)"):
+        check_trainable(read(write("a.csv", "text,label\nx,joy\ny,joy\n")))
+    files = {"test": write("b.csv", "text,label\nx,joy\ny,fear\n")}
+    with pytest.raises(InputError, match="no train split"):
+        check_trainable(load_corpus(files=files))
+
+
+# ---- WASSA 2022 ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.realdata
+def test_wassa_has_the_published_counts(data_dir):
+    corpus = load_corpus(dataset_name="wassa2022", data_dir=data_dir)
+    assert corpus.label_names == WASSA_LABELS
+    assert np.bincount(corpus.classes("train")).tolist() == [349, 149, 194, 82, 275, 647, 164]
+    assert np.bincount(corpus.classes("validation")).tolist() == [76, 12, 31, 14, 25, 98, 14]
+    assert corpus.splits["test"].column_names == ["id", "text", "group"]
+    assert len(corpus.splits["test"]) == 525
+    assert len(set(corpus.splits["train"]["group"])) == 372
+    assert all(280 <= len(text) <= 800 for rows in corpus.splits.values() for text in rows["text"])
+
+
+def fake_wassa(folder, gold_rows: int):
+    """The shared task's files in form, with texts written for this test."""
+    (folder / "wassa2022").mkdir()
+    header = "message_id\tresponse_id\tessay\temotion\n"
+    rows = "".join(f"m{i}\tr{i // 2}\tThe {i}th gate was shut.\t{WASSA_LABELS[i % 7]}\n" for i in range(8))
+    (folder / "wassa2022" / "messages_train_ready_for_WS.tsv").write_text(header + rows)
+    header = "message_id\tresponse_id\tessay\n"
+    rows = "".join(f"d{i}\tr{i}\tIt was shut {i} times.\n" for i in range(3))
+    for name in ("messages_dev_features_ready_for_WS_2022.tsv", "messages_test_features_ready_for_WS_2022.tsv"):
+        (folder / "wassa2022" / name).write_text(header + rows)
+    gold = "".join(f"1.0\t2.0\t{WASSA_LABELS[i % 7]}\t3\n" for i in range(gold_rows))
+    (folder / "wassa2022" / "goldstandard_dev_2022.tsv").write_text(gold)
+    return str(folder)
+
+
+def test_wassa_dev_labels_join_by_row(tmp_path):
+    corpus = load_corpus(dataset_name="wassa2022", data_dir=fake_wassa(tmp_path, gold_rows=3))
+    assert corpus.classes("validation").tolist() == [0, 1, 2]
+
+
+def test_a_gold_file_of_another_length_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"goldstandard_dev_2022.tsv: 4 rows; want 3, one per row of .*dev_features"):
+        load_corpus(dataset_name="wassa2022", data_dir=fake_wassa(tmp_path, gold_rows=4))
+
+
+# ---- Splitting ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(writers=st.integers(12, 40), seed=st.integers(0, 5), percentage=st.sampled_from([10, 20, 33]))
+def test_a_carved_out_validation_split_shares_no_writer(writers, seed, percentage):
+    rows = [{"id": str(i), "text": "x", "group": f"w{i % writers}", "labels": i % 3} for i in range(writers * 4)]
+    corpus = Corpus({"train": Dataset.from_list(rows)}, ["a", "b", "c"], "single_label_classification", "made")
+    corpus = split_off_validation(corpus, percentage, seed)
+    train, validation = corpus.splits["train"], corpus.splits["validation"]
+    assert len(train) + len(validation) == len(rows)
+    assert not set(train["group"]) & set(validation["group"])
+    assert 0.4 < len(validation) / len(rows) / (percentage / 100) < 2.1
+
+
+@pytest.mark.parametrize("percentage", [10, 20, 50])
+def test_few_rows_of_each_class_are_enough_to_carve_from(percentage):
+    """Fewer than the folds that the percentage stands for: 8 rows of each of three classes."""
+    rows = [{"id": str(i), "text": "x", "labels": i % 3} for i in range(24)]
+    corpus = Corpus({"train": Dataset.from_list(rows)}, ["a", "b", "c"], "single_label_classification", "made")
+    corpus = split_off_validation(corpus, percentage, 0)
+    counts = corpus.class_counts("validation").values()
+    assert all(abs(count - 8 * percentage / 100) < 1 for count in counts)
+    assert min(counts) > 0
+    assert len(corpus.splits["train"]) == 24 - sum(counts)
+
+
+def test_too_few_groups_to_carve_from(write):
+    corpus = read(write("a.csv", "text,label,w\nx,joy,1\ny,fear,2\n"), group_column="w")
+    with pytest.raises(InputError, match="2 groups in train cannot give 20%"):
+        split_off_validation(corpus, 20, seed=0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_folds_keep_groups_whole_and_classes_in_their_shares(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, 8)
+    sizes = rng.integers(1, 7, rng.integers(150, 400))
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    shares = rng.dirichlet(np.full(labels, 3.0))
+    classes = rng.choice(labels, len(groups), p=shares)
+    columns = {"id": [str(i) for i in range(len(groups))], "group": [str(g) for g in groups], "labels": classes}
+    corpus = Corpus(
+        {"train": Dataset.from_dict(columns)}, [str(i) for i in range(labels)], "single_label_classification", "random"
+    )
+    folds = cross_validation_folds(corpus, 5)
+    assert np.array_equal(folds, cross_validation_folds(corpus, 5))
+    for group in set(groups):
+        assert len(set(folds[groups == group])) == 1
+    whole = np.bincount(classes, minlength=labels) / len(classes)
+    for fold in range(5):
+        held_out = classes[folds == fold]
+        assert np.abs(np.bincount(held_out, minlength=labels) / len(held_out) - whole).max() < 0.03
+        assert abs(len(held_out) / len(classes) - 0.2) < 0.03
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=4, max_size=60), st.integers(0, 2**32 - 1))
+def test_a_bootstrap_shares_no_writer_with_the_rows_that_it_leaves_out(writers, seed):
+    columns = {
+        "id": [str(i) for i in range(len(writers))],
+        "group": [str(writer) for writer in writers],
+        "labels": [0] * len(writers),
+    }
+    corpus = Corpus({"train": Dataset.from_dict(columns)}, ["a"], "single_label_classification", "random")
+    corpus = bootstrap_groups(corpus, seed)
+    drawn = corpus.splits["train"]
+    out_of_bag = set(columns["id"]) - set(drawn["id"])
+    assert not {columns["group"][int(row)] for row in out_of_bag} & set(drawn["group"])
+    times = Counter(drawn["id"])
+    by_writer = {
+        writer: {times[row] for row, of in zip(columns["id"], columns["group"], strict=True) if of == writer}
+        for writer in set(columns["group"])
+    }
+    assert all(len(counts) == 1 for counts in by_writer.values())  # a writer's rows come together
+    assert sum(counts.pop() for counts in by_writer.values()) == len(set(writers))
+
+
+def test_a_fold_is_held_out_as_test_and_the_rest_trains():
+    columns = {"id": list("abcdefgh"), "text": list("abcdefgh"), "labels": [0, 1] * 4}
+    corpus = Corpus({"train": Dataset.from_dict(columns)}, ["x", "y"], "single_label_classification", "mine")
+    corpus = corpus.with_splits(validation=corpus.splits["train"])
+    seen = []
+    for fold in range(4):
+        held = hold_out_folds(corpus, 4, [fold])
+        assert set(held.splits) == {"train", "test"}
+        assert sorted(held.splits["train"]["id"][:] + held.splits["test"]["id"][:]) == list("abcdefgh")
+        seen += held.splits["test"]["id"][:]
+    assert sorted(seen) == list("abcdefgh")
+    assert set(corpus.splits) == {"train", "validation"}  # a corpus is a value
+    with pytest.raises(TypeError):
+        corpus.splits["test"] = corpus.splits["train"]
+    two = hold_out_folds(corpus, 4, [3, 1])
+    assert two.splits["test"]["id"][:] == sorted(seen[2:4] + seen[6:8])
+    assert two.splits["train"]["id"][:] == sorted(seen[:2] + seen[4:6])
+    for folds, which in ((4, [4]), (4, [0, 4]), (4, [0, 1, 2, 3]), (9, [0]), (1, [0])):
+        with pytest.raises(InputError):
+            hold_out_folds(corpus, folds, which)
+    with pytest.raises(InputError, match="5 folds, but no class has more than 4 rows in train; want 4 or fewer"):
+        hold_out_folds(corpus, 5, [0])
+
+
+@pytest.mark.realdata
+def test_wassas_folds(data_dir):
+    corpus = load_corpus(dataset_name="wassa2022", data_dir=data_dir, extra_columns=["gender"])
+    folds = cross_validation_folds(corpus, 5)
+    train = corpus.splits["train"]
+    writers, classes = np.array(train["group"]), corpus.classes("train")
+    assert all(len(set(folds[writers == writer])) == 1 for writer in set(writers))
+    whole = np.bincount(classes) / len(classes)
+    for fold in range(5):
+        assert np.abs(np.bincount(classes[folds == fold], minlength=7) / (folds == fold).sum() - whole).max() < 0.03
+    assert len(set(train["column_gender"])) > 1
+    by_article = load_corpus(dataset_name="wassa2022", data_dir=data_dir, group_column="article_id")
+    assert not set(by_article.splits["train"]["group"]) & set(writers)
+
+
+def test_limits_keep_the_first_rows_and_are_at_least_one(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"road {i},{'ab'[i % 2]}\n" for i in range(9)))
+    corpus = load_corpus(files={"train": str(path)}, text_column="text", label_column="label")
+    with pytest.raises(InputError, match="the sample limit of test is 0; want at least 1"):
+        limit_rows(corpus, 4, None, 0)
+    corpus = limit_rows(corpus, 4, 3, None)
+    assert corpus.splits["train"]["text"][:] == [f"road {i}" for i in range(4)]
+    corpus = limit_rows(corpus, 40, None, None)
+    assert len(corpus.splits["train"]) == 4

@@ -1,0 +1,397 @@
+"""The fast attention against the library's own, over every option of DeBERTa-v2/v3."""
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from support import TINY, XXLARGE_STYLE
+from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+import attention_emodeberta
+from attention_emodeberta import bias_buckets, relative_rows
+from configuration_emodeberta import EmoDebertaConfig
+from kernels_emodeberta import Dropout, shifted
+from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
+
+ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "pos_att_type": []}
+PLAIN = {key: value for key, value in TINY.items() if key not in ("position_buckets", "norm_rel_ebd", "share_att_key")}
+OPTIONS = {
+    "v3": TINY,
+    "v2-xxlarge": XXLARGE_STYLE,
+    "buckets shorter than the text": TINY | {"position_buckets": 8, "max_relative_positions": 32},
+    "no buckets, distances beyond the range": PLAIN | {"max_relative_positions": 10},
+    "unshared keys": TINY | {"share_att_key": False},
+    "c2p only": TINY | {"pos_att_type": ["c2p"]},
+    "p2c only": TINY | {"pos_att_type": ["p2c"]},
+    "p2c only, unshared": TINY | {"pos_att_type": ["p2c"], "share_att_key": False},
+    "neither": TINY | {"pos_att_type": []},
+    "no relative attention": TINY | {"relative_attention": False, "position_biased_input": True},
+    "scale of terms that are off": TINY | {"relative_attention": False, "pos_att_type": ["c2p", "p2c"]},
+    "factorised embeddings": TINY | {"embedding_size": 16},
+    "position bias": ABSOLUTE | {"position_bias_buckets": 32},
+    "position bias of few buckets": ABSOLUTE | {"position_bias_buckets": 6, "position_bias_max_distance": 20},
+    "position bias, c2p and p2c": TINY | {"share_att_key": False, "position_bias_buckets": 32},
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+LENGTHS = [1, 2, 7, 41, 300]
+
+
+def both(options: dict, kind=EmoDebertaModel, seed: int = 0, **more):
+    """The same model twice, eager and sdpa, with weights large enough for attention to matter."""
+    models = []
+    for implementation in ("eager", "sdpa"):
+        config = EmoDebertaConfig(**options, **more)
+        config._attn_implementation = implementation
+        torch.manual_seed(seed)
+        model = kind(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if any(part in name for part in ("proj", "rel_embeddings", "position_bias")):
+                    parameter.copy_(
+                        torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 4
+                    )
+        models.append(model)
+    models[1].load_state_dict(models[0].state_dict())
+    return models
+
+
+def padded_batch(length: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(5, 600, (3, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, max(1, length // 2) :] = 0
+    mask[2, max(1, length - 1) :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_default_is_sdpa():
+    assert EmoDebertaModel(EmoDebertaConfig(**TINY)).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 5), (2, 2), (2, 7), (3, 3), (8, 8), (5, 3)])
+def test_shifted_reads_the_right_entries(m, n):
+    scores = torch.randn(2, m, n + m - 1)
+    view = shifted(scores, n)
+    assert view.shape == (2, m, n)
+    assert view.untyped_storage().data_ptr() == scores.untyped_storage().data_ptr()
+    for r in range(m):
+        for c in range(n):
+            assert torch.equal(view[:, r, c], scores[:, r, c - r + m - 1])
+
+
+@pytest.mark.parametrize("length", [1, 5, 130, 512])
+@pytest.mark.parametrize("buckets", [-1, 8, 256])
+def test_reachable_rows_lie_within_the_slice(length, buckets):
+    span = buckets if buckets > 0 else 512
+    rows = relative_rows(length, span, buckets, 512, torch.device("cpu"))
+    reach = min(length, span)
+    assert rows.shape == (2 * length - 1,)
+    assert span - reach <= rows.min()
+    assert rows.max() < span + reach
+
+
+@pytest.mark.parametrize("length", [*range(1, 20), 63, 64, 65, 127, 128, 129, 512])
+def test_buckets_of_the_position_bias_are_mpnets(length):
+    found = bias_buckets(length, 32, 128, torch.device("cpu"))
+    assert torch.equal(found, MPNetEncoder.relative_position_bucket(torch.arange(1 - length, length)))
+
+
+def test_a_model_without_a_position_bias_has_no_parameter_for_it():
+    model = EmoDebertaModel(EmoDebertaConfig(**TINY))
+    assert model.encoder.position_bias is None
+    assert not any("position_bias" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_hidden_states_and_gradients_are_the_librarys(name, length):
+    batch = padded_batch(length)
+    kept = batch["attention_mask"].bool()
+    found = []
+    for model in both(OPTIONS[name] | NO_DROPOUT):
+        with torch.no_grad():
+            inference = model.eval()(**batch, output_hidden_states=True).hidden_states
+        model.train()
+        outputs = model(**batch)
+        weights = torch.randn(outputs.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
+        (outputs.last_hidden_state * weights)[kept].sum().backward()
+        gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+        found.append((inference, outputs.last_hidden_state, outputs.pooler_output, gradients))
+    eager, ours = found
+    for want, state in zip(eager[0], ours[0], strict=True):
+        torch.testing.assert_close(state[kept], want[kept], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours[1][kept], eager[1][kept], atol=1e-5, rtol=0)
+    assert not ours[1][~kept].any(), "states of padding are zeros"
+    torch.testing.assert_close(ours[2], eager[2], atol=1e-5, rtol=0)
+    for key, gradient in eager[3].items():
+        if key in ours[3]:
+            scale = gradient.abs().max().clamp(min=1)
+            assert (ours[3][key] - gradient).abs().max() / scale < 1e-5, key
+        else:  # a projection that nothing reads
+            assert not gradient.any(), key
+
+
+def test_attention_probabilities_come_from_eager_and_it_says_so_once(caplog, monkeypatch):
+    eager, ours = both(TINY)
+    batch = padded_batch(9)
+    monkeypatch.setattr(attention_emodeberta.logger, "propagate", True)
+    attention_emodeberta.logger.warning_once.cache_clear()
+    with torch.no_grad():
+        want, got = (model.eval()(**batch, output_attentions=True) for model in (eager, ours))
+        ours(**batch, output_attentions=True)
+    for a, b in zip(want.attentions, got.attentions, strict=True):
+        assert torch.equal(a, b)
+    assert caplog.text.count("attention probabilities come from") == 1
+
+
+def test_a_text_without_tokens_gives_no_nan():
+    _, ours = both(TINY)
+    batch = padded_batch(6)
+    batch["attention_mask"][0] = 0
+    for train in (True, False):
+        assert ours.train(train)(**batch).last_hidden_state.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["v3", "position bias, c2p and p2c"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_lower_precision_stays_close(dtype, name):
+    eager, ours = both(OPTIONS[name], EmoDebertaForSequenceClassification, num_labels=3)
+    batch = padded_batch(41)
+    with torch.no_grad():
+        want = eager.eval()(**batch).logits
+        got = ours.eval().to(dtype)(**batch).logits
+        also = eager.to(dtype)(**batch).logits
+    for found in (got, also):
+        assert (found - want).abs().max() < 0.05 * want.abs().max().clamp(min=0.1)
+
+
+@pytest.mark.parametrize("implementation", [0, 1], ids=["eager", "sdpa"])
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_gradient_checkpointing_agrees(name, implementation):
+    batch, gradients = padded_batch(20), []
+    for checkpointing in (False, True):
+        model = both(OPTIONS[name] | NO_DROPOUT)[implementation]
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        states = model.train()(**batch).last_hidden_state
+        (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        gradients.append({key: p.grad for key, p in model.encoder.named_parameters() if "layer." not in key})
+    assert gradients[0]
+    torch.testing.assert_close(*gradients)
+
+
+def test_dropout_reaches_the_attention():
+    options = TINY | NO_DROPOUT | {"attention_probs_dropout_prob": 0.5}
+    _, ours = both(options)
+    batch = padded_batch(20)
+    first, second = (ours.train()(**batch).last_hidden_state for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_it_compiles(name):
+    eager, ours = both(OPTIONS[name])
+    compiled = torch.compile(ours.eval(), dynamic=True, fullgraph=True)
+    for length in (9, 17):
+        batch = padded_batch(length)
+        kept = batch["attention_mask"].bool()
+        with torch.no_grad():
+            want = eager.eval()(**batch)[0]
+            torch.testing.assert_close(compiled(**batch)[0][kept], want[kept], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_any_mask_is_exact_and_texts_may_be_empty(name):
+    """Padding before, after and between tokens, texts of one token and of none, in groups of several texts."""
+    eager, ours = both(OPTIONS[name] | NO_DROPOUT)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 600, (40, 100), generator=generator)
+    mask = (torch.rand(40, 100, generator=generator) < 0.7).long()
+    mask[:10, :30] = mask[10:20, 50:] = 0
+    mask[20:30] = torch.eye(100, dtype=torch.long)[5:15]
+    mask[30] = 0
+    mask[31:] = 1
+    kept, gradients = mask.bool(), []
+    for model in (eager, ours):
+        states = model.train()(ids, mask).last_hidden_state
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+        (states * weights)[kept].sum().backward()
+        gradients.append((states, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(gradients[1][0][kept], gradients[0][0][kept], atol=1e-5, rtol=0)
+    for key, want in gradients[0][1].items():
+        assert (gradients[1][1][key] - want).abs().max() < 1e-5 * want.abs().max().clamp(min=1), key
+
+
+@pytest.mark.parametrize("change", ["in place", "new parameter", "load_state_dict", "dtype", "embedding", "bias"])
+def test_kept_projections_follow_the_weights(change):
+    eager, ours = both(OPTIONS["position bias, c2p and p2c"] if change == "bias" else TINY)
+    batch = padded_batch(9)
+    with torch.no_grad():
+        before = ours.eval()(**batch)[0]
+        assert torch.equal(ours(**batch)[0], before)
+        for model in (eager.eval(), ours):
+            attention = model.encoder.layer[1].attention.self
+            if change == "in place":
+                attention.key_proj.weight.mul_(-1)
+            elif change == "new parameter":
+                attention.query_proj.weight = torch.nn.Parameter(attention.query_proj.weight * -1)
+            elif change == "load_state_dict":
+                model.load_state_dict({name: value * 1.3 for name, value in model.state_dict().items()})
+            elif change == "dtype":
+                model.double()
+            elif change == "bias":
+                model.encoder.position_bias.weight.mul_(-1)
+            else:
+                model.encoder.rel_embeddings.weight.mul_(-1)
+        after, want = ours(**batch)[0], eager(**batch)[0]
+        kept = batch["attention_mask"].bool()
+        torch.testing.assert_close(after[kept], want[kept], atol=1e-5, rtol=0)
+        assert not torch.equal(after, before)
+
+
+def test_projections_are_made_once_for_all_batches(monkeypatch):
+    _, ours = both(TINY)
+    made = []
+    attention = attention_emodeberta.EmoDebertaSelfAttention
+    original = attention.project_positions
+    monkeypatch.setattr(attention, "project_positions", lambda self, rows: made.append(1) or original(self, rows))
+    with torch.no_grad():
+        for length in (9, 30, 4):
+            ours.eval()(**padded_batch(length))
+    assert len(made) == 2  # layers
+
+
+def fused_step(optimizer) -> None:
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+UNSEEN = {  # changes of weights that leave no trace in their version, id or address
+    "SGD": lambda weights: fused_step(torch.optim.SGD(weights, lr=0.1, fused=True)),
+    "AdamW": lambda weights: fused_step(torch.optim.AdamW(weights, lr=0.1, fused=True)),
+    "Adagrad": lambda weights: fused_step(torch.optim.Adagrad(weights, lr=0.1, fused=True)),
+    "data": lambda weights: [weight.data.mul_(1.3) for weight in weights],
+    "one bit": lambda weights: [weight.data.view(-1)[:1].mul_(-1) for weight in weights],
+    "numpy": lambda weights: [weight.detach().numpy().__imul__(1.5) for weight in weights],
+    "rows changed places": lambda weights: [weight.data.copy_(weight.data.flip(0)) for weight in weights],
+}
+
+
+@pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", UNSEEN)
+def test_kept_projections_follow_changes_that_leave_no_trace(change, inference):
+    eager, ours = both(TINY)
+    batch = padded_batch(9)
+    with inference():
+        before = ours.eval()(**batch)[0]
+    for model in (eager.eval(), ours):
+        UNSEEN[change](list(model.encoder.parameters()))
+    with inference():
+        after, want = ours(**batch)[0], eager(**batch)[0]
+    kept = batch["attention_mask"].bool()
+    torch.testing.assert_close(after[kept], want[kept], atol=2e-5, rtol=0)
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_weights_may_stay_on_the_cpu_until_they_are_needed(name):
+    for model in both(OPTIONS[name], EmoDebertaForSequenceClassification):
+        batch = padded_batch(9)
+        with torch.no_grad():
+            want = model.eval()(**batch).logits
+            offloaded = cpu_offload(model, execution_device=torch.device("cpu"))
+            assert torch.equal(offloaded(**batch).logits, want)
+
+
+@pytest.mark.parametrize("way", ["jit", "export from 1", "export from 2"])
+@pytest.mark.parametrize("name", ["v3", "v2-xxlarge", "position bias", "no buckets, distances beyond the range"])
+def test_a_recorded_graph_holds_for_every_length(name, way):
+    eager, ours = both(OPTIONS[name])
+    example = tuple(padded_batch(9).values())
+    if way == "jit":
+        graph = torch.jit.trace(ours.eval(), example, strict=False)
+    else:
+        axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=int(way[-1]), max=512)}
+        shapes = {"input_ids": axes, "attention_mask": axes}
+        graph = torch.export.export(ours.eval(), example, dynamic_shapes=shapes).module()
+    for length in (1, 2, 3, 20, 130):
+        batch = padded_batch(length)
+        kept = batch["attention_mask"].bool()
+        with torch.no_grad():
+            found = graph(*batch.values())["last_hidden_state"]
+            torch.testing.assert_close(found[kept], eager.eval()(**batch)[0][kept], atol=1e-5, rtol=0)
+
+
+def test_a_second_derivative_is_eagers_alone():
+    """Under sdpa, one line names the remedy."""
+    for model in both(TINY | NO_DROPOUT):
+        batch = padded_batch(9)
+        embeds = model.embeddings.word_embeddings(batch.pop("input_ids")).detach().requires_grad_()
+        loss = model(inputs_embeds=embeds, **batch).last_hidden_state.pow(3).sum()
+        if model.config._attn_implementation == "eager":
+            (gradient,) = torch.autograd.grad(loss, embeds, create_graph=True)
+            gradient.pow(2).sum().backward()
+            assert embeds.grad.abs().max() > 0
+        else:
+            with pytest.raises(RuntimeError, match="attn_implementation='eager'"):
+                torch.autograd.grad(loss, embeds, create_graph=True)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_mean_and_the_share(p, dtype):
+    states = torch.ones(101, 999, dtype=dtype)
+    dropout = Dropout(p)
+    found = dropout(states)
+    assert found.dtype == dtype
+    assert (found == 0).float().mean().item() == pytest.approx(p, abs=0.006)
+    if p < 1:
+        assert found[found != 0].unique().item() == pytest.approx(1 / (1 - p), rel=1e-2)
+        assert not torch.equal(found, dropout(states)) or p == 0
+    assert torch.equal(dropout.eval()(states), states)
+
+
+@pytest.mark.parametrize("name", ["v3", "no relative attention", "position bias", "position bias, c2p and p2c"])
+def test_the_gradient_under_dropout_is_the_derivative(name):
+    """Directional derivative in float64, the same masks drawn for each evaluation."""
+    options = OPTIONS[name] | {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
+    _, ours = both(options)
+    ours.double().train()
+    batch = padded_batch(41)
+    weights = torch.randn(3, 41, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def loss():
+        torch.manual_seed(5)
+        return (ours(**batch).last_hidden_state * weights).sum()
+
+    loss().backward()
+    for key, parameter in ours.named_parameters():
+        if parameter.grad is None:
+            continue
+        direction = torch.randn_like(parameter)
+        expected = (parameter.grad * direction).sum()
+        with torch.no_grad():
+            parameter.add_(direction, alpha=1e-6)
+            up = loss()
+            parameter.add_(direction, alpha=-2e-6)
+            down = loss()
+            parameter.add_(direction, alpha=1e-6)
+        torch.testing.assert_close((up - down) / 2e-6, expected, rtol=1e-4, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
+def test_autocast_trains_in_bf16_close_to_float32(name):
+    _, ours = both(OPTIONS[name] | NO_DROPOUT)
+    batch, found = padded_batch(41), []
+    for enabled in (False, True):
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            states = ours.train()(**batch).last_hidden_state
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+        (states * weights).sum().backward()
+        found.append({name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
+    for key, want in found[0].items():
+        assert found[1][key].dtype == torch.float32
+        assert (found[1][key] - want).norm() < 0.1 * want.norm().clamp(min=1), key

@@ -1,0 +1,243 @@
+"""A run that is started again: from which checkpoints, with which settings, to the same log and end; and one that
+diverges."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import forked
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import ESSAY_FLAGS, ESSAYS, ROOT, call
+
+import run_classify as script
+import run_mlm
+from baselines import mtl
+from trainer_ext.errors import InputError
+from trainer_ext.runs.checkpoints import checkpoints, checkpoints_of_weights, is_complete
+from trainer_ext.training.resuming import ResumableTrainer
+
+FLAGS = [*ESSAY_FLAGS, "--bf16", "false"]
+FLAGS += ["--max_train_samples", 60, "--max_eval_samples", 10, "--max_predict_samples", 5]
+
+
+@pytest.fixture
+def classify(v3_folder, tmp_path):
+    """Train into a folder of the test's, in this process; return the folder."""
+
+    def run(name: str, *flags: object) -> Path:
+        call(script.main, "--model_name_or_path", v3_folder, *FLAGS, *flags, "--output_dir", tmp_path / name)
+        return tmp_path / name
+
+    return run
+
+
+def killed(finished: Path, keep: int | None = None) -> None:
+    """Leave of a finished run what a kill leaves after its first `keep` checkpoints, or after all."""
+    for path in finished.iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in checkpoints(finished)[keep:] if keep is not None else []:
+        shutil.rmtree(path)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def history(folder: Path) -> list[dict]:
+    """A run's log, without what a clock says."""
+    state = json.loads((checkpoints(folder)[-1] / "trainer_state.json").read_text())
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
+        for entry in state["log_history"]
+    ]
+
+
+# ---- The end, and the log -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("length", [("--max_steps", 10), ("--num_train_epochs", 1.3), ("--num_train_epochs", 1)])
+def test_a_run_killed_after_its_last_step_is_evaluated_and_not_trained(length, classify, tmp_path):
+    """Twice. In its constant rate every step would show."""
+    flags = [*length, "--save_steps", 4, "--lr_scheduler_type", "constant", "--eval_strategy", "epoch"]
+    straight = classify("straight", *flags)
+    last = checkpoints(straight)[-1].name
+    shutil.copytree(straight, tmp_path / "again")
+    for _ in range(2):
+        killed(tmp_path / "again")
+        classify("again", *flags)
+        assert checkpoints(tmp_path / "again")[-1].name == last
+        assert same_weights(straight, tmp_path / "again")
+    figures = [json.loads((folder / "all_results.json").read_text()) for folder in (straight, tmp_path / "again")]
+    assert figures[0].keys() == figures[1].keys()
+    for name, value in figures[0].items():
+        assert name.endswith(("_runtime", "_per_second")) or figures[1][name] == value, name
+    curves = [json.loads((folder / "learning_curve.json").read_text()) for folder in (straight, tmp_path / "again")]
+    assert [entry.get("eval_loss") for entry in curves[0]] == [entry.get("eval_loss") for entry in curves[1]]
+
+
+@pytest.mark.parametrize("save_steps", [3, 4, 5])
+@pytest.mark.parametrize(
+    ("batches", "log"),
+    [
+        (("--tokens_per_batch", 500), ("--logging_steps", 4)),
+        (("--gradient_accumulation_steps", 2), ("--logging_strategy", "epoch")),
+    ],
+)
+def test_a_resumed_run_has_the_log_of_the_uninterrupted_one(batches, save_steps, log, classify, tmp_path):
+    """Checkpoints between two logs, and at an epoch's last step, which is saved before the epoch is evaluated."""
+    flags = ["--num_train_epochs", 2, "--save_steps", save_steps, "--eval_strategy", "epoch", *log, *batches]
+    straight = classify("straight", *flags)
+    shutil.copytree(straight, tmp_path / "resumed")
+    killed(tmp_path / "resumed", keep=1)
+    resumed = classify("resumed", *flags)
+    assert same_weights(straight, resumed)
+    assert history(straight) == history(resumed)
+    figures = [json.loads((folder / "all_results.json").read_text()) for folder in (straight, resumed)]
+    assert figures[0]["train_loss"] == pytest.approx(figures[1]["train_loss"], abs=1e-6)
+
+
+# ---- Which checkpoints, with which settings -----------------------------------------------------------------------
+def test_checkpoints_of_weights_stay_and_the_run_starts_over(v3_folder, tmp_path):
+    flags = ["--model_name_or_path", v3_folder, *FLAGS, "--max_steps", 6, "--save_steps", 2, "--save_only_model"]
+    flags += ["--child_tuning", "D"]
+    run = lambda name: forked.run(ROOT / "run_classify.py", *flags, "--output_dir", tmp_path / name, cwd=tmp_path)  # noqa: E731
+    run("straight")
+    process = forked.Forked(ROOT / "run_classify.py", *flags, "--output_dir", tmp_path / "killed", cwd=tmp_path)
+    while not checkpoints_of_weights(tmp_path / "killed"):
+        assert process.poll() is None, process.stderr
+        time.sleep(0.01)
+    process.kill()
+    left = [path.name for path in checkpoints_of_weights(tmp_path / "killed")]
+    said = run("killed").stderr
+    assert f"{', '.join(left)}: weights alone (--save_only_model), from which no training resumes" in said
+    assert "cut short" not in said
+    assert same_weights(tmp_path / "straight", tmp_path / "killed")
+    for path in checkpoints_of_weights(tmp_path / "killed"):
+        assert (path / "child_network.safetensors").exists()
+        assert not is_complete(path)
+
+
+def test_a_start_that_failed_binds_nothing(classify, tmp_path):
+    flags = ["--max_steps", 4, "--save_steps", 2]
+    with pytest.raises(InputError, match="diverged"):
+        classify("run", *flags, "--learning_rate", "1e30")
+    with pytest.raises(InputError, match=r"(?i)lomo"):
+        classify("run", *flags, "--optim", "lomo", "--child_tuning", "F")
+    classify("run", *flags)
+    killed(tmp_path / "run", keep=1)
+    with pytest.raises(InputError, match="unfinished run with another child_tuning, learning_rate; give the same"):
+        classify("run", *flags, "--learning_rate", "1e-4", "--child_tuning", "F")
+
+
+def test_settings_that_decide_nothing_learnt_do_not_bind(classify, tmp_path):
+    flags = ["--max_steps", 8, "--save_steps", 4]
+    straight = classify("straight", *flags)
+    shutil.copytree(straight, tmp_path / "again")
+    killed(tmp_path / "again", keep=1)
+    moved = tmp_path / "moved.tsv"
+    shutil.copyfile(ESSAYS, moved)
+    others = ["--train_file", moved, "--per_device_eval_batch_size", 3, "--logging_steps", 1, "--save_total_limit", 1]
+    others += ["--dataloader_num_workers", 1, "--max_eval_samples", 8]
+    again = classify("again", *flags, *others)
+    assert same_weights(straight, again)
+    steps = [entry["step"] for entry in history(again) if "loss" in entry]
+    assert steps == [4, 5, 6, 7, 8]  # --logging_steps holds from here on
+    killed(again, keep=1)
+    moved.write_text(ESSAYS.read_text().replace(" ", " and ", 1))
+    with pytest.raises(InputError, match="another training data"):
+        classify("again", *flags, *others)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+@pytest.mark.parametrize("name", ["rng_state_1.pth", "rng_state_0.pth", "optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_every_processs_random_state_is_passed_over(damage, name, two_processes, tmp_path):
+    straight, flags = two_processes
+    again = tmp_path / "again"
+    shutil.copytree(straight, again)
+    killed(again)
+    assert [path.name for path in checkpoints(again)] == ["checkpoint-2", "checkpoint-4"]
+    path = again / "checkpoints" / "checkpoint-4" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    if damage == "missing":
+        path.unlink()
+    assert [path.name for path in checkpoints(again)] == ["checkpoint-2"]
+    if name == "rng_state_1.pth":
+        done = forked.run(ROOT / "run_classify.py", *flags, "--output_dir", again, cwd=tmp_path, ranks=2)
+        assert "checkpoint-4 was cut short and is removed" in done.stderr
+        assert same_weights(straight, again)
+
+
+@pytest.fixture(scope="module")
+def two_processes(v3_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    flags = ["--model_name_or_path", v3_folder, *FLAGS, "--max_steps", 4, "--save_steps", 2]
+    forked.run(ROOT / "run_classify.py", *flags, "--output_dir", folder / "run", cwd=folder, ranks=2)
+    return folder / "run", flags
+
+
+def test_the_state_is_written_when_every_process_has_written_its_random_state(tmp_path):
+    """The second process is slow to write; when the first has written its state, that file is whole."""
+    said = forked.run(ROOT / "tests" / "distributed" / "slow_random_state.py", tmp_path, cwd=tmp_path, ranks=2).stdout
+    assert "complete when the state was there: True" in said
+
+
+# ---- Divergence ---------------------------------------------------------------------------------------------------
+def left_of(folder: Path) -> list[str]:
+    return sorted({path.name for path in folder.iterdir()} - {".lock"}) if folder.exists() else []
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("precision", ["false", "true"])
+def test_a_training_that_diverges_ends_in_one_line_and_leaves_no_model(steps, precision, classify, tmp_path):
+    flags = ["--learning_rate", "1e30", "--max_steps", steps, "--save_steps", 1, "--bf16", precision]
+    with pytest.raises(InputError, match=r"the training diverged: .* not finite .*want a lower rate") as stopped:
+        classify("run", *flags)
+    assert "\n" not in str(stopped.value)
+    assert left_of(tmp_path / "run") == ["checkpoints"]
+    for path in checkpoints(tmp_path / "run"):
+        assert all(weight.isfinite().all() for weight in load_file(path / "model.safetensors").values())
+    with pytest.raises(InputError, match="the training diverged"):
+        classify("run", *flags)
+    classify("run", "--max_steps", 2, "--overwrite_output_dir")
+
+
+def test_weights_that_are_not_finite_from_the_start_are_no_model(v3_folder, tmp_path, classify):
+    shutil.copytree(v3_folder, tmp_path / "broken")
+    weights = load_file(v3_folder / "model.safetensors")
+    next(iter(weights.values())).fill_(torch.nan)
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not finite"):
+        classify("run", "--max_steps", 2, "--model_name_or_path", tmp_path / "broken")
+
+
+def test_continued_pre_training_and_the_baselines_stop_too(v3_folder, bert_folder, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(f"They closed the {i} gate and nobody came." for i in range(60)))
+    flags = ["--learning_rate", "1e30", "--max_steps", 3, "--use_cpu", "--bf16", "false"]
+    with pytest.raises(InputError, match="the training diverged"):
+        call(
+            *(run_mlm.main, "--model_name_or_path", v3_folder, "--train_file", tmp_path / "texts.txt", *flags),
+            *("--output_dir", tmp_path / "mlm", "--max_seq_length", 32),
+        )
+    assert left_of(tmp_path / "mlm") == ["checkpoints"]
+    rows = ["text\tlabel\tlength"] + [f"gate {i}\t{i % 2}\t{i}" for i in range(40)]
+    (tmp_path / "rows.tsv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(InputError, match="the training diverged"):
+        call(
+            *(mtl.main, "--model_name_or_path", bert_folder, "--train_file", tmp_path / "rows.tsv", *flags),
+            *("--output_dir", tmp_path / "mtl", "--number_targets", "length"),
+        )
+    assert left_of(tmp_path / "mtl") == ["checkpoints"]
+
+
+def test_the_trainers_of_every_script_resume_alike():
+    from baselines.t5 import LabelNameTrainer
+    from run_classify import EmotionTrainer
+    from run_mlm import PretrainingTrainer
+
+    assert issubclass(EmotionTrainer, ResumableTrainer)
+    assert issubclass(PretrainingTrainer, ResumableTrainer)
+    assert issubclass(LabelNameTrainer, ResumableTrainer)

@@ -1,0 +1,419 @@
+"""run_score.py: it writes what the pipeline says, whatever is wrong with rows, however often it is killed."""
+
+import csv
+import gzip
+import hashlib
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import forked
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import ESSAYS, ROOT, call
+from transformers import AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification
+
+import run_score
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
+from modeling_emodeberta import EmoDebertaForSequenceClassification
+from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.errors import InputError
+from trainer_ext.precision import Choice
+
+SCRIPT = ROOT / "run_score.py"
+
+
+@pytest.fixture(scope="module")
+def essays() -> list[str]:
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        return [row["text"] for row in csv.DictReader(file, delimiter="\t")]
+
+
+def write_texts(path, texts) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("key", "text"), *((f"k{i}", text) for i, text in enumerate(texts))])
+
+
+def shards(folder) -> pyarrow.Table:
+    return pyarrow.concat_tables(pyarrow.parquet.read_table(path) for path in sorted(folder.glob("scores-*.parquet")))
+
+
+def manifest(folder) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# ---- What comes out -----------------------------------------------------------------------------------------------
+
+
+def test_shards_hold_what_the_pipeline_says(finished, essays, tmp_path):
+    model, texts = finished[0], [*essays[:40], "", *essays[40:60], " ", essays[60] * 9]
+    write_texts(tmp_path / "x.csv", texts)
+    flags = ("--model", model, "--input", tmp_path / "x.csv", "--id_column_name", "key", "--rows_per_shard", 25)
+    flags += ("--dtype", "float32")
+    said = call(run_score.main, *flags, "--output", tmp_path / "out")
+    table = shards(tmp_path / "out")
+    assert table["row"].to_pylist() == list(range(63))
+    assert table["id"].to_pylist() == [f"k{i}" for i in range(63)]
+    errors = {i: error for i, error in enumerate(table["error"].to_pylist()) if error}
+    assert errors == {40: "x.csv, row 42: the text is empty", 61: "x.csv, row 63: the text is empty"}
+
+    network = EmoDebertaForSequenceClassification.from_pretrained(model).eval()
+    classify = EmotionPipeline(model=network, tokenizer=AutoTokenizer.from_pretrained(model), device="cpu")
+    wanted = classify(texts, top_k=None)
+    labels = list(network.config.id2label.values())
+    assert table.column_names == [
+        *("row", "id", "label"), *(f"probability_{name}" for name in labels), "truncated", "error",
+    ]  # fmt: skip
+    for i, (row, want) in enumerate(zip(table.to_pylist(), wanted, strict=True)):
+        if i in errors:
+            assert {row[name] for name in table.column_names[2:-1]} == {None}
+            continue
+        assert row["label"] == want[0]["label"]
+        scores = {entry["label"]: entry["score"] for entry in want}
+        assert [row[f"probability_{name}"] for name in labels] == pytest.approx([scores[n] for n in labels], abs=1e-6)
+    lengths = [len(ids) for ids in classify.tokenizer([text or "x" for text in texts])["input_ids"]]
+    cut = [i not in errors and length > classify.tokenizer.model_max_length for i, length in enumerate(lengths)]
+    assert [bool(value) for value in table["truncated"].to_pylist()] == cut
+    assert sum(cut) > 1
+
+    about = manifest(tmp_path / "out")
+    assert about["complete"]
+    assert (about["rows"], about["errors"], about["truncated"]) == (63, 2, sum(cut))
+    assert about["label_counts"] == {name: table["label"].to_pylist().count(name) for name in labels}
+    assert [shard["rows"] for shard in about["shards"]] == [25, 25, 13]
+    for shard in about["shards"]:
+        assert shard["sha256"] == hashlib.sha256((tmp_path / "out" / shard["file"]).read_bytes()).hexdigest()
+    assert "63 rows, 61 with a label" in said
+    assert "2 rows have an error in place of a label; the first: x.csv, row 42: the text is empty" in said
+    assert not any(text[:30] in json.dumps(about) + said for text in texts if text.strip())
+
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-*")}
+    call(run_score.main, *flags, "--output", tmp_path / "out")  # nothing is left to do
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-*")}
+
+
+def test_an_ensembles_disagreement_is_kept(fused, essays, tmp_path):
+    model = fused[0] / "all"
+    (tmp_path / "x.txt").write_text("\n".join(essays[:30]))
+    call(run_score.main, "--model", model, tmp_path / "x.txt", "--output", tmp_path / "out")
+    table = shards(tmp_path / "out")
+    network = EmoDebertaEnsembleForSequenceClassification.from_pretrained(model).eval()
+    classify = EmotionPipeline(model=network, tokenizer=AutoTokenizer.from_pretrained(model), device="cpu")
+    wanted = classify(essays[:30], return_members=True)
+    assert table["label"].to_pylist() == [want["label"] for want in wanted]
+    disagreement = table["disagreement"].to_pylist()
+    assert disagreement == pytest.approx([want["disagreement"] for want in wanted])
+    assert max(disagreement) > 0
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_small_jobs_may_have_text_files(form, finished, essays, tmp_path):
+    write_texts(tmp_path / "x.csv", [essays[0], "", essays[1]])
+    flags = ("--model", finished[0], "--input", tmp_path / "x.csv", "--id_column_name", "key")
+    call(run_score.main, *flags, "--output", tmp_path / "parquet")
+    call(run_score.main, *flags, "--output", tmp_path / form, "--format", form)
+    wanted = shards(tmp_path / "parquet").to_pylist()
+    with open(tmp_path / form / f"scores-000000.{form}", newline="", encoding="utf-8") as file:
+        found = [json.loads(line) for line in file] if form == "jsonl" else list(csv.DictReader(file))
+    for row, want in zip(found, wanted, strict=True):
+        assert row["label"] == (want["label"] or ("" if form == "csv" else None))
+        assert row["error"] == (want["error"] or ("" if form == "csv" else None))
+        if want["label"]:
+            name = f"probability_{want['label']}"
+            assert float(row[name]) == pytest.approx(want[name])
+
+
+def test_a_model_with_several_labels_a_text_and_one_of_the_library(tokenizer, essays, tmp_path):
+    torch.manual_seed(0)
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=4, problem_type="multi_label_classification", max_position_embeddings=64,
+    )  # fmt: skip
+    DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "x.txt").write_text("\n".join([*essays[:20], ""]))
+    call(run_score.main, "--model", tmp_path / "model", tmp_path / "x.txt", "--output", tmp_path / "out")
+    for row in shards(tmp_path / "out").to_pylist():
+        if row["error"]:
+            assert row["label"] is None
+        else:
+            assert row["label"] == [f"LABEL_{i}" for i in range(4) if row[f"probability_LABEL_{i}"] > 0.5]
+
+
+def test_it_is_a_filter(finished, essays, tmp_path):
+    """A line in, a line out, before the next comes; an empty line for an empty one; it ends when its reader does."""
+    command = [sys.executable, SCRIPT, "--model", finished[0], "-"]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(list(map(str, command)), **options)
+    labels = set(EmoDebertaForSequenceClassification.from_pretrained(finished[0]).config.label2id)
+    for text in essays[:2]:
+        process.stdin.write(text + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip() in labels
+    out, err = process.communicate("\n" + "\n".join(essays[2:50]) + "\n")
+    lines = out.split("\n")
+    assert (lines[0], lines[-1]) == ("", "")
+    assert len(lines) == 50
+    assert set(lines[1:-1]) <= labels
+    first, *others = err.splitlines()
+    assert re.match(r"precision: (bf16|float32) \(a matrix product takes", first)
+    assert others == ["standard input, line 3: the text is empty", "1 rows have an error in place of a label"]
+
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(essays * 20))
+    done = subprocess.run(f"{' '.join(map(str, command[:-1]))} {many} | head -1", shell=True, capture_output=True)
+    assert done.stdout.decode().strip() in labels
+    assert re.fullmatch(r"precision: .*\n", done.stderr.decode())  # and no complaint of a broken pipe
+
+
+# ---- Kill and resume ----------------------------------------------------------------------------------------------
+
+
+def test_a_label_with_a_line_break_takes_one_line(finished, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {number: f"a\n{name}" for number, name in config["id2label"].items()}
+    config["label2id"] = {name: int(number) for number, name in config["id2label"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    (tmp_path / "texts.txt").write_text("one\ntwo\nthree\n")
+    lines = call(run_score.main, "--model", folder, "--input", tmp_path / "texts.txt").splitlines()
+    assert len(lines) == 3
+    assert {line.partition(" ")[0] for line in lines} == {"a"}
+
+
+@pytest.fixture(scope="module")
+def many(essays, tmp_path_factory):
+    """5,000 rows of mixed lengths, one in a hundred of them bad."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("many") / "many.jsonl"
+    lines = []
+    for i in range(5000):
+        words = draw.choice(essays).split()
+        text = " ".join(words[: draw.choice([3, 10, 40])])
+        row = {"text": draw.choice(["", None, 5]) if i % 100 == 7 else text, "key": i}
+        lines.append('{"text": broken' if i % 1000 == 7 else json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_killed_three_times_every_row_comes_out_once(finished, many, tmp_path):
+    """On two connected processes; to the byte what one process writes that nobody kills."""
+    flags = ("--model", finished[0], "--input", many, "--id_column_name", "key", "--rows_per_shard", 250)
+    forked.run(SCRIPT, *flags, "--output", "straight", cwd=tmp_path)
+    draw, seen = random.Random(1), 0
+    for _ in range(3):
+        process = forked.Forked(SCRIPT, *flags, "--output", "killed", cwd=tmp_path, ranks=2)
+        wanted = seen + draw.randint(1, 4)
+        while len(list((tmp_path / "killed").glob(".shards/*"))) < wanted:
+            assert process.poll() is None, process.stderr[-3000:]
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        seen = len(list((tmp_path / "killed").glob(".shards/*.json")))
+        assert not manifest(tmp_path / "killed")["complete"]
+    assert seen < 20
+    done = forked.run(SCRIPT, *flags, "--output", "killed", cwd=tmp_path, ranks=2)
+    assert "2 processes share the shards" in done.stderr
+    assert "5,000 rows, 4,950 with a label" in done.stdout
+    straight, killed = (manifest(tmp_path / name) for name in ("straight", "killed"))
+    assert straight.pop("command") != killed.pop("command")
+    assert straight == killed
+    table = shards(tmp_path / "killed")
+    assert table["row"].to_pylist() == list(range(5000))
+    bad = [i for i, error in enumerate(table["error"].to_pylist()) if error]
+    assert bad == list(range(7, 5000, 100))
+    keys = [None if i % 1000 == 7 else str(i) for i in range(5000)]
+    assert table["id"].to_pylist() == keys
+    assert not list((tmp_path / "killed").glob(".scores*"))
+
+
+def test_parts_make_the_whole(finished, essays, tmp_path):
+    write_texts(tmp_path / "x.csv", essays[:50])
+    flags = ("--model", finished[0], "--input", tmp_path / "x.csv", "--rows_per_shard", 8)
+    call(run_score.main, *flags, "--output", tmp_path / "whole")
+    for part in (3, 1):
+        said = call(run_score.main, *flags, "--output", tmp_path / "parts", "--part", f"{part}/3")
+        assert said.startswith(f"part {part} of 3 is done")
+    assert len(list((tmp_path / "parts").glob("scores-*"))) == 5
+    assert "50 rows" in call(run_score.main, *flags, "--output", tmp_path / "parts", "--part", "2/3")
+    whole, parts = (manifest(tmp_path / name) for name in ("whole", "parts"))
+    assert whole["shards"] == parts["shards"]
+
+
+@pytest.fixture
+def unfinished(finished, essays, tmp_path):
+    """Half of the shards of two files, and the flags that made them."""
+    (tmp_path / "in").mkdir()
+    write_texts(tmp_path / "in" / "a.csv", essays[:30])
+    write_texts(tmp_path / "in" / "b.csv", essays[30:60])
+    flags = ["--model", finished[0], "--input", tmp_path / "in", "--rows_per_shard", 10, "--output", tmp_path / "out"]
+    call(run_score.main, *flags)
+    for path in (tmp_path / "out" / ".shards").glob("*.json"):
+        if int(path.stem) > 2:
+            path.unlink()
+    about = manifest(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(about | {"complete": False}))
+    return flags
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"--rows_per_shard": 20}, "another --rows_per_shard"),
+        ({"--format": "csv"}, "another --format"),
+        ({"--dtype": "float16"}, "another --dtype"),
+        ({"--text_column_name": "key"}, "another --text_column_name"),
+        ({"--text_column_name": "key,text"}, "another --text_column_name"),
+        ({"--text_column_delimiter": "/"}, "another --text_column_delimiter"),
+        ({"--tokens_per_batch": 64}, r"another --tokens_per_batch \(not given\)"),
+    ],
+)
+def test_other_settings_are_refused(unfinished, change, says):
+    with pytest.raises(InputError, match=says):
+        call(run_score.main, *unfinished, *(part for pair in change.items() for part in pair))
+
+
+def test_scores_go_on_in_the_precision_they_began_with(unfinished, tmp_path, monkeypatch, capsys):
+    began = manifest(tmp_path / "out")
+    other = "float32" if began["settings"]["dtype"] == "bfloat16" else "bf16"
+    monkeypatch.setattr(run_score, "choose", lambda device: Choice(other, "as another machine finds"))
+    assert "60 rows" in call(run_score.main, *unfinished)
+    assert "(as the scores in the folder)" in capsys.readouterr().err
+    ended = manifest(tmp_path / "out")
+    assert (ended["settings"], ended["precision"]) == (began["settings"], began["precision"])
+
+
+def test_another_input_or_model_is_refused(unfinished, fused, essays, tmp_path):
+    rows = (tmp_path / "in" / "a.csv").read_bytes()
+    for changed in (rows + b"k30,appended\n", rows.replace(b"e", b"a", 1)):
+        (tmp_path / "in" / "a.csv").write_bytes(changed)
+        with pytest.raises(InputError, match=r"another input \(a.csv\); give the same to go on, or another folder"):
+            call(run_score.main, *unfinished)
+    (tmp_path / "in" / "a.csv").rename(tmp_path / "in" / "c.csv")
+    with pytest.raises(InputError, match=r"another input \(a.csv\)"):
+        call(run_score.main, *unfinished)
+    (tmp_path / "in" / "c.csv").unlink()
+    (tmp_path / "in" / "a.csv").write_bytes(rows)
+    with pytest.raises(InputError, match="another model"):
+        call(run_score.main, *unfinished, "--model", fused[0] / "first")
+    assert "60 rows" in call(run_score.main, *unfinished)
+
+
+def test_files_that_come_later_are_scored_where_no_rows_are_lost(unfinished, essays, tmp_path):
+    """Behind full shards they go on; a last shard that is not full would have had rows of theirs."""
+    write_texts(tmp_path / "in" / "c.csv", essays[:15])
+    assert "75 rows" in call(run_score.main, *unfinished)
+    assert shards(tmp_path / "out")["row"].to_pylist() == list(range(75))
+    write_texts(tmp_path / "in" / "d.csv", essays[:10])
+    with pytest.raises(InputError, match="another input"):
+        call(run_score.main, *unfinished)
+
+
+def test_a_shard_of_other_settings_is_not_taken_for_one_of_these(unfinished, tmp_path):
+    """As when two machines start with different defaults and write into one folder."""
+    path = tmp_path / "out" / ".shards" / "000001.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"fingerprint": "of another"}))
+    with pytest.raises(InputError, match="holds scores with another"):
+        call(run_score.main, *unfinished)
+
+
+def test_rows_without_a_number_have_an_error(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(finished[0] / "model.safetensors")
+    weights["classifier.out_proj.weight"][:] = 3e38  # finite; its products are not
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    said = call(run_score.main, "--model", tmp_path / "model", tmp_path / "x.txt", "--output", tmp_path / "out")
+    assert "2 rows, 0 with a label" in said
+    assert all(error.startswith("the model gives no number") for error in shards(tmp_path / "out")["error"].to_pylist())
+
+
+# ---- What goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_file_in_the_middle_leaves_what_was_done(finished, essays, tmp_path):
+    """One line; mended, the run goes on with what it had."""
+    (tmp_path / "in").mkdir()
+    write_texts(tmp_path / "x.csv", essays[:60])
+    whole = gzip.compress((tmp_path / "x.csv").read_bytes())
+    write_texts(tmp_path / "in" / "a.csv", essays[:30])
+    (tmp_path / "in" / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
+    write_texts(tmp_path / "in" / "c.csv", essays[:30])
+    flags = ("--model", finished[0], "--input", tmp_path / "in", "--rows_per_shard", 10, "--output", tmp_path / "out")
+    with pytest.raises(InputError, match=r"b.csv.gz: cannot be read beyond row \d+ .*; 3 shards before it stay valid"):
+        call(run_score.main, *flags)
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-00000[012]*")}
+    assert len(done) == 3
+    assert shards(tmp_path / "out")["label"].null_count == 0
+    (tmp_path / "in" / "b.csv.gz").write_bytes(whole)
+    assert "120 rows" in call(run_score.main, *flags)
+    assert done == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-00000[012]*")}
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(finished, essays, tmp_path):
+    """The system's own refusal to write more, by a limit on the size of files."""
+    write_texts(tmp_path / "x.csv", essays[:900])
+    flags = ("--model", finished[0], "--input", tmp_path / "x.csv", "--rows_per_shard", 300, "--output", "out")
+    code = (
+        f"import resource, runpy, sys; sys.argv = {['run_score.py', *map(str, flags)]!r}\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    (tmp_path / "limited.py").write_text(code)
+    done = forked.run(tmp_path / "limited.py", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"error: out: cannot write a shard \(.*File too large\); 0 are there and stay valid", line)
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("*scores*"))
+    assert "900 rows" in forked.run(SCRIPT, *flags, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "nowhere/at/all"], "nowhere/at/all: no such folder"),
+        (["--model", "empty"], "empty: no config.json there"),
+        (["--model", "encoder"], "want a text classifier"),
+        (["--model", "cut"], "cut: its weights cannot be loaded"),
+        (["--text_column_name", "body"], "x.csv: no column 'body'; it has key, text"),
+        (["--input", "no.csv"], "no.csv: no such file"),
+        (["--output", "x.csv"], "x.csv: is a file"),
+        (["--output", "cut"], "cut: is in use"),
+        (["--input", "-", "--id_column_name", "key"], "a text a line and no columns"),
+        (["--input", "cut", "--output", "cut/scores"], "cut/scores: is inside the input cut"),
+        (["--model", "headless"], "headless: its weights lack classifier.out_proj.bias"),
+    ],
+)
+def test_errors_are_one_line(finished, v3_folder, flags, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "x.csv", ["one"])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "encoder").symlink_to(v3_folder)
+    (tmp_path / "cut").mkdir()
+    for path in finished[0].glob("*.json"):
+        (tmp_path / "cut" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "cut" / "model.safetensors").write_bytes((finished[0] / "model.safetensors").read_bytes()[:5000])
+    shutil.copytree(finished[0], tmp_path / "headless", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = load_file(finished[0] / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "out_proj" not in k}, tmp_path / "headless" / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        call(run_score.main, "--model", finished[0], "--input", "x.csv", "--output", "out", *flags)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out/scores*"))
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b"])
+def test_a_part_is_one_of_several(part, finished, capsys):
+    with pytest.raises(SystemExit):
+        call(run_score.main, "--model", finished[0], "--input", "x.csv", "--part", part)
+    assert "want two numbers, as 3/16" in capsys.readouterr().err

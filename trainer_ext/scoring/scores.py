@@ -1,0 +1,84 @@
+"""What a model says of rows, and the file of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from ..escape import probability_column
+from .text_stream import Row
+
+FORMATS = ("parquet", "csv", "jsonl")
+
+
+@dataclass
+class Scores:
+    """What a model says of rows.
+
+    Attributes:
+        probabilities: `(rows, labels)`, float32; of rows with an error NaN.
+        several: Whether a row may have several labels, those with a probability above one half.
+        truncated: `(rows,)`, whether the text was longer than the model reads.
+        disagreement: `(rows,)`, of an ensemble: share of the members with another label; else `None`.
+    """
+
+    probabilities: np.ndarray
+    several: bool
+    truncated: np.ndarray
+    disagreement: np.ndarray | None
+
+    def labels(self, names: list[str]) -> list[Any]:
+        """The label of each row, or the list of its labels; `None` for a row with an error."""
+        if self.several:
+            return [
+                None if np.isnan(row).any() else [name for name, value in zip(names, row, strict=True) if value > 0.5]
+                for row in self.probabilities
+            ]
+        best = np.nan_to_num(self.probabilities, nan=-1.0).argmax(axis=1)
+        errors = np.isnan(self.probabilities).any(axis=1)
+        return [None if error else names[label] for label, error in zip(best.tolist(), errors.tolist(), strict=True)]
+
+
+def table_of(rows: list[Row], scores: Scores, names: list[str], first: int, ids: bool, kind: str) -> pa.Table:
+    """Return the table of a shard.
+
+    Args:
+        names: Of the labels, in the model's order.
+        first: Number of the first row.
+        ids: Whether the rows have ids.
+        kind: One of `FORMATS`, which csv is without lists.
+    """
+    labels = scores.labels(names)
+    columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
+    if ids:
+        columns["id"] = pa.array([row.id for row in rows], pa.string())
+    listed = scores.several and kind != "csv"
+    columns["label"] = (
+        pa.array(labels, pa.list_(pa.string()))
+        if listed
+        else pa.array([",".join(label) if isinstance(label, list) else label for label in labels], pa.string())
+    )
+    missing = np.isnan(scores.probabilities).any(axis=1)
+    for name, values in zip(names, scores.probabilities.T, strict=True):
+        columns[probability_column(name)] = pa.array(values, pa.float32(), mask=missing)
+    if scores.disagreement is not None:
+        columns["disagreement"] = pa.array(scores.disagreement, pa.float32(), mask=missing)
+    columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)
+    columns["error"] = pa.array([row.error for row in rows], pa.string())
+    return pa.table(columns)
+
+
+def write_table(table: pa.Table, path: Path, kind: str) -> None:
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path, compression="zstd")
+    elif kind == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            for row in table.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
