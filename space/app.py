@@ -27,6 +27,9 @@ from pathlib import Path
 from threading import Thread
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# PyTorch and oneDNN remember the last 1,024 shapes, a megabyte each. Batches of texts rarely have the same shape twice.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "8")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")
 
 import gradio as gr
 from classifier import MAX_CHARACTERS, Classifier
@@ -287,7 +290,9 @@ def main() -> None:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             sys.exit(f"error: {name}: not a model to load ({first})")
         Thread(target=keep_clean, args=[Path(folder)], daemon=True).start()
-        build(classifier).launch(max_file_size=MAX_FILE_SIZE, run_history=False, ssr_mode=False, footer_links=[])
+        build(classifier).launch(
+            max_file_size=MAX_FILE_SIZE, run_history=False, ssr_mode=False, state_session_capacity=100
+        )
 
 
 if __name__ == "__main__":

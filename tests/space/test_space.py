@@ -1,6 +1,7 @@
 """The Space as its users meet it: a server of its own, called by the real client and by a real browser."""
 
 import csv
+import importlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client, handle_file
 from playwright.sync_api import expect, sync_playwright
@@ -84,6 +86,54 @@ def test_many_callers_get_their_own_answers(space, essays, local):
         assert answer["scores"] == pytest.approx(scores, abs=1e-4)
         assert answer["label"] == max(answer["scores"], key=answer["scores"].get)
         assert set(answer["members"]) == {"first", "cls", "other"}
+
+
+@pytest.fixture
+def batches(fused, monkeypatch):
+    """A classifier, and the texts of each batch that it reads."""
+    monkeypatch.syspath_prepend(ROOT / "space")  # as for a script that is started
+    threads = torch.get_num_threads()
+    module = importlib.import_module("classifier")
+    read: list[list[str]] = []
+
+    class Recorded(module.Classifier):
+        def _classify(self, texts):
+            read.append(texts)
+            if any("break" in text for text in texts):
+                raise RuntimeError(texts[0])
+            time.sleep(0.2)
+            return super()._classify(texts)
+
+    yield Recorded(str(fused[0] / "all")), read
+    torch.set_num_threads(threads)
+    for name in ("classifier", "precision"):
+        sys.modules.pop(name)
+
+
+def test_texts_that_wait_together_are_one_batch_and_a_long_list_leaves_room_for_others(batches):
+    classifier, read = batches
+    many = classifier.submit([f"{'word ' * 40}{number}" for number in range(400)])
+    single = [classifier.submit([f"caller {number}"])[0] for number in range(32)]
+    answers = [future.result(60) for future in single]
+    assert not all(future.done() for future in many)
+    assert len({json.dumps(answer["scores"]) for answer in answers}) > 1
+    (batch,) = [texts for texts in read if any(text.startswith("caller") for text in texts)]
+    assert sum(text.startswith("caller") for text in batch) == 32
+    for future in many:
+        future.cancel()  # whoever waits no longer costs nothing
+    count = len(read)
+    classifier(["the end"])
+    assert len(read) <= count + 2
+
+
+def test_a_text_that_breaks_the_model_takes_no_other_with_it_and_is_not_logged(batches, capsys):
+    classifier, read = batches
+    first = classifier.submit(["the next ones wait together"])
+    futures = [classifier.submit([text])[0] for text in ("fine", "my secret must break it", "fine too")]
+    answers = [future.result(60) for future in [*first, *futures]]
+    assert ["error" in answer for answer in answers] == [False, False, True, False]
+    assert any(len(texts) > 1 and "my secret must break it" in texts for texts in read)
+    assert "secret" not in capsys.readouterr().err
 
 
 def test_bad_input_is_answered_in_words(space, tmp_path):
