@@ -136,7 +136,7 @@ class Classifier:
         return {"label": label, "unit": "word", "pieces": pieces}
 
     def _work(self) -> None:
-        """Answer forever. Every caller with texts has one in the next batch, and then more while there is room."""
+        """Answer forever. Callers take turns, text by text, until a batch is full."""
         while True:
             turn, room = [], TURN_CHARACTERS
             with self._changed:

@@ -510,6 +510,25 @@ def test_the_time_for_an_explanation_does_not_grow_with_the_text(space, text):
     assert time.monotonic() - start < 60
 
 
+def test_the_calls_of_the_api_tab_work_as_they_are_copied(space, browser, tmp_path):
+    page, wrong = opened(browser, space[0], 390, dark=False)
+    page.get_by_role("tab", name="One text").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("tab", name="API")).to_be_focused()
+    (tmp_path / "comments.csv").write_text("text\nThey knew it.\n")
+    code = page.locator("#python").inner_text().replace("client.predict", "print(client.predict").splitlines()
+    code = "\n".join(line.partition("  #")[0] + (")" if "predict" in line else "") for line in code)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "'scores': {" in done.stdout
+    assert done.stdout.rstrip().endswith("emotions.csv")
+    if shutil.which("curl"):
+        shell = ["bash", "-c", page.locator("#shell").inner_text()]
+        told = subprocess.run(shell, check=True, capture_output=True, text=True).stdout
+        assert json.loads(told.partition("data: ")[2])[0]["label"]
+    assert wrong == []
+    page.close()
+
+
 def test_notes_of_wrong_answers_are_downloaded_and_never_sent(space, browser):
     page, wrong = opened(browser, space[0], 390, dark=True)
     classified(page, '=SUM(A1), "they" said')
