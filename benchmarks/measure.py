@@ -184,7 +184,9 @@ class Results:
         """`measure()`, unless the file holds this part with the same settings."""
         settings = json.loads(json.dumps(settings))
         if self.content.get(name, {}).get("settings") != settings:
-            command = f"python -m benchmarks {shlex.join(sys.argv[1:])}"
+            script = Path(sys.argv[0]).stem
+            module = "benchmarks" if script == "__main__" else f"benchmarks.{script}"
+            command = f"python -m {module} {shlex.join(sys.argv[1:])}".rstrip()
             self.content[name] = {"settings": settings, "command": command, **measure()}
             write_json(self.path, self.content)
         return self.content[name]

@@ -47,6 +47,8 @@ def machines(folder: Path) -> Iterator[tuple[str, dict]]:
     """Yield each machine's file name and figures. Machines that only measured whole models are in docs/scaling.md."""
     for path in sorted(folder.glob("bench-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
+        alone = folder / "bench" / path.name.replace("bench-", "space-")  # of benchmarks/bench_space.py
+        content |= json.loads(alone.read_text(encoding="utf-8")) if alone.exists() else {}
         if not all(name.startswith("steps, ") for name in content):
             yield path.name, content
 
@@ -207,11 +209,18 @@ def space(content: dict) -> list[str]:
     if "space" not in content:
         return []
     part, callers = content["space"], content["space"]["settings"]
-    return [
+    lines = [
         f"Space, {callers['callers']} callers at once, {callers['requests']} requests each, {callers['model']}: median "
         f"{part['median_seconds']:.2f} s, 95% within {part['p95_seconds']:.2f} s, {part['answers_per_second']} answers "
-        f"a second; memory of the last tenth / the first {part['last_over_first']:.3f}.\n"
+        f"a second; memory of the last tenth / the first {part['last_over_first']:.3f}."
     ]
+    if "before" in part:
+        lines.append(
+            f"The Space that answered one by one gave {part['before']['answers_per_second']} answers a second in the "
+            f"same run. A text of 1,000 tokens had its answer after {part['long_text']['answer_seconds']:.1f} s, and "
+            f"its explanation after {part['long_text']['explanation_seconds']:.1f} s."
+        )
+    return [" ".join(lines) + "\n"]
 
 
 def memory(content: dict) -> list[str]:

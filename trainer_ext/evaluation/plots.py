@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from .fonts import drawn_as_text
 
+# The demo's colours: `space/palette.json` is a copy of this file, because a Space has no checkout.
+COLORS = json.loads(Path(__file__).with_name("palette.json").read_text(encoding="utf-8"))["plots"]
 _LARGEST = 30.0  # inches; a picture of hundreds of labels takes gigabytes, or has more pixels than a file may hold
 _MOST_NUMBERED = 60  # labels of a matrix whose cells hold their counts; its JSON holds them always
 
@@ -45,9 +47,9 @@ def plot_learning_curve(source: Path, target: Path) -> None:
     loss_axes = figure.subplots()
     f1_axes = loss_axes.twinx()
     for axes, key, label, style in (
-        (loss_axes, "loss", "training loss", {"color": "tab:blue"}),
-        (loss_axes, "eval_loss", "validation loss", {"color": "tab:blue", "linestyle": "--", "marker": "o"}),
-        (f1_axes, "eval_macro_f1", "validation macro F1", {"color": "tab:orange", "marker": "o"}),
+        (loss_axes, "loss", "training loss", {"color": COLORS["first"]}),
+        (loss_axes, "eval_loss", "validation loss", {"color": COLORS["first"], "linestyle": "--", "marker": "o"}),
+        (f1_axes, "eval_macro_f1", "validation macro F1", {"color": COLORS["second"], "marker": "o"}),
     ):
         points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
         if points:
@@ -73,14 +75,14 @@ def _comparison(variants: list[dict], names: list[str]) -> Figure:
     score_axes, difference_axes = figure.subplots(1, 2, sharey=True)
     for position, row in enumerate(variants):
         low, high = row["interval"]
-        score_axes.plot([low, high], [position, position], color="tab:blue", linewidth=1.5)
-        score_axes.plot(row["macro_f1"], position, "o", color="tab:blue")
+        score_axes.plot([low, high], [position, position], color=COLORS["first"], linewidth=1.5)
+        score_axes.plot(row["macro_f1"], position, "o", color=COLORS["first"])
         seeds = row["macro_f1_by_seed"]
         if len(seeds) > 1:
-            score_axes.plot(seeds, [position] * len(seeds), "|", color="tab:gray", markersize=12)
+            score_axes.plot(seeds, [position] * len(seeds), "|", color=COLORS["quiet"], markersize=12)
         if "difference" in row:
             found = row["difference"]
-            color = "tab:orange" if found["p_holm"] < 0.05 else "tab:gray"
+            color = COLORS["second"] if found["p_holm"] < 0.05 else COLORS["quiet"]
             difference_axes.plot(found["interval"], [position, position], color=color, linewidth=1.5)
             difference_axes.plot(found["macro_f1"], position, "o", color=color)
     difference_axes.axvline(0, color="black", linewidth=0.8)
@@ -103,8 +105,8 @@ def plot_pretraining(source: Path, target: Path) -> None:
     loss_axes = figure.subplots()
     perplexity_axes = loss_axes.twinx()
     for axes, key, label, style in (
-        (loss_axes, "loss", "training loss", {"color": "tab:blue"}),
-        (perplexity_axes, "eval_perplexity", "held-out perplexity", {"color": "tab:orange", "marker": "o"}),
+        (loss_axes, "loss", "training loss", {"color": COLORS["first"]}),
+        (perplexity_axes, "eval_perplexity", "held-out perplexity", {"color": COLORS["second"], "marker": "o"}),
     ):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         if points:
@@ -127,7 +129,7 @@ def plot_reliability(source: Path, target: Path) -> None:
         figure = Figure(figsize=(5, 4.6), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-        for name, figures, color in zip(names, content.values(), ("tab:gray", "tab:blue"), strict=False):
+        for name, figures, color in zip(names, content.values(), (COLORS["quiet"], COLORS["first"]), strict=False):
             bins = figures["reliability"]
             most = max(part["rows"] for part in bins)
             points = [(part["confidence"], part["accuracy"], 12 + 120 * part["rows"] / most) for part in bins]

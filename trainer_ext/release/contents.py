@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor
 PICKLE = "a pickle or other weights that run code when read; want safetensors"
 NO_KIND = "neither text nor of a kind that belongs into a model's repository"
 _PICKLE_ENDINGS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
-_TEXT_ENDINGS = {".md", ".txt", ".py", ".yaml", ".yml", ".toml", ".cff", ".jinja", ".html", ".css"}
+_TEXT_ENDINGS = {".md", ".txt", ".py", ".yaml", ".yml", ".toml", ".cff", ".jinja", ".html", ".css", ".js"}
 _TEXT_NAMES = {"LICENSE", "LICENCE", "NOTICE", "AUTHORS", "Dockerfile"}
 # A vocabulary may contain any entry, so each entry is checked on its own.
 _VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens|merges)[^/]*\.(json|txt)")

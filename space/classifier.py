@@ -1,0 +1,280 @@
+"""A model behind its own pipeline. Texts that wait together are read in one batch, whoever sent them."""
+
+import re
+import sys
+import unicodedata
+from collections import Counter, deque
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Condition, Thread
+from typing import Any
+
+import torch
+from captum.attr import FeatureAblation
+from precision import choose
+from transformers import pipeline
+
+MAX_CHARACTERS = 20_000
+# A batch holds about this many characters. Then the next texts have their turn.
+TURN_CHARACTERS = 10_000
+# Tokens that an explanation by words may read. A longer text is explained by its sentences.
+EXPLANATION_TOKENS = 8_000
+LONGEST_SENTENCE = 60  # words; a text without full stops is cut here
+MOST_SENTENCES = 200
+# From this share of a text on, a line says that the model does not know it.
+MOSTLY = 0.5
+ENDS, QUOTES = (".", "!", "?", "…", "。", "！", "？", "؟", "।"), "\"'”’»)]*_"
+NO_TEXT = "There is no text here. Please write a sentence or two."
+
+
+class Classifier:
+    """A model and the texts that wait for it.
+
+    Attributes:
+        name: Its id on the Hub, or its folder's name.
+        labels: In the model's order.
+        members: Names of an ensemble's members, else empty.
+        several: Whether a text may have several labels.
+        abstain_below: The probability under which an answer is not sure.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, abstain_below: float = 0.4):
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+        # One core is left for the server. Threads that wait for one another on a busy machine cost a hundredfold.
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        chosen = choose(device)
+        self._pipeline = pipeline(
+            "text-classification",
+            model=name,
+            revision=revision,
+            trust_remote_code=True,
+            device=device,
+            dtype=chosen.dtype,
+        )
+        config = self._pipeline.model.config
+        # Visitors must not learn where a folder is on this machine.
+        self.name, self.abstain_below = Path(name).name if Path(name).is_dir() else name, abstain_below
+        self.labels = [config.id2label[label] for label in range(config.num_labels)]
+        self.members = list(getattr(config, "member_names", None) or [])
+        self.several = config.problem_type == "multi_label_classification"
+        if config.num_labels < 2 or config.problem_type == "regression":
+            raise ValueError("it gives a number; this page shows probabilities of two labels or more")
+        self._options = {"return_members": True} if self.members else {"top_k": None}
+        # Windows need one tokenizer: several would cut a text at different places.
+        self._has_windows = len(self._pipeline.tokenizers) == 1 and self._pipeline.tokenizer.is_fast
+        self._callers: deque[deque[tuple[str, Future]]] = deque()
+        self._changed = Condition()
+        Thread(target=self._work, daemon=True).start()
+        print(f"{name}: {', '.join(self.labels)}; on {device}; {chosen}")
+
+    @property
+    def waiting(self) -> int:
+        """How many callers have texts that wait."""
+        return len(self._callers)
+
+    def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
+        """Wait for the answers to texts and return them, one per text; [`submit`] says what is in one."""
+        return [future.result() for future in self.submit(texts)]
+
+    def submit(self, texts: list[str]) -> list[Future]:
+        """Return the coming answers to one caller's texts.
+
+        An answer has `label` (the best, or all above a half joined by commas), `score`, `sure`, `scores` by label and
+        the number of `tokens`. An ensemble's has `members` and `disagreement`, a long text's has `note`. `warning` says
+        that the model does not know most of a text. An answer to what cannot be classified has only `error`.
+        """
+        futures: list[Future] = [Future() for _ in texts]
+        usable: deque[tuple[str, Future]] = deque()
+        for text, future in zip(texts, futures, strict=True):
+            if wrong := problem(text):
+                future.set_result({"error": wrong})
+            else:
+                usable.append((text, future))
+        if usable:
+            with self._changed:
+                self._callers.append(usable)
+                self._changed.notify()
+        return futures
+
+    def given(self, answer: dict[str, Any]) -> list[str]:
+        """Return the labels that an answer's `scores` give: the best, or of several all above a half."""
+        scores = answer["scores"]
+        above = [name for name, score in scores.items() if score >= 0.5] if self.several else []
+        return above or [max(scores, key=scores.get)]
+
+    def explain(self, text: str) -> dict[str, Any]:
+        """Say what in a text speaks for its best label.
+
+        Returns:
+            `label`, `unit` and `pieces`, which together are the text. Of a short text the unit is `word`, and a piece's
+            `weight` is how much the probability of the label falls without it (Captum's feature ablation). Of a long
+            one it is `sentence`, and a piece has the `label` and `score` that it gets alone. Or only `error`.
+        """
+        (answer,) = self([text])
+        if "error" in answer:
+            return answer
+        label = max(answer["scores"], key=answer["scores"].get)
+        words = re.findall(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*", text)
+        if len(words) * answer["tokens"] * max(1, len(self.members)) > EXPLANATION_TOKENS:
+            parts = sentences(words)
+            pieces = [
+                {"text": part, "label": answer.get("label"), "score": answer.get("score")}
+                for part, answer in zip(parts, self(parts), strict=True)
+            ]
+            return {"label": label, "unit": "sentence", "pieces": pieces}
+
+        def probability(kept: torch.Tensor) -> torch.Tensor:
+            texts = ["".join(word for word, keep in zip(words, row, strict=True) if keep) for row in kept.tolist()]
+            # Nothing at all, or marks alone, is not a text. It gets the answer of the shortest one.
+            answers = self([text if not problem(text) else "." for text in texts])
+            return torch.tensor([answer["scores"][label] if "scores" in answer else 0.0 for answer in answers])
+
+        drops = FeatureAblation(probability).attribute(
+            torch.ones(1, len(words)), perturbations_per_eval=len(words)
+        )  # all words in one batch
+        pieces = [{"text": word, "weight": drop} for word, drop in zip(words, drops[0].tolist(), strict=True)]
+        return {"label": label, "unit": "word", "pieces": pieces}
+
+    def _work(self) -> None:
+        """Answer forever. Callers take turns, text by text, until a batch is full."""
+        while True:
+            turn, room = [], TURN_CHARACTERS
+            with self._changed:
+                while not self._callers:
+                    self._changed.wait()
+                while self._callers and (room > 0 or not turn):
+                    caller = self._callers.popleft()
+                    text, future = caller.popleft()
+                    if future.set_running_or_notify_cancel():
+                        turn.append((text, future))
+                        room -= len(text)
+                    if caller:
+                        self._callers.append(caller)
+            if turn:
+                self._answer(turn)
+
+    def _answer(self, turn: list[tuple[str, Future]]) -> None:
+        try:
+            answers = self._classify([text for text, _ in turn])
+        except Exception as error:
+            if len(turn) > 1:  # one bad text must not take the others with it
+                for each in turn:
+                    self._answer([each])
+                return
+            print(f"error: the model failed on a text ({type(error).__name__})", file=sys.stderr)
+            answers = [{"error": "The model failed on this text."}]
+        for (_, future), answer in zip(turn, answers, strict=True):
+            future.set_result(answer)
+
+    @torch.inference_mode()
+    def _classify(self, texts: list[str]) -> list[dict[str, Any]]:
+        read = [self._read(tokenizer, texts) for tokenizer in self._pipeline.tokenizers]
+        # By each text: tokens and how many of them are read, of the tokenizer that cuts most.
+        lengths = [max(of_text, key=lambda length: length[0] / length[1]) for of_text in zip(*read, strict=True)]
+        windowed = [self._has_windows and tokens > room for tokens, room, _ in lengths]
+        results: list[Any] = [None] * len(texts)
+        for windows in (False, True):
+            part = [index for index, is_long in enumerate(windowed) if is_long == windows]
+            options = {"stride": lengths[part[0]][1] // 8} if windows and part else {}
+            found = self._pipeline([texts[index] for index in part], **self._options, **options) if part else []
+            for index, result in zip(part, found, strict=True):
+                results[index] = result
+        answers = []
+        for text, result, (tokens, room, unknown), windows in zip(texts, results, lengths, windowed, strict=True):
+            if isinstance(result, list):
+                failed = next((entry["error"] for entry in result if "error" in entry), None)
+                result = {"scores": {entry["label"]: entry["score"] for entry in sorted(result, key=self._position)}}
+            else:
+                failed = result.get("error")
+                result = {key: result.get(key) for key in ("scores", "members", "disagreement")}
+            if failed:
+                answers.append({"error": "The model gives no number for this text." if "number" in failed else NO_TEXT})
+                continue
+            best = max(result["scores"].values())
+            answer = {"label": ", ".join(self.given(result)), "score": best, "sure": best >= self.abstain_below}
+            answer |= result | {"tokens": tokens}
+            if windows:
+                answer["note"] = f"A long text ({tokens:,} tokens), read in overlapping parts of {room:,}."
+            elif tokens > room:
+                answer["note"] = f"The text has {tokens:,} tokens; the model read the first {room:,}."
+            if unknown > MOSTLY:
+                script = script_of(text)
+                written = f" ({script} script)" if script not in (None, "Latin") else ""
+                answer["warning"] = f"The model does not know most of this text{written}. Its answer means little."
+            answers.append(answer)
+        return answers
+
+    def _position(self, entry: dict[str, Any]) -> int:
+        return self.labels.index(entry["label"]) if entry["label"] in self.labels else 0
+
+    @staticmethod
+    def _read(tokenizer: Any, texts: list[str]) -> list[tuple[int, int, float]]:
+        """Of each text: its tokens, how many of them are read, and which share of the text the tokenizer knows not."""
+        options = {"truncation": False, "verbose": False, "return_offsets_mapping": tokenizer.is_fast}
+        encoded = tokenizer(texts, **options)
+        spans = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+        return [
+            (len(ids), tokenizer.model_max_length, unknown_share(text, ids, span, tokenizer.unk_token_id))
+            for text, ids, span in zip(texts, encoded["input_ids"], spans, strict=True)
+        ]
+
+
+def problem(text: object) -> str | None:
+    """Return what is wrong with a text, in words."""
+    if not isinstance(text, str):
+        return f"This is no text but {type(text).__name__}; please send a string."
+    if len(text) > MAX_CHARACTERS:
+        return f"This text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read. Please shorten it."
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "This text holds half of a character (a lone surrogate); please send whole Unicode."
+    # Controls, blanks and zero-width characters alone are not a text. "Cn" is for characters newer than this Python.
+    if not any((kind := unicodedata.category(character))[0] in "LNPS" or kind == "Cn" for character in text):
+        return NO_TEXT
+    return None
+
+
+def sentences(words: list[str]) -> list[str]:
+    """Join words, which have their blanks, to sentences; in time linear in the text, whatever is in it."""
+    found: list[list[str]] = [[]]
+    for word in words:
+        if len(found[-1]) >= LONGEST_SENTENCE:
+            found.append([])
+        found[-1].append(word)
+        if word.strip().rstrip(QUOTES).endswith(ENDS) or "\n" in word:
+            found.append([])
+    parts = ["".join(part) for part in found if part]
+    size = -(-len(parts) // MOST_SENTENCES)
+    return ["".join(parts[start : start + size]) for start in range(0, len(parts), size)]
+
+
+def unknown_share(text: str, ids: list[int], spans: list[tuple[int, int]] | None, unknown: int | None) -> float:
+    """Return the share of a text's characters that a tokenizer does not know.
+
+    Unknown are pieces without an entry, and letters that are a piece each inside a word: so a tokenizer reads a script
+    that it has never learnt. Chinese characters are known as a piece each, but not as several.
+    """
+    if spans is None:
+        return ids.count(unknown) / max(1, len(ids))
+    per_character = Counter(span for span in spans if span[1] - span[0] == 1)
+    known = unclear = 0
+    for token, (start, end) in zip(ids, spans, strict=True):
+        piece = text[start:end].strip()
+        size = len(piece) if token == unknown else sum(map(str.isalnum, piece))
+        if not size:
+            continue
+        inside = (text[start - 1 : start] + text[end : end + 1]).strip()
+        alone = len(piece) == 1 and piece.isalpha() and any(map(str.isalpha, inside))
+        if alone and "\u4e00" <= piece <= "\u9fff":
+            alone = per_character[start, end] > 1
+        if token == unknown or alone:
+            unclear += size
+        else:
+            known += size
+    return unclear / max(1, known + unclear)
+
+
+def script_of(text: str) -> str | None:
+    """Return the script that most letters of a text are in, as Unicode calls it."""
+    found = Counter(unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha())
+    name = found.most_common(1)[0][0] if found else ""
+    return {"CJK": "Chinese"}.get(name, name.title()) or None

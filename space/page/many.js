@@ -1,0 +1,128 @@
+// Many texts: a file, its column of texts, and the table of answers.
+
+import { $, bar, bars, call, colored, download, face, failure, looks, make, percent, settings, unsure } from "./parts.js";
+
+const PAGE_ROWS = 100;
+
+let uploaded = null;
+let content = ""; // the results as csv
+let rows = [];
+let shown = PAGE_ROWS;
+let sorted = { by: "number", down: false };
+
+async function reading(button, work) {
+  $("trouble").textContent = "";
+  $("results").hidden = true;
+  if (button) button.disabled = true;
+  try {
+    await work();
+  } catch (error) {
+    $("trouble").textContent = failure(error);
+  }
+  $("progress").textContent = "";
+  if (button) button.disabled = false;
+}
+
+$("file").addEventListener("change", () =>
+  reading(null, async () => {
+    $("chosen").hidden = true;
+    const [file] = $("file").files;
+    if (!file) return;
+    $("progress").textContent = "Reading the file…";
+    const form = new FormData();
+    form.append("files", file);
+    const sent = await fetch("gradio_api/upload", { method: "POST", body: form });
+    if (!sent.ok) throw new Error(sent.status === 413 ? "The file has more than 10 MB." : "The file did not arrive. Please try again.");
+    uploaded = { path: (await sent.json())[0], orig_name: file.name, meta: { _type: "gradio.FileData" } };
+    const { columns, likely, rows: count } = await call("columns", [uploaded]);
+    $("column").replaceChildren(...columns.map((name) => make("option", { value: name, selected: name === likely }, name)));
+    $("classify").textContent = `Classify ${count.toLocaleString("en")} row${count > 1 ? "s" : ""}`;
+    $("chosen").hidden = false;
+  }),
+);
+
+$("classify").addEventListener("click", () =>
+  reading($("classify"), async () => {
+    $("progress").textContent = `${$("classify").textContent.replace("Classify", "Classifying")}…`;
+    const column = $("column").value;
+    const result = await call("classify_batch", [uploaded, column]);
+    const loaded = await fetch(`gradio_api/file=${result.path}`);
+    if (!loaded.ok) throw new Error("The results are gone. Please classify the file again.");
+    content = await loaded.text();
+    const [header, ...lines] = parse(content);
+    const own = header.lastIndexOf("predicted_label");
+    const at = Math.max(0, [...$("column").options].findIndex((option) => option.selected));
+    rows = lines.map((cells, index) => ({
+      number: index + 1,
+      text: cells[at].replace(/^'(?=\s*[=+\-@＝＋－＠])/, ""), // table.py's apostrophe is for spreadsheets
+      label: cells[own],
+      score: Number(cells[own + 1]),
+      note: cells.at(-2),
+      error: cells.at(-1),
+      scores: settings.labels.map((_, position) => Number(cells[own + 3 + position])),
+    }));
+    shown = PAGE_ROWS;
+    sorted = { by: "number", down: false };
+    $("results").hidden = false;
+    table();
+    $("summary").focus();
+  }),
+);
+
+/** The rows of a csv as table.py writes it. */
+function parse(csv) {
+  const lines = [[]];
+  for (const [, quoted, bare, end] of csv.matchAll(/(?:"((?:[^"]|"")*)"|([^",\n]*))(,|\n|$)/g)) {
+    lines.at(-1).push(quoted === undefined ? bare : quoted.replaceAll('""', '"'));
+    if (end === "\n") lines.push([]);
+  }
+  return lines.filter((line) => line.length > 1);
+}
+
+function table() {
+  const good = rows.filter(({ error }) => !error);
+  const doubtful = good.filter(({ score }) => score < bar());
+  const has = (row, index) => (settings.several ? row.scores[index] >= 0.5 || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
+  const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
+  const failed = rows.length - good.length;
+  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
+  $("shares").replaceChildren(...bars(shares.sort((a, b) => b[1] - a[1])));
+  const compare = { number: (a, b) => a.number - b.number, label: (a, b) => a.label.localeCompare(b.label), score: (a, b) => a.score - b.score, text: (a, b) => a.text.localeCompare(b.text) }[sorted.by];
+  const listed = rows.filter((row) => !$("unsure").checked || row.error || row.score < bar()).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
+  const head = [["label", "Label"], ["score", "Probability"], ["text", "Text"]].map(([by, name]) => {
+    const button = make("button", {}, name, make("span", { ariaHidden: "true" }, sorted.by === by ? (sorted.down ? " ▼" : " ▲") : ""));
+    button.addEventListener("click", () => {
+      sorted = { by, down: sorted.by === by ? !sorted.down : by === "score" };
+      table();
+      $("results").querySelector(`th[aria-sort] button`)?.focus();
+    });
+    const cell = make("th", { scope: "col" }, button);
+    if (sorted.by === by) cell.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
+    return cell;
+  });
+  $("results").querySelector("thead tr").replaceChildren(...head);
+  $("results").querySelector("tbody").replaceChildren(...listed.slice(0, shown).map(line));
+  $("further").hidden = listed.length <= shown;
+}
+
+function line({ label, score, text, note, error }) {
+  const doubtful = !error && score < bar();
+  const look = doubtful ? unsure : looks.get(label);
+  const first = error ? make("span", { className: "error" }, "error") : colored(make("span", { className: "label" }, face(look), doubtful ? `${label}?` : label), look);
+  const cut = make("div", { className: text.length > 90 ? "cut" : "", dir: "auto" }, text);
+  const whole = text.length > 90 ? make("button", { ariaExpanded: "false" }, "Show all") : null;
+  whole?.addEventListener("click", () => {
+    whole.ariaExpanded = String(!cut.classList.toggle("cut"));
+    whole.textContent = cut.classList.contains("cut") ? "Show all" : "Show less";
+  });
+  const told = error ? make("p", { className: "error" }, error) : note ? make("p", { className: "note" }, note) : null;
+  return make("tr", {}, make("td", {}, first), make("td", {}, error ? "" : percent(score)), make("td", {}, cut, whole, told));
+}
+
+$("unsure").addEventListener("change", table);
+$("bar").addEventListener("change", () => rows.length && table());
+$("further").addEventListener("click", () => {
+  shown += PAGE_ROWS;
+  table();
+});
+$("download").addEventListener("click", () => download("emotions.csv", content));
