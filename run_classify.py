@@ -60,8 +60,7 @@ logger = logging.getLogger("run_classify")
 
 
 class EmotionTrainer(TokenBudgetMixin, LearningRatesMixin, ChildTuningTrainer, ResumableTrainer):
-    """The library's `Trainer` with Child-Tuning (paper, section 2.3.2), a learning rate for each depth of the model,
-    batches of equally many tokens, and a resumed run that ends as the uninterrupted one."""
+    """`Trainer` with Child-Tuning (paper, section 2.3.2), rates by depth, batches by tokens and exact resuming."""
 
 
 def main() -> None:
@@ -152,7 +151,8 @@ def main() -> None:
         with run.part("the plots"):
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
         if len(guard) or transferred is not None:
-            write_json(folder / "left_out.json", left_out_rows(transferred.left_out if transferred else {}, guard))
+            left_out = {} if transferred is None else transferred.left_out
+            write_json(folder / "left_out.json", left_out_rows(left_out, guard))
         with run.part("the card"):
             write_run_card(
                 folder,

@@ -30,7 +30,6 @@ that file and the others in results/ a table is rebuilt without training.
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -44,7 +43,7 @@ from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors
 from trainer_ext.evaluation.pages import comparison_page, errors_page
 from trainer_ext.evaluation.plots import plot_comparison
-from trainer_ext.files import write_json, write_text
+from trainer_ext.files import read_object, write_json, write_text
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.trial import Trial, one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
@@ -271,9 +270,9 @@ def keep_variants(content: dict, names: list[str], path: Path) -> None:
 
 def check_not_fuller(path: Path, names: list[str], only_folds: list[int] | None) -> None:
     """Raises InputError if an earlier table has rows, or folds, that the new one would not have."""
-    if not path.exists():
+    before = read_object(path)
+    if "variants" not in before:  # none yet, or damaged: it is made again
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
     if lost := [row["name"] for row in before["variants"] if row["name"] not in names]:
         raise InputError(f"{path}: has {lost[0]!r}, which --variants leaves out; give another --output_dir")
     folds = before.get("only_folds") or range(before["folds"])

@@ -1,6 +1,6 @@
-"""Trainer extensions: what trains an EmoDeBERTa, and Child-Tuning for any `transformers` model.
+"""Trainer extensions: everything to train an EmoDeBERTa, and Child-Tuning for any `transformers` model.
 
-Only Child-Tuning is imported here, so that people with no interest in emotions can use it on its own.
+Only Child-Tuning is imported here, so that it can be used without the rest.
 """
 
 from .child_tuning import ChildNetwork, ChildTuningArguments, ChildTuningTrainer

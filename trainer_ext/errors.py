@@ -1,4 +1,4 @@
-"""The error that a user can put right, and how a command ends with it."""
+"""Errors that a user can fix, and how a command ends with them."""
 
 import os
 import re
@@ -9,10 +9,10 @@ from .escape import one_line
 
 
 class InputError(ValueError):
-    """Wrong input. The message says what was wrong, in which file and row, and what would be right.
+    """An error for wrong input. The message says what is wrong, in which file and row, and what would be right.
 
     Args:
-        message: One line; what it quotes of the input is made to fit in it.
+        message: One line; line breaks in it become spaces.
         more: Further lines.
     """
 
@@ -21,14 +21,15 @@ class InputError(ValueError):
 
 
 class ProcessError(InputError):
-    """What went wrong in this one of several processes."""
+    """An error that occurred in only one of several processes."""
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's `main`, and end it with one line on standard error for what a user can put right.
+    """Run a script's `main`; if an error occurs that a user can fix, print one line on standard error and exit.
 
-    That is an [`InputError`], and what the machine does not give: a file, room on the disk, memory. Of an error that
-    all processes meet, the first speaks. What a terminal cannot show is printed as its code point.
+    Such errors are an [`InputError`], or a problem of the machine: files, disk space or memory. If several processes
+    have the
+    same error, only the first prints it. Characters that the terminal cannot show are printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -50,23 +51,23 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `~` as the home folder also where a shell leaves it, as in `--flag=~/folder`."""
+    """Return the arguments with `~` as the home folder, also where the shell does not do it (`--flag=~/folder`)."""
     return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + _HOME, each) for each in arguments]
 
 
 _HOME = os.path.expanduser("~").replace("\\", "/")
-# In the messages of torch's and safetensors' own writers, whose errors are no OSError.
+# Signs of torch's and safetensors' write errors, which are not an OSError.
 _WRITER_FAILED = ("PytorchStreamWriter", "inline_container.cc", "(os error ")
 
 
 def of_the_machine(error: BaseException) -> str | None:
-    """Return one line for an error of files, disk or memory, or `None` for another error."""
+    """Return a one-line message for an error of files, disk or memory, or `None` for another error."""
     if isinstance(error, OSError) and error.strerror:
         return one_line(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     if any(sign in str(error) for sign in _WRITER_FAILED):
         why = one_line(first_line(error))
         return f"a file was not written whole ({why}); make room on the disk and start it again in the same way"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return (
             "out of memory; give smaller batches (--per_device_train_batch_size, or --tokens_per_batch), a smaller "
             "--max_seq_length, or --gradient_checkpointing"

@@ -1,13 +1,14 @@
-"""Names that a user chose (labels, variants, columns, ids, folders), written so that they are read as text only.
+"""Escape names that a user chose (labels, variants, columns, ids, folders), so that they are shown as plain text.
 
-Whoever writes such a name into Markdown, a plot, a table's header or a message passes it through here. The demo, which
-stands alone, has `html.escape`.
+All code that writes such a name into Markdown, a plot, a table's header or a message uses these functions. The demo,
+which
+does not import the project, uses `html.escape`.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 
-# Before each label in the header of a table of predictions, so that no label is taken for a column of ours.
+# Prefix of each label in the header of a predictions table, so that no label is mistaken for another column.
 _PROBABILITY = "probability_"
 _SPECIAL = re.compile(
     r"[\\`*|~$#]"  # code, emphasis, table cells, strikethrough, formulas, headings
@@ -21,28 +22,28 @@ _BROKEN = re.compile("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def one_line(text: str) -> str:
-    """Return the text with each run of line breaks, tabs and other control characters as one space.
+    """Return the text with each run of control characters (line breaks, tabs and others) replaced by one space.
 
-    Half a character (a lone surrogate) and marks that turn the direction of the text around them become U+FFFD.
+    Lone surrogates, and marks that change the direction of the text around them, become U+FFFD.
     """
     return _BROKEN.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub(" ", text))
 
 
 def in_markdown(text: str) -> str:
-    """Return Markdown that shows the text, in a sentence or a table cell; it must not stand first in its line."""
+    """Return Markdown that shows the text, in a sentence or a table cell, but not at the start of a line."""
     text = _ENTITY.sub("&amp;", one_line(text))
     return _SPECIAL.sub(r"\\\g<0>", _TAG.sub("&lt;", text)).strip(" ")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table; each cell shows its text."""
+    """Return the lines of a Markdown table whose cells show the given texts."""
     names = (f" {in_markdown(name)} " if name else " " for name in header)
     lines = [f"| {' | '.join(map(in_markdown, cells))} |" for cells in rows]
     return [f"|{'|'.join(names)}|", f"|{'---|' * len(header)}", *lines]
 
 
 def in_code(text: str) -> str:
-    """Return a Markdown code span of the text; not for a table cell, where `|` would end it."""
+    """Return the text as a Markdown code span; not for a table cell, where `|` would end the cell."""
     text = one_line(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " * (text.startswith("`") or text.endswith("`"))
@@ -50,12 +51,12 @@ def in_code(text: str) -> str:
 
 
 def probability_column(label: str) -> str:
-    """Return the name of the column with a label's probabilities, as every table of predictions has it."""
+    """Return the name of the column with a label's probabilities in tables of predictions."""
     return _PROBABILITY + label
 
 
 def labels_of_columns(names: list[str]) -> list[str]:
-    """Return the labels whose probabilities the columns hold; files of before have the bare labels."""
+    """Return the labels of probability columns; in older files, the column names are the labels."""
     if all(name.startswith(_PROBABILITY) for name in names):
         return [name.removeprefix(_PROBABILITY) for name in names]
     return names

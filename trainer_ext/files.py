@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks, and hashes."""
+"""Atomic writes of files, locks, and hashes."""
 
 import hashlib
 import json
@@ -14,17 +14,19 @@ from tqdm.auto import tqdm
 
 from .errors import InputError
 
-LOCK = ".lock"  # of an output folder; hidden files are not published
-_PATIENCE = 1.0  # seconds; another process may just be looking whether a folder is free
-_claimed: dict[Path, FileLock] = {}  # the folders that are this process's
+LOCK = ".lock"  # in an output folder; hidden files are not published
+_PATIENCE = 1.0  # seconds, since another process may hold the lock only to check whether the folder is free
+_claimed: dict[Path, FileLock] = {}  # folders that this process has claimed
 CHECKPOINTS = "checkpoints"
 RESULTS = "all_results.json"  # written last: a folder that has it is finished
 SETTINGS = "run.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the target, then rename."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")  # processes of several machines may write the same
+    """Write a text file atomically: first a temporary file in the same folder, then a rename."""
+    partial = path.with_name(
+        f".{path.name}.{uuid4().hex}"
+    )  # unique, since processes on several machines may write this file
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
@@ -33,12 +35,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """As [`write_text`]."""
+    """Write JSON values to a file atomically, as [`write_text`]."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_object(path: Path) -> dict:
-    """Return the JSON object in a file, or an empty one if there is none that can be read."""
+    """Return the JSON object in a file, or an empty dict if there is none or it cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -47,14 +49,24 @@ def read_object(path: Path) -> dict:
 
 
 def begun_settings(checkpoints: Path) -> dict:
-    """Return the settings that [`start`] noted beside a run's checkpoints, or none if there are none to read."""
+    """Return the settings saved next to a run's checkpoints, or an empty dict if there are none."""
     return read_object(checkpoints / SETTINGS)
 
 
 @contextmanager
 def lock(path: Path, name: str, why: str = "being run by a process of an earlier start") -> Iterator[int]:
-    """Hold an exclusive lock, which [`handed_on`] passes to a child process. Waits for whoever has it, and says so of
-    `name`. The lock goes when the last process that holds it ends, killed or not."""
+    """Hold an exclusive lock within a `with` block; if another process holds it, print a message and wait.
+
+    The lock ends with the last process that holds it, even if that process is killed.
+
+    Args:
+        path: The lock file.
+        name: What is locked, for the message.
+        why: Why one has to wait, for the message.
+
+    Yields:
+        The file descriptor, which [`handed_on`] passes to a child process.
+    """
     with open(path, "w") as file:
         if not lock_descriptor(file.fileno(), blocking=False):
             tqdm.write(f"{name}: {why}; waiting for it")
@@ -63,21 +75,23 @@ def lock(path: Path, name: str, why: str = "being run by a process of an earlier
 
 
 def handed_on(held: int) -> dict[str, Any]:
-    """Return the arguments of `subprocess.Popen` by which a child holds a [`lock`], too. Windows has no such thing:
-    there, a child is only protected by the [`claim`] on its own output folder."""
+    """Return arguments for `subprocess.Popen`, so that a child process also holds a [`lock`].
+
+    Windows cannot do this. There, only the [`claim`] on its own output folder protects a child process.
+    """
     return {} if os.name == "nt" else {"pass_fds": [held]}
 
 
 def claim(folder: Path, name: object = None) -> None:
-    """Make an output folder, and make it this process's until [`release`], or until the process ends or is killed.
+    """Create an output folder and reserve it for this process until [`release`] or the end of the process.
 
-    Claiming it again in the same process changes nothing. Processes that are forked do not inherit the claim.
+    A second claim in the same process changes nothing. Forked processes do not inherit the claim.
 
     Args:
-        name: What to call the folder in messages.
+        name: Name of the folder in messages; by default its path.
 
     Raises:
-        InputError: if another process has the folder, or it cannot be written to.
+        InputError: if another process has claimed the folder, or it is not writable.
     """
     path = folder.resolve()
     if path in _claimed:
@@ -96,20 +110,24 @@ def claim(folder: Path, name: object = None) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let other processes have a folder that this one claimed."""
+    """Release this process's claim on a folder, if there is one."""
     if held := _claimed.pop(folder.resolve(), None):
         held.release()
 
 
 def check_free(folder: Path, name: object = None) -> None:
-    """Raise InputError if another process has claimed the folder. Makes nothing."""
+    """Check that no other process has claimed the folder, without creating anything.
+
+    Raises:
+        InputError: if another process has claimed it.
+    """
     if folder.resolve() not in _claimed and (folder / LOCK).is_file():
         claim(folder, name)
         release(folder)
 
 
 def open_to_readers(folder: Path) -> None:
-    """Give the files of a folder the mode of any new file: some libraries write theirs for their owner alone."""
+    """Give the files of a folder the default permissions, because some libraries make theirs private."""
     probe = folder / f".{uuid4().hex}"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
@@ -120,7 +138,7 @@ def open_to_readers(folder: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -133,12 +151,12 @@ def file_state(path: Path) -> tuple[int, ...]:
 
 
 def digest(values: object) -> str:
-    """Short hash of JSON values, to tell whether data changed."""
+    """Return a short hash of JSON values, to detect changes."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def shown(argument: str) -> str:
-    """An argument, or the name of a model or corpus, without the absolute path of this machine that it may hold."""
+    """Return an argument (or the name of a model or corpus) without absolute paths of this machine."""
     flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     path = Path(value)
     if path.is_absolute():

@@ -1,4 +1,4 @@
-"""The old spelling of `python run_publish.py`; it goes with the next release."""
+"""Run run_publish.py under its old name; this file will be removed in the next release."""
 
 import runpy
 

@@ -1,8 +1,8 @@
 """Choose between float32 and bf16 by timing both on this machine.
 
-The processor's name or feature flags do not tell which is faster: with AVX-512's bf16 instructions alone, bf16 matrix
-products are several times as fast as float32 on some processors and half as fast on others. So both are timed once,
-for about a tenth of a second, and the figures are remembered for the machine.
+The processor's name or feature flags do not tell which is faster. With AVX-512's bf16 instructions alone, bf16 matrix
+products are several times as fast as float32 on some processors and half as fast on others. So both are timed once, for
+about a tenth of a second, and the times are cached for the machine.
 
 This file imports nothing of the project. `space/precision.py` is a copy of it, because a Space has no checkout.
 """
@@ -24,14 +24,14 @@ from filelock import lock_descriptor
 
 # A feed-forward layer of a base-size encoder on 512 tokens: (tokens, width) x (width, inner width).
 TOKENS, WIDTH, INNER_WIDTH = 512, 768, 3072
-# A GPU needs more rows before its matrix units, not the launch of the kernel, set the time.
+# A GPU needs more rows, so that the matrix product takes longer than the launch of the kernel.
 ACCELERATOR_TOKENS = 8192
 SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds that one matrix product takes in each precision; `bf16_ms` is `None` on a device without bf16."""
+    """The milliseconds of one matrix product in each precision; `bf16_ms` is `None` on a device without bf16."""
 
     float32_ms: float
     bf16_ms: float | None
@@ -52,8 +52,8 @@ class Choice:
 
     Attributes:
         name: `float32`, `bf16` or `fp16`.
-        reason: In words, for the log.
-        timing: The measurement, or `None` if something else decided.
+        reason: A few words, for the log.
+        timing: The measurement, or `None` if the choice was not made by timing.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Choice:
         return f"precision: {self.name} ({self.reason})"
 
     def record(self) -> dict:
-        """As JSON values, for the record of a run."""
+        """Return the choice as JSON values, for the record of a run."""
         return {"name": self.name, "reason": self.reason, "timing": self.timing and asdict(self.timing)}
 
 
@@ -92,7 +92,7 @@ def timed(device: torch.device) -> Timing:
             return Timing(float(known[key]["float32_ms"]), known[key]["bf16_ms"] and float(known[key]["bf16_ms"]))
         except (KeyError, TypeError, ValueError):
             timing = measure(device)
-        with contextlib.suppress(OSError):  # without a writable cache folder each start measures anew
+        with contextlib.suppress(OSError):  # without a writable cache folder, each process measures anew
             partial = path.with_name(f".{path.name}.{uuid4().hex}")
             partial.write_text(json.dumps(known | {key: asdict(timing)}, indent=2) + "\n", encoding="utf-8")
             partial.replace(path)
@@ -100,9 +100,11 @@ def timed(device: torch.device) -> Timing:
 
 
 def measure(device: torch.device, seconds: float = SECONDS) -> Timing:
-    """Time the product in both precisions by turns for about `seconds`, at least three times each.
+    """Return the shortest time of a matrix product in each precision, measured in turns for about `seconds`.
 
-    The shortest time counts: whatever else the machine does can only add to it.
+    Each precision is timed at least three times. The shortest time counts, since other load on the machine can only add
+    to
+    it.
     """
     tokens = TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
     operands: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -114,7 +116,7 @@ def measure(device: torch.device, seconds: float = SECONDS) -> Timing:
                 torch.ones(INNER_WIDTH, WIDTH, device=device, dtype=dtype),
             )
             try:
-                _product_seconds(*pair)  # the first one loads kernels
+                _product_seconds(*pair)  # the first product also loads kernels
             except (RuntimeError, TypeError):  # a device without bf16
                 if dtype == torch.float32:
                     raise
@@ -138,7 +140,7 @@ def _product_seconds(tokens: torch.Tensor, weight: torch.Tensor) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """Return what a measurement holds for: this host, its processor or accelerator, and torch's version."""
+    """Return the machine that a measurement is valid for: host, processor or accelerator, and torch's version."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
@@ -149,7 +151,7 @@ def machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The name alone does not tell: cloud machines of several generations are all called "AMD EPYC"."""
+    """Return the processor's name, family, model and features; clouds call several generations just "AMD EPYC"."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     found = [
@@ -176,7 +178,7 @@ def _read(path: Path) -> dict:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock beside `path`; none where the folder cannot be written to."""
+    """Hold an exclusive lock next to `path`; if the folder is not writable, run without a lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path.with_suffix(".lock"), "w")  # noqa: SIM115 - closed below, in either case

@@ -1,4 +1,4 @@
-"""YAML files of names and values, read so that they can be wrong but do no harm, and checked against a schema."""
+"""Read YAML files of names and values safely, and check them against a schema."""
 
 import re
 from collections.abc import Hashable
@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import InputError
 
 _LONGEST, _DEEPEST = 1_000_000, 40
-_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # no path and no command line holds them
-# What a value of pydantic's error types should have been.
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # these cannot be in a path or on a command line
+# By pydantic's error type, the value that would be right.
 _WANTED = {
     "bool_type": "true or false",
     "dict_type": "lines of `name: value`",
@@ -26,7 +26,7 @@ _WANTED = {
 
 
 class Schema(BaseModel):
-    """What a recipe may hold. Subclasses have a field for each key."""
+    """The base class of a recipe's schema. Subclasses have a field for each key."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,12 +35,12 @@ S = TypeVar("S", bound=Schema)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the names and values of a YAML file: text, numbers, true, false, nothing, lists and mappings of them.
+    """Return the names and values in a YAML file: text, numbers, true, false, null, and lists and mappings of these.
 
-    Names are as they are written: `1`, `no` and `2022-01-01` are text there.
+    Names are always text, even `1`, `no` and `2022-01-01`.
 
     Raises:
-        InputError: if there is no such file, or it holds something else.
+        InputError: if there is no such file, or its content has another form.
     """
     try:
         if not path.is_file():
@@ -67,16 +67,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_recipe(content: dict[str, Any], schema: type[S], path: Path) -> S:
-    """Return the content as the schema's.
+    """Return the content of a recipe as an instance of the schema.
 
     Raises:
-        InputError: for the first value that does not fit; says which one, and what would.
+        InputError: at the first value that does not fit; the message says what would.
     """
     try:
         return schema.model_validate(content)
     except ValidationError as found:
         errors = found.errors(include_url=False)
-        error = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # perhaps a misspelling
+        error = next(
+            (each for each in errors if each["type"] == "extra_forbidden"), errors[0]
+        )  # report a possible misspelling first
     *outer, key = map(str, error["loc"] or ("",))
     place = ", ".join([str(path), *outer])
     known = "" if outer else f"; want {', '.join(sorted(schema.model_fields))}"
@@ -86,7 +88,7 @@ def check_recipe(content: dict[str, Any], schema: type[S], path: Path) -> S:
         raise InputError(f"{place}: no {key}{known}")
     if key:
         place += f", {key}"
-    if error["type"] == "value_error":  # a validator of the schema's, which says it all
+    if error["type"] == "value_error":  # from a validator of the schema, whose message is complete
         raise InputError(f"{place}: {error['ctx']['error']}")
     value = repr(error["input"])
     wanted = _WANTED.get(error["type"], error["msg"].replace("Input should be ", ""))
@@ -98,7 +100,7 @@ def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain values only, none of them twice under one name, no more of them than a recipe has."""
+    """A YAML loader for plain values only, without duplicate names, and with limits on size and nesting."""
 
     def get_single_data(self) -> Any:
         node = self.get_single_node()
@@ -108,7 +110,7 @@ class _Loader(yaml.SafeLoader):
         return self.construct_document(node)
 
     def _count(self, node: yaml.Node, counted: dict[int, int], depth: int) -> int:
-        """How many characters there are once each alias is written out; with aliases, a short file holds billions."""
+        """Return the number of characters after expanding all aliases, with which a short file can hold billions."""
         if depth > _DEEPEST:
             raise _error(f"nested more than {_DEEPEST} deep", node)
         if id(node) not in counted:
@@ -130,7 +132,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in names:
                 raise _error(f"{key.value!r} stands twice", key)
             names.add(key.value)
-        self.flatten_mapping(node)  # `<<`, whose values give way to those that are there
+        self.flatten_mapping(node)  # merges `<<`; existing values take precedence
         return {self.construct_text(key): self.construct_object(value, deep=True) for key, value in node.value}
 
     def construct_text(self, node: yaml.ScalarNode) -> str:

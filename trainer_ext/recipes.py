@@ -1,7 +1,7 @@
-"""Flags and YAML recipes: the dataclasses of the scripts, parsed by `HfArgumentParser`.
+"""Parse flags and YAML recipes into the scripts' dataclasses, with `HfArgumentParser`.
 
-A recipe is a YAML file of flag names and values. It is read as if its entries stood on the command line before the
-real ones, so every flag overrides it, and both are checked alike.
+A recipe is a YAML file of flag names and values. It is read as if its entries came first on the command line. So every
+flag overrides it, and both are checked in the same way.
 """
 
 import difflib
@@ -24,8 +24,8 @@ from .precision import Choice, choose
 from .recipe_file import read_recipe
 
 PUBLISH_RESTRICTED = (
-    "With --push_to_hub: also a model that saw data for restricted use, whose terms you have read and which let you "
-    "publish it. Its card names them."
+    "With --push_to_hub: also publish a model that saw data with restricted use. Give it only after reading the data's "
+    "terms, if they allow it. The card names them."
 )
 
 
@@ -34,10 +34,10 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
 
 
 class RecipeParser(HfArgumentParser):
-    """`HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line.
+    """An `HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line.
 
     Attributes:
-        precision: Once parsed, the precision of training and why; `None` where nothing is trained.
+        precision: After parsing, the precision of training and why it was chosen; `None` if nothing is trained.
     """
 
     precision: Choice | None = None
@@ -52,7 +52,7 @@ class RecipeParser(HfArgumentParser):
         )
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
-        """A subclass of `TrainingArguments` in two sections: its own fields, then the library's hundred and more."""
+        """Add the flags of a dataclass; a subclass of `TrainingArguments` gets two sections, its own fields first."""
         if not issubclass(dtype, TrainingArguments) or dtype is TrainingArguments:
             super()._add_dataclass_arguments(dtype)
             return
@@ -66,7 +66,7 @@ class RecipeParser(HfArgumentParser):
                     self._parse_dataclass_field(section, f)
 
     def _parse_dataclass_field(self, parser, field):
-        """The library's twin spelling of every flag (`--max-steps`) works but is not printed a second time."""
+        """Add the flags of a field, and hide the redundant `--no_x` from the help."""
         before = set(map(id, parser._actions))
         HfArgumentParser._parse_dataclass_field(parser, field)
         for action in parser._actions:
@@ -74,10 +74,10 @@ class RecipeParser(HfArgumentParser):
                 action.help = SUPPRESS
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """The dataclasses, from a recipe (if the first argument is no flag) and the flags after it.
+        """Return the dataclasses, filled from a recipe (if the first argument is not a flag) and the flags after it.
 
         Raises:
-            InputError: for an unreadable recipe, an unknown key or flag, or a value that does not fit.
+            InputError: if the recipe cannot be read, a key or flag is unknown, or a value does not fit.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         recipe = []
@@ -93,7 +93,7 @@ class RecipeParser(HfArgumentParser):
             )
         values = vars(namespace)
         if "output_dir" in values and values["output_dir"] is None:
-            values["output_dir"] = ""  # for `None` the library takes a name of its own
+            values["output_dir"] = ""  # with `None`, the library chooses a name
         if "bf16" in values:
             tokens = (token.partition("=")[0] for token in [*recipe, *argv])
             given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
@@ -109,15 +109,18 @@ class RecipeParser(HfArgumentParser):
             raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
 
     def error(self, message: str) -> None:
-        """argparse calls this for a value that does not fit."""
+        """Raise an `InputError`; argparse calls this for a value that does not fit."""
         raise InputError(message)
 
 
 def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: object) -> list[str]:
-    """Flags by name as they would stand on a command line.
+    """Return flags by name as command-line arguments.
+
+    Args:
+        source: Where the flags come from, for messages.
 
     Raises:
-        InputError: for an unknown name or a value that does not fit; begins with `source`, where the recipe is from.
+        InputError: if a name is unknown, or a value does not fit. The message begins with `source`.
     """
     arguments: list[str] = []
     for key, value in recipe.items():
@@ -126,7 +129,7 @@ def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: objec
             close = difflib.get_close_matches(str(key), known, n=1)
             raise InputError(f"{source}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         if value is None:
-            continue  # the flag's own default
+            continue  # use the flag's default
         if isinstance(value, list):
             if any(isinstance(each, list | dict) for each in value):
                 raise InputError(f"{source}, {key}: {value!r}; want a list of plain values")
@@ -146,10 +149,13 @@ def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: objec
 
 
 def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
-    """Choose the precision of training, and set `bf16` in place. A resumed run keeps its own; else the faster one wins.
+    """Return the precision of training, and set `bf16` in `values`.
+
+    In order of priority, it is that of the flags, of the launcher, of the run to resume, or the faster one on this
+    machine.
 
     Args:
-        values: Values of `TrainingArguments`' fields; `bf16` and `use_cpu` may change.
+        values: Values of `TrainingArguments`' fields. `bf16`, `fp16` and `use_cpu` may change.
         given: Names that the recipe or the command line set. `--bf16 false` keeps float32.
     """
     on_cpu = values["use_cpu"] or not torch.accelerator.is_available()
@@ -166,12 +172,12 @@ def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
         choice = choose(torch.device("cpu") if on_cpu else torch.accelerator.current_accelerator())
         values["bf16"] = choice.name == "bf16"
     if values["bf16"] and on_cpu:
-        values["use_cpu"] = True  # `TrainingArguments` wants the word
+        values["use_cpu"] = True  # `TrainingArguments` requires it
     return choice
 
 
 def _begun_precision(values: dict[str, Any]) -> str | None:
-    """The precision of the unfinished run that these flags resume, so that another machine does not change it."""
+    """Return the precision of the unfinished run that these flags resume, so that it stays the same elsewhere."""
     if checkpoint := values.get("resume_from_checkpoint"):
         settings = begun_settings(Path(checkpoint).parent)
     elif values.get("overwrite_output_dir") or not values["output_dir"]:
@@ -184,7 +190,7 @@ def _begun_precision(values: dict[str, Any]) -> str | None:
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults after each flag; the description's lines as written; `--max_steps`, not also `--max-steps`."""
+    """A help formatter that shows defaults, keeps line breaks of the description, and hides `--max-steps` spellings."""
 
     def _format_action_invocation(self, action):
         shown = [flag for flag in action.option_strings if "-" not in flag[2:]] or action.option_strings

@@ -194,6 +194,14 @@ def test_a_damaged_run_of_a_killed_driver_is_trained_again(copied, monkeypatch, 
     assert not run.exists()
 
 
+def test_a_table_that_is_damaged_is_made_again(copied, compared, tmp_path):
+    """Also where only some of its rows are asked for, which is looked up in the table of before."""
+    shutil.copytree(compared[0], tmp_path / "table")
+    cut(tmp_path / "table" / "comparison.json")
+    call(run_compare.main, "mine.yaml", "--variants", "mean", "--output_dir", "table")
+    assert [row["name"] for row in figures(tmp_path / "table")["variants"]] == ["mean"]
+
+
 def test_rows_that_no_trial_has_are_named(copied, tmp_path):
     """As in a file of before, which has no check sum."""
     folders, _ = copied

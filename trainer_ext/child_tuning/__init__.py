@@ -1,7 +1,8 @@
-"""Child-Tuning (Xu et al. 2021, "Raise a Child in Large Language Model", https://aclanthology.org/2021.emnlp-main.749;
-section 2.3.2 of the LingJing paper) for any `transformers` model and any PyTorch loop.
+"""Child-Tuning for any `transformers` model and any PyTorch loop (section 2.3.2 of the LingJing paper).
 
-This folder imports nothing else of the project, so it can be copied out.
+Xu et al. 2021, "Raise a Child in Large Language Model", https://aclanthology.org/2021.emnlp-main.749. This folder
+imports
+nothing else of the project, so it can be copied out.
 
 With `Trainer`:
 

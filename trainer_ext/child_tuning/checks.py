@@ -1,4 +1,4 @@
-"""What Child-Tuning works with: its settings, and the optimizers whose every step a hook can mask."""
+"""Check the settings of Child-Tuning, and that the optimizer's steps can be masked by hooks."""
 
 import torch
 
@@ -6,11 +6,11 @@ VARIANTS, TARGETS, SCOPES = ("none", "F", "D"), ("gradient", "update"), ("encode
 
 
 class ChildTuningError(ValueError):
-    """A setting, optimizer or data set that Child-Tuning does not work with. The message is one line."""
+    """An error for a setting, optimizer or dataset that Child-Tuning cannot use. The message is one line."""
 
 
 def hooked_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer whose steps call hooks: this one, or the one in Accelerate's wrapper.
+    """Return the optimizer whose steps call hooks: `optimizer` itself, or the one inside Accelerate's wrapper.
 
     Raises:
         ChildTuningError: if there is none, or it is DeepSpeed's.
@@ -29,7 +29,11 @@ def hooked_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, target: str) -> None:
-    """Raises ChildTuningError for an optimizer that moves weights outside of its steps, where no hook masks that."""
+    """Check that the optimizer changes weights only in `step()`, where hooks can mask the change.
+
+    Raises:
+        ChildTuningError: if it also changes weights elsewhere.
+    """
     name = type(optimizer).__name__
     if hasattr(optimizer, "fused_backward"):  # LOMO, AdaLOMO
         raise ChildTuningError(
@@ -44,7 +48,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, target: str) -> None:
 
 
 def check_settings(variant: str, p: float, target: str, scope: str) -> None:
-    """Raises ChildTuningError for a setting of Child-Tuning that is none."""
+    """Check the settings of Child-Tuning.
+
+    Raises:
+        ChildTuningError: if one has an unknown value, or `p` is out of range.
+    """
     for name, value, known in (
         ("child_tuning", variant, VARIANTS),
         ("child_tuning_target", target, TARGETS),

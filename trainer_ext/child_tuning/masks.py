@@ -1,4 +1,4 @@
-"""Masks of a child network: drawn or thresholded, and applied in place, a piece of a tensor at a time."""
+"""Draw or threshold the masks of a child network, and apply them in place."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,23 +8,24 @@ from torch.distributed.tensor import DTensor, Shard
 
 from .checks import ChildTuningError
 
-# Entries masked at a time on CPU: from the first pass over them to the last they stay in the cache.
+# Entries to mask at a time on CPU. This many stay in the processor's cache over all passes.
 CHUNK = 2**17
-# In a matrix with so many rows, those that are all zero are passed over: an embedding's, of tokens not in the batch.
+# A matrix with this many rows is mostly zero if it is an embedding's gradient. Its all-zero rows are skipped.
 MANY_ROWS = 2**14
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Draws:
-    """Where one parameter's child begins and ends at one step: bool tensors, true with probability p.
+    """A generator of random masks for one parameter at one step: bool tensors, true with probability p.
 
-    16-bit numbers are cut from 64-bit draws: of numpy's SFC64 on CPU, five times as fast as torch's generator there,
-    of torch's own elsewhere.
+    Masks are made from 16-bit parts of 64-bit random numbers. On CPU these come from numpy's SFC64, which is five times
+    as
+    fast as torch's generator. On other devices they come from torch.
 
     Args:
-        p: Rounded to the next of 1/65,536 to 65,536/65,536.
+        p: Probability, rounded to a multiple of 1/65,536.
         seed: See [`mask_seed`].
-        device: Of the masks.
+        device: Device of the masks.
     """
 
     def __init__(self, p: float, seed: int, device: torch.device | str):
@@ -35,7 +36,7 @@ class Draws:
         self._torch = None if on_cpu else torch.Generator(self.device).manual_seed(seed)
 
     def next(self, count: int) -> torch.Tensor:
-        """The next `(count,)`; a new 64-bit draw begins it."""
+        """Return the next mask, `(count,)`. Each call starts with a new 64-bit number."""
         number = -(-count // 4)
         if self._numpy is not None:
             draws = torch.from_numpy(self._numpy.random_raw(number).view(np.int16))
@@ -47,13 +48,13 @@ class Draws:
         return draws[:count] < self._levels - 2**15
 
 
-Mask = torch.Tensor | Callable[[int], torch.Tensor]  # bools of a tensor's size, or what gives the next so many
+Mask = torch.Tensor | Callable[[int], torch.Tensor]  # a bool tensor, or a function from a count to the next mask
 
 
 def keep(values: torch.Tensor, kept: Mask, divisor: float | None = None) -> None:
-    """Zero, in place, what is not kept, and divide the rest.
+    """Zero the entries of `values` that are not kept, and divide the others by `divisor`, in place.
 
-    As integers, whose product with a bit is several times as fast as a masked fill.
+    The entries' bits are multiplied by 0 or 1 as integers, which is several times as fast as a masked fill.
     """
     for (part,), bits in _masked_parts(kept, values):
         _integers(part).mul_(bits)
@@ -62,7 +63,10 @@ def keep(values: torch.Tensor, kept: Mask, divisor: float | None = None) -> None
 
 
 def put_back(values: torch.Tensor, before: torch.Tensor, kept: Mask) -> None:
-    """`before` in place of `values`, in place and to the bit, where they are not kept; uses `before` up."""
+    """Restore the entries of `values` that are not kept from `before`, in place, bit for bit.
+
+    `before` is overwritten.
+    """
     for (part, old), bits in _masked_parts(kept, values, before):
         part, old = _integers(part), _integers(old)
         bits.mul_(torch.bitwise_xor(part, old, out=part))  # what changed, where it is kept
@@ -70,15 +74,16 @@ def put_back(values: torch.Tensor, before: torch.Tensor, kept: Mask) -> None:
 
 
 def _integers(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's bits."""
+    """Return a view of a tensor's bits as integers."""
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _masked_parts(kept: Mask, *tensors: torch.Tensor) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    """Views of equally large tensors, in order, and 0 or 1 for each entry, as an integer of its size.
+    """Yield parts of equally large tensors, as views, and the mask of each part as integers 0 or 1 of the same size.
 
-    On CPU they are short enough for the cache, and the integers lie in one buffer; elsewhere, and where a tensor is
-    not in one piece, they are the whole, in the first one's shape.
+    On CPU, the parts fit in the processor's cache. On other devices, or if a tensor is not contiguous, there is one
+    part:
+    the whole tensors.
     """
     fits = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
     parts = zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True) if fits else [tensors]
@@ -93,16 +98,18 @@ def _masked_parts(kept: Mask, *tensors: torch.Tensor) -> Iterator[tuple[tuple[to
 
 
 def highest_share(values: list[torch.Tensor], p: float, sharded: bool = False) -> float:
-    """The threshold that the share p of all entries reach, found by halving, without joining or sorting them.
+    """Return the threshold that a share p of all entries reach, by bisection, without concatenating or sorting them.
 
-    Never 0: an entry without information is not in a child.
+    The threshold is above 0, so that an entry without information is never in a child.
 
     Args:
-        values: Float32 tensors, nowhere negative.
-        p: In (0, 1].
-        sharded: Whether each process of the default group holds a part.
+        values: Float32 tensors without negative entries.
+        p: Share in (0, 1].
+        sharded: Whether each process of the default group holds only a part of the entries.
     """
-    bits = [value.view(torch.int32) for value in values]  # in the order of the floats, where none is negative
+    bits = [
+        value.view(torch.int32) for value in values
+    ]  # floats that are not negative have the same order as their bits
 
     def total(count: int) -> int:
         if sharded:
@@ -123,8 +130,11 @@ def highest_share(values: list[torch.Tensor], p: float, sharded: bool = False) -
 
 
 def mask_seed(seed: int, step: int, parameter: int, shard: int | None = None) -> int:
-    """63-bit seed of one parameter's (or shard's) mask at one optimizer step: rounds of the splitmix64 finalizer
-    (https://prng.di.unimi.it/splitmix64.c), so that neighbours share no stream."""
+    """Return a 63-bit seed for the mask of one parameter (or of one shard of it) at one optimizer step.
+
+    Rounds of the splitmix64 finalizer (https://prng.di.unimi.it/splitmix64.c) make the random streams of neighbours
+    independent.
+    """
     key = 0
     for part in (seed, step, parameter) if shard is None else (seed, step, parameter, shard):
         key = (key + part + 0x9E3779B97F4A7C15) % 2**64
@@ -135,18 +145,19 @@ def mask_seed(seed: int, step: int, parameter: int, shard: int | None = None) ->
 
 
 def kept_levels(p: float) -> int:
-    """How many of the 65,536 values of a 16-bit number are kept."""
+    """Return how many of the 65,536 values of a 16-bit number count as kept for probability p."""
     return max(1, round(p * 2**16))
 
 
 def stored_gradient(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Return what is stored of a parameter's gradient, to be masked in place, and where in the parameter that lies.
+    """Return the stored values of a parameter's gradient, to mask in place, and their indices in the parameter.
 
-    Of a sparse gradient that is its values and their indices; a position that came several times is summed first. Any
-    other gradient is whole, and the indices are empty.
+    For a dense gradient, these are the whole gradient and no indices. A sparse gradient is first coalesced: entries
+    with the
+    same index are summed.
 
     Raises:
-        ChildTuningError: for a layout or an element size that is not masked.
+        ChildTuningError: if the gradient has a layout or an element size that cannot be masked.
     """
     gradient = local_part(parameter.grad)
     if gradient.element_size() not in _INTEGERS or gradient.layout not in (torch.strided, torch.sparse_coo):
@@ -159,12 +170,12 @@ def stored_gradient(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a `DTensor`, a view; any other tensor itself."""
+    """Return this process's part of a `DTensor`, as a view; any other tensor is returned itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_number(parameter: torch.Tensor) -> int | None:
-    """Which part of a sharded `DTensor` this process holds; `None` where all hold the same."""
+    """Return the number of the shard of a `DTensor` that this process holds, or `None` if it is not sharded."""
     if not isinstance(parameter, DTensor):
         return None
     number = None

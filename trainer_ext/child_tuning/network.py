@@ -1,4 +1,4 @@
-"""The child network of an optimizer: which entries of each gradient a step uses (paper, section 2.3.2)."""
+"""The child network of an optimizer: the entries of each gradient that a step uses (paper, section 2.3.2)."""
 
 import logging
 import math
@@ -27,46 +27,56 @@ from .masks import (
 logger = logging.getLogger(__name__)
 
 MASKS = "child_network.safetensors"
-# A batch with a larger gradient says nothing of the others, and the sum of its squares would soon overflow.
+# A batch with a larger gradient would swamp all others, and the sum of its squares would soon overflow.
 LARGEST_GRADIENT = 2.0**50
 
 
 class ChildNetwork:
-    """The child network of an optimizer's parameters, by hooks around every step.
+    """The child network of an optimizer's parameters, applied by hooks around every step.
 
-    The variant says what belongs to the child. `F` (task-free): at every step each entry anew, with probability p.
-    `D` (task-driven): the share p of the entries with the highest Fisher information, found once by [`find`].
+    The variant chooses the entries of the child network. With `F` (task-free), each entry is in it with probability p,
+    drawn
+    anew at every step. With `D` (task-driven), it is the share p of entries with the highest Fisher information, fixed
+    once by
+    [`find`].
 
-    The target says what happens to the rest. `gradient`, as published: its gradient is zeroed before the step (that of
-    an F child divided by p), so the moments see the masked gradient, and momentum, decay and what mixes entries
-    (GaLore, Muon, LBFGS) still move weights outside the child. `update`, equation 2 of the LingJing paper: the step is
-    taken with the whole gradient, then every weight outside the child is put back; only the child moves.
+    The target chooses what happens to the other entries:
+
+    - `gradient` (as published): their gradients are zeroed before the step. For F, the kept gradients are divided by p.
+      The
+      optimizer's moments see the masked gradients. Momentum, weight decay and optimizers that mix entries (GaLore,
+      Muon,
+      LBFGS) still change weights outside the child.
+    - `update` (equation 2 of the LingJing paper): the step uses the whole gradient, then every weight outside the child
+      gets
+      its old value back.
 
     A step with a closure (LBFGS, Lightning) is masked after each call of the closure, with one mask for the whole step.
-    Of a sparse gradient the stored rows are masked.
+    For a
+    sparse gradient, the stored rows are masked.
 
-    F's masks are keyed by seed, step, parameter and shard, never by the global random state: replicas draw the same
-    ones, each shard of a `DTensor` (FSDP2) its own, and a resumed run those of the uninterrupted one.
+    F's masks depend only on seed, step, parameter and shard. So replicas draw the same masks, each shard of a `DTensor`
+    (FSDP2) draws its own, and a resumed run draws those of an uninterrupted one.
 
     Args:
-        optimizer: Any `torch.optim.Optimizer`, or Accelerate's wrapper around one. Its parameters are numbered in the
-            order of its groups. Parameters may be added later; D's child is then to be found again.
+        optimizer: A `torch.optim.Optimizer`, or Accelerate's wrapper around one. After adding parameters to it, call
+            [`find`] again for D.
         variant: `F`, `D`, or `none`, which does nothing.
-        p: In (0, 1]; of F it counts in steps of 2**-16. With 1, nothing is done.
+        p: Share in (0, 1], for F in steps of 2**-16. With 1, nothing is masked.
         target: `gradient` or `update`.
-        scope: Of D: `encoder`, the parameters with "layer" in their names, as published, while the others train as
-            ever; or `all`.
-        seed: Of F's masks.
-        step: Gives the number of the step under way. If not given, `self.step` counts from 0; set it to resume.
+        scope: For D: `encoder` (as published) masks only parameters with "layer" in their names, `all` masks all.
+        seed: Seed of F's masks.
+        step: Function that returns the number of the current step. By default `self.step` counts from 0. Set it to
+            resume.
 
     Attributes:
-        masks: Of D, a bool tensor for each parameter, or `None` for one that is not in scope.
-        measure: Whether to count, at the next steps, what is kept, into `kept`: entries kept, and all.
+        masks: For D, a bool tensor per parameter, or `None` for a parameter out of scope.
+        measure: If true, the next steps set `kept`.
+        kept: Number of kept entries and of all maskable entries in the last step.
 
     Raises:
-        ChildTuningError: for a setting that is none of these, or an optimizer that it does not work with: one that
-            moves weights outside of `step` (LOMO in the backward pass, schedule-free ones with target `update`), or
-            whose `step` cannot be hooked (DeepSpeed's).
+        ChildTuningError: for an invalid setting, or an optimizer that changes weights outside of `step` (LOMO in the
+            backward pass, schedule-free ones with target `update`) or that has no hooks (DeepSpeed).
     """
 
     def __init__(
@@ -97,12 +107,12 @@ class ChildNetwork:
             ]
 
     def remove(self) -> None:
-        """Take the hooks off: the optimizer's steps are plain again."""
+        """Remove the hooks, so that the optimizer's steps are no longer masked."""
         for hook in self._hooks:
             hook.remove()
 
     def parameters(self) -> list[nn.Parameter]:
-        """The optimizer's, in the order of their numbers."""
+        """Return the optimizer's parameters, in the order of its groups."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     # ---- Around a step --------------------------------------------------------------------------------------------
@@ -116,7 +126,7 @@ class ChildNetwork:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if self.target == "update":
             for index, parameter in enumerate(self.parameters()):
-                # A closure brings the gradients later.
+                # With a closure, the gradients are computed later.
                 if self._is_in_scope(index) and (parameter.grad is not None or (closure and parameter.requires_grad)):
                     self._before.append((index, local_part(parameter).clone(memory_format=torch.preserve_format)))
         elif closure is None:
@@ -211,20 +221,24 @@ class ChildNetwork:
 
     # ---- The child of D -------------------------------------------------------------------------------------------
     def find(self, model: nn.Module, losses: Iterable[torch.Tensor]) -> None:
-        """Choose D's child: one pass over the data, squared gradients summed in place, the highest share p kept.
+        """Choose D's child network in one pass over the data: the share p of entries with the highest Fisher
+        information.
 
-        The Fisher information of a weight is the mean over batches of its squared gradient (Xu et al. 2021, equation
-        6, with batches in place of texts, as they published it). Besides weights and gradients it needs as much again
-        as the weights in scope, and for masks a byte each.
+        The Fisher information of a weight is the mean over batches of its squared gradient (Xu et al. 2021, equation 6,
+        with
+        batches instead of texts as in their code). This needs as much extra memory as the weights in scope, plus one
+        byte per
+        weight for the masks. Batches whose gradients are not finite are skipped with a warning.
 
         Args:
-            model: Names the parameters in scope; its gradients are cleared.
-            losses: The loss of each batch, each computed when it is asked for. Under DDP or FSDP2, of the wrapped
-                model, with equally many batches on every process.
+            model: The model, which names the parameters in scope. Its gradients are cleared.
+            losses: The loss of each batch, computed lazily. Under DDP or FSDP2, losses of the wrapped model, with the
+                same
+                number of batches on every process.
 
         Raises:
             ChildTuningError: if no parameter is in scope, there are no losses, or no gradient in scope is finite and
-                other than zero. Single batches whose gradients are not finite are left out, with a warning.
+                nonzero.
         """
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         scoped = [
@@ -273,17 +287,17 @@ class ChildNetwork:
             self.masks[index] = information.pop(index) >= threshold
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write D's masks of this process as safetensors."""
+        """Write this process's masks of D to a safetensors file."""
         kept = {str(index): mask for index, mask in enumerate(self.masks or ()) if mask is not None}
         partial = f"{os.fspath(path)}.partial"
         save_file(kept, partial, metadata={"p": str(self.p), "scope": self.scope})
         os.replace(partial, path)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Read D's masks.
+        """Read the masks of D from a file that [`save`] wrote.
 
         Raises:
-            ChildTuningError: if they are cut off, or of other parameters, another p or another scope.
+            ChildTuningError: if the file is incomplete, or its parameters, p or scope differ.
         """
         parameters = self.parameters()
         masks: list[torch.Tensor | None] = [None] * len(parameters)
@@ -303,14 +317,14 @@ class ChildNetwork:
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a gradient, with all its entries, in float32 at least."""
+    """Return this process's part of a gradient as a dense tensor, in float32 or wider."""
     gradient = local_part(gradient)
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
     return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
 
 
 def _largest_entry(gradients: list[torch.Tensor], sharded: bool, device: torch.device) -> float:
-    """Return the largest absolute value of all entries, on all processes; infinity if one is not a number."""
+    """Return the largest absolute value of all entries on all processes; infinity if an entry is not a number."""
     peaks = [part for gradient in gradients if gradient.numel() for part in gradient.aminmax()]
     peaks = torch.stack([peak.to(device, torch.float32) for peak in peaks]) if peaks else torch.zeros(1, device=device)
     peak = peaks.abs().nan_to_num(nan=torch.inf, posinf=torch.inf).max()
@@ -320,5 +334,5 @@ def _largest_entry(gradients: list[torch.Tensor], sharded: bool, device: torch.d
 
 
 def _exponent(largest: float) -> int:
-    """Return the power of two to scale gradients with, so that the squares of tiny ones do not vanish: 0 for others."""
+    """Return the power of two that scales tiny gradients, so that their squares do not underflow; else 0."""
     return 0 if largest == 0 or largest >= 2.0**-40 else min(126, -math.frexp(largest)[1])

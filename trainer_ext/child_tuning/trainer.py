@@ -1,4 +1,4 @@
-"""Child-Tuning under the library's `Trainer`: its arguments, and a `Trainer` that masks every step."""
+"""Child-Tuning with the library's `Trainer`: its arguments, and a `Trainer` that masks every step."""
 
 import os
 import random
@@ -23,37 +23,37 @@ from .network import MASKS, ChildNetwork
 # ---- Trainer ------------------------------------------------------------------------------------------------------
 @dataclass
 class ChildTuningArguments(TrainingArguments):
-    """`transformers.TrainingArguments`, none of its defaults changed, and the settings of Child-Tuning."""
+    """`transformers.TrainingArguments` with unchanged defaults, plus the settings of Child-Tuning."""
 
     child_tuning: Literal["none", "F", "D"] = field(
         default="none",
         metadata={
-            "help": "Child-Tuning variant. none: plain training. F (task-free, the paper's): at every optimizer step a "
-            "fresh child network, each entry in it with probability p. D (task-driven): a fixed one, the share p of "
-            "the weights with the highest Fisher information, found in a pass over the training data beforehand."
+            "help": "Child-Tuning variant. none: plain training. F (task-free, the paper's): each optimizer step "
+            "updates a new random subset of the weights, each with probability p. D (task-driven): a fixed subset, the "
+            "share p of weights with the highest Fisher information, found in a pass over the training data first."
         },
     )
     child_tuning_p: float = field(
         default=0.3,
-        metadata={"help": "Share p in (0, 1] of the child network. With 1, training is the plain one."},
+        metadata={"help": "Share p of the weights in the child network, in (0, 1]. With 1, training is plain."},
     )
     child_tuning_target: Literal["gradient", "update"] = field(
         default="gradient",
         metadata={
-            "help": "What is masked. gradient (as published): gradients outside the child are zeroed, those of an F "
-            "child divided by p; the moments see that, and momentum and decay still move weights outside. update (the "
-            "paper's equation 2): only weights of the child move at all; costs a copy of the weights."
+            "help": "What to mask. gradient (as published): gradients outside the child network are zeroed, and F's "
+            "others are divided by p; momentum and decay still move weights outside. update (the paper's equation 2): "
+            "only weights in the child network move; costs a copy of the weights."
         },
     )
     child_tuning_scope: Literal["encoder", "all"] = field(
         default="encoder",
         metadata={
-            "help": "Where D's child is: encoder, the parameters with 'layer' in their names (as published; the others "
-            "train as ever), or all."
+            "help": "Which parameters D masks: encoder, those with 'layer' in their names (as published; the others "
+            "train as usual), or all."
         },
     )
     child_tuning_seed: int | None = field(
-        default=None, metadata={"help": "Seed of F's masks; the training seed when not given."}
+        default=None, metadata={"help": "Seed of F's masks. Default: the training seed."}
     )
 
     def __post_init__(self):
@@ -62,21 +62,28 @@ class ChildTuningArguments(TrainingArguments):
 
 
 class ChildTuningTrainer(Trainer):
-    """A `Trainer` of a [`ChildNetwork`]: one device, DDP, FSDP2, bf16 and fp16, accumulation, clipping, any optimizer.
+    """A `Trainer` with a [`ChildNetwork`], for one device, DDP, FSDP2, bf16, fp16, accumulation, clipping and any
+    optimizer.
 
-    The hooks run after accumulation, all-reduce, unscaling and clipping. A step that mixed precision skips moves no
-    other mask. With `p = 1` the run is bit-identical to `Trainer`'s. D's masks are found before the first step, with
-    the random state left as it was, and saved in each checkpoint as `child_network.safetensors`. They are found in one
-    pass over the training data; over a stream, which may have no end, in as many batches as training takes.
+    The hooks run after accumulation, all-reduce, unscaling and clipping. If mixed precision skips a step, the masks of
+    later
+    steps do not change. With `p = 1`, the run is bit-identical to `Trainer`'s.
 
-    At each logging step the log gains `child_tuning_kept_fraction` (of the entries that are masked) and, for target
-    `gradient`, the gradient's 2-norm before and after the mask (`child_tuning_grad_norm`,
+    D's masks are found before the first step, in one pass over the training data, without changing the random state.
+    For a
+    stream, the pass takes as many batches as the training. Each checkpoint contains the masks, as
+    `child_network.safetensors`.
+
+    Each logging step also logs `child_tuning_kept_fraction`, the share of maskable entries that were kept. For target
+    `gradient`, it also logs the 2-norm of the gradient before and after masking (`child_tuning_grad_norm`,
     `child_tuning_masked_grad_norm`).
 
     Raises:
-        ChildTuningError: if `args` is not a [`ChildTuningArguments`]; under DeepSpeed, whose inner optimizer no hook
-            reaches; when training begins, for an optimizer that moves weights outside of its steps (LOMO, layer-wise
-            GaLore and APOLLO), and for D on training data that can be read only once.
+        ChildTuningError: if `args` is not a [`ChildTuningArguments`], or under DeepSpeed, whose optimizer has no hooks.
+            When
+            training begins: if the optimizer changes weights outside of its steps (LOMO, layer-wise GaLore and APOLLO),
+                or
+            for D if the training data can be read only once.
     """
 
     def __init__(self, *args, **kwargs):
@@ -91,14 +98,14 @@ class ChildTuningTrainer(Trainer):
         self._child_tuning_log: dict[str, float] = {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """The library's optimizer, with a child network around its steps."""
+        """Return the library's optimizer, with a child network around its steps."""
         optimizer = super().create_optimizer(model)
         if self.args.child_tuning == "none":
             return optimizer
-        inner = hooked_optimizer(optimizer)  # on a second `train()` the library hands back Accelerate's wrapper
+        inner = hooked_optimizer(optimizer)  # a second `train()` gets Accelerate's wrapper from the library
         if self._child is None or inner is not self._child.optimizer:
             args = self.args
-            inner.register_step_pre_hook(self._before_masking)  # before the child's own
+            inner.register_step_pre_hook(self._before_masking)  # runs before the child network's own hook
             self._child = ChildNetwork(
                 inner,
                 args.child_tuning,
@@ -132,7 +139,7 @@ class ChildTuningTrainer(Trainer):
         return self._child is not None and self._child.active and self._child.variant == "D"
 
     def _check_read_twice(self) -> None:
-        """Check that a stream starts again: the pass that finds the child would take training's data away."""
+        """Check that a stream restarts at each iteration, since D's pass would otherwise use up the training data."""
         firsts = []
         for _ in range(2):
             with _random_states_kept():
@@ -144,9 +151,11 @@ class ChildTuningTrainer(Trainer):
             )
 
     def _losses(self, model: nn.Module, batches: int | None) -> Iterator[torch.Tensor]:
-        """Of one pass over the training data, or of its first batches, with dropout, as published."""
+        """Yield each batch's loss over the training data, or its first `batches`, with dropout (as published)."""
         model.train()
-        scale = 2**10 if self.accelerator.mixed_precision == "fp16" else 1  # small gradients stay above fp16's zero
+        scale = (
+            2**10 if self.accelerator.mixed_precision == "fp16" else 1
+        )  # so that small gradients do not underflow in fp16
         loader = self.get_train_dataloader()
         quiet = self.args.disable_tqdm or not self.is_local_process_zero()
         total = batches if batches is not None or not has_length(loader) else len(loader)
@@ -155,10 +164,10 @@ class ChildTuningTrainer(Trainer):
             with self.compute_loss_context_manager():
                 yield self.compute_loss(model, inputs).mean() * scale
         if batches is not None and hasattr(loader, "end"):
-            loader.end()  # else Accelerate takes it for one that is still read
+            loader.end()  # else Accelerate believes that it is still being read
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
-        # The masks come first: the library writes the state last, and a checkpoint that has it is complete.
+        # Save the masks first: the library writes the trainer state last, which marks a checkpoint as complete.
         has_masks = self._child is not None and self._child.masks is not None
         if has_masks and (self.args.should_save or self._masks_name() != MASKS):
             folder = os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
@@ -167,7 +176,7 @@ class ChildTuningTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        # Its masks first: to make room for a sharded optimizer's state, torch takes an empty step.
+        # Load the masks first: torch takes an empty step to allocate a sharded optimizer's state.
         if checkpoint is not None and self._finds_child():
             path = os.path.join(checkpoint, self._masks_name())
             if not os.path.exists(path):
@@ -176,7 +185,7 @@ class ChildTuningTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _masks_name(self) -> str:
-        """One file for all processes; where they hold shards, one each."""
+        """Return the file name for the masks: one for all processes, or one per process if parameters are sharded."""
         sharded = any(shard_number(parameter) is not None for parameter in self._child.parameters())
         return f"rank{self.args.process_index}-{MASKS}" if sharded else MASKS
 
@@ -193,21 +202,21 @@ class ChildTuningTrainer(Trainer):
             self._child_tuning_log["child_tuning_masked_grad_norm"] = self._gradient_norm()
 
     def _gradient_norm(self) -> float:
-        """Of this process's gradients."""
+        """Return the 2-norm of this process's gradients."""
         gradients = [stored_gradient(p)[0] for p in self._child.parameters() if p.grad is not None]
         if not gradients:
             return 0.0
         return torch.stack([norm.float().to("cpu") for norm in torch._foreach_norm(gradients)]).norm().item()
 
     def _logs_after_this_step(self) -> bool:
-        """Whether the step under way will be logged; counting and norms cost a pass over the gradients."""
+        """Return whether the current step will be logged. Only then are entries counted and norms computed."""
         if self.args.logging_strategy == IntervalStrategy.STEPS:
             step = self.state.global_step + 1
             return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
         return self.args.logging_strategy == IntervalStrategy.EPOCH
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The library's log; training steps carry the figures of their mask."""
+        """Log as the library does, and add the figures of the last step's mask to training logs."""
         if "loss" in logs and self._child is not None:
             kept, seen = self._child.kept
             logs.update(self._child_tuning_log | ({"child_tuning_kept_fraction": kept / seen} if seen else {}))
@@ -216,7 +225,7 @@ class ChildTuningTrainer(Trainer):
 
 @contextmanager
 def _random_states_kept() -> Iterator[None]:
-    """Leave Python's, numpy's and torch's global random states as they were."""
+    """Restore Python's, numpy's and torch's global random states at the end of a `with` block."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     device_type = torch.accelerator.current_accelerator().type if devices else "cuda"
@@ -227,7 +236,7 @@ def _random_states_kept() -> Iterator[None]:
 
 
 def _same(one: object, other: object) -> bool:
-    """Whether two rows are equal."""
+    """Return whether two rows are equal."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):

@@ -1,1 +1,1 @@
-"""Rows: corpora, label maps, augmentation, folds, and the guard against leakage."""
+"""Read and prepare rows: corpora, label maps, augmentation, folds, and the guard against leakage."""

@@ -1,8 +1,9 @@
-"""Supervised transfer (section 2.3.1 of the paper): rows of other corpora under the labels of the target, as a training
-stage of their own or added to the rows of the target.
+"""Supervised transfer (section 2.3.1 of the paper): train on rows of other corpora, mapped to the target's labels.
 
-The paper takes Random and Balanced Augmentation over from the year before without a description; this one is Mundra et
-al.'s (WASSA 2021, https://arxiv.org/abs/2104.09827): 1,000 random rows, or 400 of each class.
+The rows are a training stage of their own, or are added to the target's training rows.
+
+The paper uses Random and Balanced Augmentation of the year before without describing them. This follows Mundra et al.
+(WASSA 2021, https://arxiv.org/abs/2104.09827): 1,000 random rows, or 400 per class.
 """
 
 import logging
@@ -23,13 +24,13 @@ BALANCED_ROWS = 400
 
 
 def check_transfer(args: TransferArguments, described: dict[str, Any]) -> bool:
-    """Whether `--transfer_datasets` are what is trained on, and not added to the rows of a target.
+    """Return whether to train on `--transfer_datasets` alone, instead of adding their rows to a target.
 
     Args:
         described: Arguments of [`trainer_ext.data.load.load_corpus`], from the flags.
 
     Raises:
-        InputError: for flags that do not go together.
+        InputError: if the flags contradict each other.
     """
     has_target = bool(described["dataset_name"] or described["files"])
     used = {
@@ -66,10 +67,10 @@ def check_transfer(args: TransferArguments, described: dict[str, Any]) -> bool:
 
 # ---- Choosing -----------------------------------------------------------------------------------------------------
 def random_augmentation(rows: TransferRows, count: int, seed: int) -> TransferRows:
-    """RA: `count` of all rows, each as likely as any other.
+    """Return `count` rows, drawn uniformly from all rows without replacement (RA).
 
     Raises:
-        InputError: if there are fewer.
+        InputError: if there are fewer than `count` rows.
     """
     if count > len(rows):
         raise InputError(
@@ -82,12 +83,15 @@ def random_augmentation(rows: TransferRows, count: int, seed: int) -> TransferRo
 def balanced_augmentation(
     rows: TransferRows, count: int, seed: int, present: dict[str, int] | None = None
 ) -> TransferRows:
-    """BA: `count` of each label; with `present`, as many as a label with so many rows lacks to `count`.
+    """Return `count` rows of each label, drawn without replacement (BA).
 
-    What is drawn of a label depends on its own rows and the seed only.
+    The rows drawn of a label depend only on the rows of that label and the seed.
+
+    Args:
+        present: How many rows of each label there are already. If given, each label is only topped up to `count`.
 
     Raises:
-        InputError: if a label has fewer.
+        InputError: if a label has too few rows.
     """
     chosen = []
     labels = np.asarray(rows.labels, dtype=object)
@@ -106,10 +110,10 @@ def balanced_augmentation(
 def choose_rows(
     rows: TransferRows, args: TransferArguments, seed: int, present: dict[str, int] | None = None
 ) -> TransferRows:
-    """What the flags ask for; all rows under `--augmentation none`.
+    """Return the rows that `--augmentation` asks for; with `none`, all rows.
 
     Args:
-        present: Rows of the target by label, which `--ba_mode topped_up` counts in.
+        present: Number of target rows by label, which `--ba_mode topped_up` counts.
     """
     if args.augmentation == "RA":
         return random_augmentation(rows, args.augmentation_rows or RANDOM_ROWS, seed)
@@ -121,7 +125,7 @@ def choose_rows(
 
 # ---- Using --------------------------------------------------------------------------------------------------------
 def as_corpus(rows: TransferRows) -> Corpus:
-    """The rows as a corpus to train a stage on."""
+    """Return the rows as a corpus with a training split, to train a stage on."""
     index = {label: position for position, label in enumerate(rows.label_names)}
     columns = {
         "id": rows.ids,
@@ -138,7 +142,7 @@ def as_corpus(rows: TransferRows) -> Corpus:
 
 
 def with_rows(corpus: Corpus, rows: TransferRows) -> Corpus:
-    """Return the corpus with these rows after those of its training split, which stay as they are, in their order."""
+    """Return the corpus with these rows appended to its training split."""
     train = corpus.splits["train"]
     index = {label: position for position, label in enumerate(corpus.label_names)}
     labels: list[Any] = [index[label] for label in rows.labels]
@@ -152,7 +156,7 @@ def with_rows(corpus: Corpus, rows: TransferRows) -> Corpus:
 
 
 def report_rows(corpus: Corpus, transferred: TransferRows | None, guard: LeakageGuard) -> None:
-    """Log how many rows each split has, those of other corpora by class, and how many were left out."""
+    """Log the number of rows of each split, of other corpora by class, and of the rows that were left out."""
     for split, rows in corpus.splits.items():
         logger.info(f"{split}: {len(rows)} rows{'' if corpus.is_labelled(split) else ', unlabelled'}")
     for name, counts in ({} if transferred is None else transferred.counts()).items():

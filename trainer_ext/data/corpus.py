@@ -1,4 +1,4 @@
-"""The corpus: rows by split under common columns."""
+"""The corpus: rows by split, with the same columns everywhere."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,25 +8,27 @@ import numpy as np
 from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-# The key in a parquet file's metadata under which it says whom to credit.
+# Key in a parquet file's metadata for whom to credit.
 ATTRIBUTION = b"attribution"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts with labels, in up to three splits. A value: each step of preparation returns a new corpus.
+    """Labelled texts by split, immutable: each preparation step returns a new corpus.
 
     Attributes:
-        splits: By `train`, `validation`, `test`, and by its name each extra test set ([`load_extra_test`]). Columns:
-            `id` and `text` (strings), `group` (string, if a group column was named), `column_<name>` (string) for each
-            extra column, empty where a split lacks it, and, where the split is labelled, `labels`: an integer, or a
-            list of one float per label.
-        label_names: In the order of the label ids.
+        splits: Rows by `train`, `validation`, `test`, and the name of each extra test set ([`load_extra_test`]).
+            Columns:
+            `id` and `text` (strings), `group` (string, if a group column was named), `column_<name>` (string, empty if
+            the
+            split lacks it) for each extra column. A labelled split has `labels`: an integer, or a list of one float per
+            label.
+        label_names: Names of the labels, in the order of the label ids.
         problem_type: `single_label_classification` (one class, or a distribution, per row) or
             `multi_label_classification`.
-        source: What was read, for the model card.
-        licence: Terms of a built-in corpus.
-        attribution: Whom a parquet file credits, if it says so in its metadata.
+        source: Where the rows come from, for the model card.
+        licence: Licence of a built-in corpus.
+        attribution: Whom to credit, from the metadata of a parquet file.
     """
 
     splits: Mapping[str, Dataset]
@@ -41,30 +43,33 @@ class Corpus:
 
     @property
     def multi_label(self) -> bool:
-        """Whether a row may have several classes."""
+        """Return whether a row may have several classes."""
         return self.problem_type == "multi_label_classification"
 
     def with_splits(self, **splits: Dataset) -> "Corpus":
-        """Return the corpus with these splits added, or in place of its own of these names."""
+        """Return the corpus with these splits added; a split of the same name is replaced."""
         return replace(self, splits={**self.splits, **splits})
 
     def only_splits(self, names: Iterable[str]) -> "Corpus":
-        """Return the corpus with these of its splits."""
+        """Return the corpus with only these splits."""
         return replace(self, splits={name: self.splits[name] for name in names})
 
     def is_labelled(self, split: str) -> bool:
-        """Return whether there is such a split and its classes are known."""
+        """Return whether the split exists and has labels."""
         return split in self.splits and "labels" in self.splits[split].column_names
 
     def classes(self, split: str) -> np.ndarray:
-        """Class ids `(rows,)`, the most probable one of a distribution; 0/1 `(rows, labels)` for several classes."""
+        """Return class ids `(rows,)`, or 0/1 `(rows, labels)` if a row may have several classes.
+
+        For a distribution, the class is the most probable one.
+        """
         labels = np.asarray(self.splits[split]["labels"])
         if labels.ndim == 1 or self.multi_label:
             return labels.astype(int)
         return labels.argmax(axis=1)
 
     def class_counts(self, split: str) -> dict[str, int]:
-        """How many rows of a split have each label; of a distribution the most probable one."""
+        """Return the number of rows per label name. A distribution counts for its most probable label."""
         classes = self.classes(split)
         counts = classes.sum(axis=0) if classes.ndim == 2 else np.bincount(classes, minlength=len(self.label_names))
         return dict(zip(self.label_names, counts.tolist(), strict=True))

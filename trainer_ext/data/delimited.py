@@ -1,7 +1,7 @@
-"""Read rows of csv and tsv one by one, in bounded memory: every encoding that says which one it is, every line end.
+"""Read rows of csv and tsv files one by one, in bounded memory, with any line end and any encoding that is detectable.
 
-Training, pre-training, scoring and the demo all read through this file. A row that cannot be read is a row all the
-same: it has a `problem` instead of values, and the rows after it are read.
+Training, pre-training, scoring and the demo all read through this file. An unreadable row is still returned: it has a
+`problem` instead of values, and reading continues with the next row.
 
 This file imports nothing of the project. `space/delimited.py` is a copy of it, because a Space has no checkout.
 """
@@ -13,34 +13,36 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-# What a quote means: decide by the file's first rows; as in RFC 4180; a character like any other.
+# Meaning of a quote: decided by the file's first rows (auto), as in RFC 4180 (minimal), an ordinary character (none).
 QUOTING = ("auto", "minimal", "none")
 LONGEST_ROW = 2**24  # characters
-_SAMPLE = 2**22  # characters by which quotes are judged
+_SAMPLE = 2**22  # characters to read for `auto`
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t;,|"}
 _MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # begins like that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it starts with
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Bytes that are not in the file's encoding become lone surrogates, by which `broken` finds them.
+# Bytes that cannot be decoded become lone surrogates, which `broken` finds.
 codecs.register_error("rows", lambda e: ("".join(chr(0xDC00 + byte) for byte in e.object[e.start : e.end]), e.end))
 
 
 class UnreadableTable(ValueError):
-    """What is wrong with a file as a whole, without its name."""
+    """An error about a whole file. The message does not name the file."""
 
 
 class Record(NamedTuple):
-    """One row.
+    """One row of a file.
 
     Attributes:
-        number: In the file, from 1. A header, blank lines and rows without values count.
-        place: The same for a message: `row 3`, `row 3 (line 5)` after rows of several lines, `line 3` of a text file.
-        values: By column; `None` where there is a problem.
+        number: Row number in the file, from 1. The header, blank lines and rows without values are counted.
+        place: The position for messages: `row 3`, `row 3 (line 5)` if earlier rows span several lines, or `line 3` in a
+            text
+            file.
+        values: Values by column, or `None` if there is a problem.
         problem: What is wrong, without the row's text.
     """
 
@@ -51,7 +53,7 @@ class Record(NamedTuple):
 
 
 def broken(value: object) -> str | None:
-    """Return what is wrong with the characters of a value, also inside lists and objects."""
+    """Return what is wrong with the characters of a value, also inside lists and dicts, or `None` if nothing is."""
     if isinstance(value, str):
         if value.isascii() or not (found := _SURROGATE.search(value)):
             return None
@@ -72,20 +74,21 @@ def delimited_rows(
     header: bool = True,
     check: Callable[[list[str]], None] = lambda names: None,
 ) -> Iterator[Record]:
-    """Yield every row of a file.
+    """Yield every row of a csv or tsv file as a [`Record`].
 
-    Columns are separated by commas (.csv) or tabs (.tsv), or where the header has none by semicolons, bars or the
-    other of the two. Blank lines are not rows, nor are rows without values at the end, nor columns without name and
-    values at the end: a spreadsheet leaves them. Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Lines end
-    in LF, CRLF or CR and nothing else.
+    Columns are separated by commas (.csv) or tabs (.tsv). If the header has none of these, the separator is a
+    semicolon, a
+    bar, or the other of the two. Spreadsheets leave empty rows and unnamed empty columns at the end, which are skipped,
+    as
+    are blank lines. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Lines end in LF, CRLF or CR.
 
     Args:
         file: Buffered, at its beginning.
         suffix: `.csv` or `.tsv`.
-        quoting: One of `QUOTING`. Where quotes are syntax, a row that opens one and does not close it is a problem,
-            and the next line is the next row.
-        header: Whether the first row names the columns; else they are `column_1`, `column_2`, ...
-        check: Called once with the names of the columns, before the first row; it may raise.
+        quoting: One of `QUOTING`. Where quotes are syntax, a row with an unclosed quote is a problem, and the next line
+            starts the next row.
+        header: Whether the first row names the columns. If not, they are `column_1`, `column_2`, ...
+        check: Called once with the column names, before the first row. It may raise.
 
     Raises:
         UnreadableTable: if there is no header, or it names a column twice.
@@ -98,7 +101,7 @@ def decoded(file: BinaryIO) -> io.TextIOWrapper:
     start = file.peek(4)[:4]
     encoding = next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8-sig")
     zeros = [byte == 0 for byte in start]
-    if zeros == [False, True] * 2:  # letters of UTF-16 without a mark
+    if zeros == [False, True] * 2:  # ASCII letters in UTF-16 without a mark
         encoding = "utf-16-le"
     elif zeros == [True, False] * 2:
         encoding = "utf-16-be"
@@ -110,13 +113,13 @@ def too_long() -> str:
 
 
 def lines_of(text: io.TextIOWrapper, first: str = "") -> Iterator[str | None]:
-    """Lines with their ends, after the beginning of the first one; `None` for one that is too long."""
+    """Yield lines with their line ends, `None` for a line that is too long; `first` is the start of the first line."""
     before = ""
     while line := first if first.endswith(("\r", "\n")) else first + text.readline(LONGEST_ROW + 1):
         first, piece, whole = "", line, len(line) <= LONGEST_ROW
         while not whole and not piece.endswith(("\r", "\n")) and (more := text.readline(2**20)):
             piece = more
-        if not (before.endswith("\r") and piece == "\n"):  # a CRLF that a limit cut in two
+        if not (before.endswith("\r") and piece == "\n"):  # else the second half of a CRLF that the length limit split
             yield line if whole else None
         before = piece
 
@@ -126,23 +129,23 @@ class _Parsed(NamedTuple):
     fields: list[str]
     lines: int
     problem: str | None = None
-    quoted: int = 0  # fields
-    doubled: bool = False  # whether a quoted field holds a quote
+    quoted: int = 0  # number of quoted fields
+    doubled: bool = False  # whether a quoted field contains a quote
 
 
 class _Delimited:
-    """Rows of csv or tsv. No line is parsed more than twice, whatever a quote opens."""
+    """An iterator over the rows of csv or tsv. It parses no line more than twice, even after an unclosed quote."""
 
     def __init__(self, text: io.TextIOWrapper, delimiters: str, quoting: str, header: bool, check: Callable):
         self._source, self._delimiters = lines_of(text), delimiters
         self._quoting, self._header, self._check = quoting, header, check
-        self._held: list[str | None] = []  # lines from the next record on that were read
-        self._damage: Exception | None = None  # after these
-        self._next = 0  # the next record's
-        self._until = 0  # a quote runs over the lines before this one without end: each is a record by itself
+        self._held: list[str | None] = []  # lines that were read ahead
+        self._damage: Exception | None = None  # error to raise after the held lines
+        self._next = 0  # index of the next record's first line
+        self._until = 0  # lines before this index follow an unclosed quote, so each is a record by itself
         self._delimiter, self._width, self._literal = "", 0, False
-        self._seen: list[set[str]] = []  # of each column, values from lines without quotes
-        self._numbers: list[bool] = []  # whether they are all numbers
+        self._seen: list[set[str]] = []  # for each column, values from lines without quotes
+        self._numbers: list[bool] = []  # for each column, whether these are all numbers
 
     def __iter__(self) -> Iterator[Record]:
         names: list[str] = []
@@ -156,7 +159,7 @@ class _Delimited:
             place = f"row {number}" + (f" (line {line})" if line != number else "")
             record = self._row(parsed, names, number, place)
             if not any(parsed.fields) and not parsed.quoted and not parsed.problem and len(blank) < 10_000:
-                blank.append(record)  # of a spreadsheet, unless a row comes after it
+                blank.append(record)  # a spreadsheet leaves these at the end; kept if a row follows
             else:
                 yield from blank
                 yield record
@@ -165,13 +168,15 @@ class _Delimited:
             raise UnreadableTable(f"empty; want {'a header and ' if self._header else ''}rows")
 
     def _records(self) -> Iterator[tuple[int, int, _Parsed]]:
-        """Number, line and fields of each record that is not blank, the header among them."""
+        """Yield row number, line number and fields of each record that is not blank, including the header."""
         number, line = 0, 1
         while (raw := self._line(self._next)) != "":
             number, lines = number + 1, 1
             if raw is None:
                 yield number, line, _Parsed([], 1, too_long())
-            elif not self._width and (told := re.fullmatch(r'"?sep=(.)"?\s*', raw)):  # Excel's way to say it
+            elif not self._width and (
+                told := re.fullmatch(r'"?sep=(.)"?\s*', raw)
+            ):  # Excel's line that names the separator
                 self._delimiter = told[1]
             elif raw.strip("\r\n"):
                 parsed = self._record() if self._width else self._first(raw)
@@ -187,11 +192,11 @@ class _Delimited:
             raise self._damage
 
     def _line(self, index: int) -> str | None:
-        """A held line, `None` if it is too long; after the last one an empty string."""
+        """Return a line by index: `None` if it is too long, an empty string after the last one."""
         while len(self._held) <= index:
             try:
                 line = next(self._source, "")
-            except Exception as error:  # of a damaged file; the rows before come first
+            except Exception as error:  # a damaged file; rows before the damage come first
                 line, self._damage = "", error
             if line == "":
                 return ""
@@ -199,7 +204,7 @@ class _Delimited:
         return self._held[index]
 
     def _first(self, raw: str) -> _Parsed:
-        """The first record; from it and the rows after it follow delimiter and quotes."""
+        """Return the first record, after detecting the delimiter and whether quotes are syntax."""
         if not self._delimiter:
             own, *others = self._delimiters
             unquoted = re.sub('"[^"]*"', "", raw)
@@ -215,7 +220,7 @@ class _Delimited:
         return _Parsed(self._split(raw), 1) if self._literal else parsed
 
     def _quotes_are_literal(self, first: _Parsed) -> bool:
-        """Whether the first rows make more sense with quotes as characters like any other."""
+        """Return whether the first rows make more sense with quotes as ordinary characters."""
         end, size = self._next + first.lines, 0
         while size < _SAMPLE and (line := self._line(end)) != "":
             end, size = end + 1, size + len(line or "")
@@ -250,12 +255,16 @@ class _Delimited:
         return literal > 4 * syntax + either / 10
 
     def _swallows(self, parsed: _Parsed, index: int) -> bool:
-        """Whether each line of a record of several lines looks like a row."""
+        """Return whether each line of a record of several lines looks like a row."""
         return not parsed.doubled and all(self._is_row(self._held[index + i]) for i in range(parsed.lines))
 
     def _is_row(self, line: str | None) -> bool:
-        """Whether a line inside quotes looks like a row: as many tabs as the header; or as many commas, which texts
-        hold too, and a value or a number where other rows have it."""
+        """Return whether a line inside quotes looks like a row.
+
+        It must have as many separators as the header. Texts also contain commas, so for these one value must also be
+        known from
+        other rows, or be a number in a numeric column.
+        """
         fields = self._split(line or "")
         if self._width == 1 or len(fields) != self._width:
             return False
@@ -286,7 +295,7 @@ class _Delimited:
         return _Parsed([], 1, f"{parsed.problem}; {hint}")
 
     def _parse(self, index: int, alone: bool = False) -> _Parsed:
-        """A record as RFC 4180 has it, of one line only if it is to stay `alone`."""
+        """Return the record at a line index, parsed as in RFC 4180; with `alone`, it may not span several lines."""
         line, delimiter = self._line(index), self._delimiter
         fields: list[str] = []
         position, lines, size, quoted, doubled = 0, 1, 0, 0, False
@@ -313,7 +322,7 @@ class _Delimited:
                 lines, begin, search = lines + 1, 0, 0
             fields.append("".join([*parts, line[begin:end]]).replace('""', '"'))
             position = end + 2
-            if (after := line[end + 1 : position]) in "\r\n":  # or nothing
+            if (after := line[end + 1 : position]) in "\r\n":  # also true for an empty string
                 return _Parsed(fields, lines, None, quoted, doubled)
             if after != delimiter:
                 return _Parsed(fields, lines, f"{delimiter!r} expected after '\"'", quoted, doubled)

@@ -1,8 +1,9 @@
-"""GoEmotions and XED: texts, the labels they were published with, and what was left out and why.
+"""Read GoEmotions and XED: texts, their published labels, and counts of the rows left out.
 
-GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372), Reddit comments. XED (Öhman et al. 2020,
-https://aclanthology.org/2020.coling-main.575), film subtitles. Both are under `LICENCE`. They are read from a folder
-that holds `goemotions/` and `xed/` with the authors' files, else from the Hub.
+GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372) has Reddit comments. XED (Öhman et al.
+2020,
+https://aclanthology.org/2020.coling-main.575) has film subtitles. Both have the licence `LICENCE`. They are read from a
+folder with the authors' files in `goemotions/` and `xed/`, else from the Hub.
 """
 
 import re
@@ -16,28 +17,28 @@ from ..errors import InputError
 from .tables import read_lines
 
 BUILT_IN = ("go_emotions", "xed")
-# Of both corpora, by their publishers' repositories. It decides what may be published, so it is said in this one place.
+# Licence of both corpora, from the publishers' repositories. It decides what may be published, so it is defined once.
 LICENCE = "CC BY 4.0"
 GO_EMOTIONS_HUB = "google-research-datasets/go_emotions"
 XED_HUB = "Helsinki-NLP/xed_en_fi"
 XED_LABELS = ["neutral", "anger", "anticipation", "disgust", "fear", "joy", "sadness", "surprise", "trust"]
 _XED_NEUTRAL = "9"  # in neu_en.txt; the Hub's files say 0
-# What the corpora put in place of names: as words of English, each one token of any English vocabulary.
+# Placeholders for names in the corpora, and English words for them that are one token in any English vocabulary.
 MASKS = {"NAME": "someone", "PERSON": "someone", "LOCATION": "somewhere", "RELIGION": "religion"}
 _MASK = re.compile(rf"\[({'|'.join(MASKS)})\]")
 
 
 @dataclass
 class EmotionCorpus:
-    """A published corpus.
+    """A published emotion corpus.
 
     Attributes:
-        name, licence: Of the corpus.
-        ids: Of the rows: file and row, counted from 1.
-        texts: As published, but for `MASKS`.
+        name, licence: Name and licence of the corpus.
+        ids: Row ids: file name and row number, from 1.
+        texts: As published, except that placeholders in `MASKS` are replaced.
         labels: Names of each row's labels, one or more.
-        label_names: All of them, in the corpus' order.
-        left_out: How many rows are not in here, by reason.
+        label_names: All label names, in the corpus' order.
+        left_out: Number of rows left out, by reason.
     """
 
     name: str
@@ -59,28 +60,31 @@ class EmotionCorpus:
 
 
 def normalised(text: str) -> str:
-    """Lower-cased, every run of non-word characters one space: what makes two texts the same."""
+    """Return the text in lower case, with each run of non-word characters as one space, to compare texts."""
     return re.sub(r"\W+", " ", text.lower()).strip()
 
 
 def text_groups(texts: Iterable[str]) -> list[str]:
-    """Equal for texts that differ in case and punctuation alone, so that no split divides them."""
+    """Return a group for each text, the same for texts that differ only in case and punctuation.
+
+    Texts of one group stay in the same split.
+    """
     return [normalised(text) or text for text in texts]
 
 
 def read_emotion_corpus(
     name: str, data_dir: str | None, cache_dir: str | None = None, token: str | None = None, split: str = "train"
 ) -> EmotionCorpus:
-    """Read `go_emotions` or `xed`, from `data_dir` where it has them, else from the Hub.
+    """Read `go_emotions` or `xed`, from `data_dir` if the corpus is there, else from the Hub.
 
     Args:
-        name: Of the corpus.
-        data_dir: Folder that holds `goemotions/` and `xed/`.
+        name: `go_emotions` or `xed`.
+        data_dir: Folder with `goemotions/` and `xed/`.
         cache_dir, token: As in `datasets.load_dataset`.
-        split: `train`, `validation` or `test` of GoEmotions. XED is published in one piece, `train`.
+        split: `train`, `validation` or `test` of GoEmotions. XED has only `train`.
 
     Raises:
-        InputError: if neither has it, or a row is not as published; names file and row.
+        InputError: if the corpus cannot be found, or a row is malformed. The message names file and row.
     """
     if name == "go_emotions" and split in _GO_EMOTIONS_FILES:
         folder = Path(data_dir or "") / "goemotions"
@@ -104,7 +108,7 @@ def _go_emotions(folder: Path, split: str) -> EmotionCorpus:
     corpus = EmotionCorpus("go_emotions", LICENCE, names)
     path = folder / "original" / _GO_EMOTIONS_FILES[split]
     for number, line in enumerate(read_lines(path), start=1):
-        fields = line.split("\t")  # quotes are text here
+        fields = line.split("\t")  # quotes are ordinary characters here
         if len(fields) != 3:
             raise InputError(f"{path}, row {number}: {len(fields)} fields; want text, label ids and comment id")
         corpus.add(f"{path.name}, row {number}", fields[0], _names(fields[1], names, f"{path}, row {number}"))
@@ -133,7 +137,7 @@ def _xed(folder: Path) -> EmotionCorpus:
     path = folder / "neu_en.txt"
     neutral, malformed = [], 0
     for number, line in enumerate(read_lines(path), start=1):
-        fields = line.split("\t")  # columns the other way round
+        fields = line.split("\t")  # here the label comes first
         if len(fields) == 2 and fields[0] == _XED_NEUTRAL:
             neutral.append((f"{path.name}, row {number}", fields[1]))
         else:
@@ -142,7 +146,7 @@ def _xed(folder: Path) -> EmotionCorpus:
 
 
 def _xed_from_hub(cache_dir: str | None, token: str | None) -> EmotionCorpus:
-    """The Hub's branch of parquet files: `datasets` runs no dataset scripts any more."""
+    """Read XED from the Hub's parquet branch, because `datasets` no longer runs dataset scripts."""
     files = f"hf://datasets/{XED_HUB}@refs/convert/parquet"
     annotated, neutral = (
         _hub_rows("parquet", cache_dir, token, data_files=f"{files}/{part}/train/*.parquet", split="train")
@@ -161,7 +165,7 @@ def _xed_from_hub(cache_dir: str | None, token: str | None) -> EmotionCorpus:
 def _joined(
     annotated: list[tuple[str, str, list[str]]], neutral: list[tuple[str, str]], malformed: int
 ) -> EmotionCorpus:
-    """Sentences that stand in both files belong to neither; neutral ones are there once each."""
+    """Join annotated and neutral sentences, without those that are in both files and without duplicate neutral ones."""
     corpus = EmotionCorpus("xed", LICENCE, XED_LABELS)
     corpus.leave_out("malformed line of the neutral file", malformed)
     of_emotion = {normalised(text) for _, text, _ in annotated}
@@ -186,7 +190,7 @@ def _joined(
 
 # ---- Lines and labels ---------------------------------------------------------------------------------------------
 def _names(ids: str, names: list[str], where: str) -> list[str]:
-    """`"1, 4"` as names, each once, in the corpus' order."""
+    """Return the names for label ids such as `"1, 4"`, each once, in the corpus' order."""
     try:
         return [names[label] for label in sorted({_within(int(part), len(names)) for part in ids.split(",")})]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Extra test sets: labelled rows that a finished model is tested on beside its corpus' own test split."""
+"""Extra test sets: labelled rows to test a finished model on, in addition to its corpus' own test split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from .load import DataArguments, extra_test_name, load_corpus, load_extra_test, 
 
 
 def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: DataArguments) -> None:
-    """Let the guard keep copies of the extra tests' texts out of training, too.
+    """Add the texts of the extra test sets to the guard, so that copies of them are kept out of training.
 
     Args:
         sources: Files, or `wassa2022`, as in [`load_extra_test`].
@@ -29,10 +29,10 @@ def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: 
 
 
 def with_extra_tests(corpus: Corpus, sources: Sequence[str], data_args: DataArguments) -> Corpus:
-    """Return the corpus with each extra test as a split of its own.
+    """Return the corpus with each extra test set as a split of its own.
 
     Raises:
-        InputError: as [`load_extra_test`], or for two of one name.
+        InputError: as [`load_extra_test`], or if two test sets have the same name.
     """
     for source in sources:
         name = extra_test_name(source)

@@ -1,4 +1,4 @@
-"""Rows by writer: cross-validation folds, validation splits, bootstrap samples."""
+"""Divide rows by writer: cross-validation folds, validation splits and bootstrap samples."""
 
 import logging
 import warnings
@@ -16,13 +16,14 @@ _MANY_GROUPS = 5000
 
 
 def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus:
-    """Return the corpus with about `percentage` percent of the training rows as `validation`.
+    """Return the corpus with about `percentage` percent of the training rows moved to `validation`.
 
-    Rows of one group stay together; the classes keep their shares as far as the groups allow. A corpus that has a
-    validation split, or 0 percent, changes nothing.
+    Rows of one group stay together. Class shares are kept as far as the groups allow. The corpus is returned unchanged
+    if
+    it has a validation split or `percentage` is 0.
 
     Raises:
-        InputError: for a percentage that is not between 0 and 50, or if there are too few groups.
+        InputError: if the percentage is not between 0 and 50, or there are too few groups.
     """
     if not 0 <= percentage <= 50:
         raise InputError(f"--validation_split_percentage is {percentage}; want 0 to 50")
@@ -50,10 +51,12 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
 def _split_many_groups(
     groups: np.ndarray, classes: np.ndarray, percentage: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of both sides: of the groups whose first row has a class, the same share of each is held out.
+    """Return the row indices to keep and to hold out. Groups are sampled per class of their first row, at the same
+    share.
 
-    For what `StratifiedGroupKFold` does not do: it takes minutes for thousands of groups, as it weighs every group
-    against every fold, and refuses more folds than a class has rows.
+    This replaces `StratifiedGroupKFold`, which takes minutes for thousands of groups and refuses more folds than a
+    class has
+    rows.
     """
     _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
     rng, chosen = np.random.default_rng(seed), np.zeros(len(first), dtype=bool)
@@ -64,11 +67,12 @@ def _split_many_groups(
 
 
 def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
-    """The fold, 0 to `folds - 1`, of each training row: `(rows,)`.
+    """Return the fold, 0 to `folds - 1`, of each training row: `(rows,)`.
 
-    Rows of one group share a fold; folds are alike in size and in their classes' shares, as far as groups allow: of
-    scikit-learn's `StratifiedGroupKFold` under 20 seeds, the one whose worst share is closest to the whole's. The
-    same rows always give the same folds.
+    Rows of one group are in the same fold. Folds have similar sizes and class shares, as far as the groups allow: 20
+    seeds
+    of scikit-learn's `StratifiedGroupKFold` are tried, and the most even result is taken. The same rows always give the
+    same folds.
 
     Raises:
         InputError: if there are fewer groups than folds, or no class has as many rows as folds.
@@ -90,7 +94,7 @@ def cross_validation_folds(corpus: Corpus, folds: int) -> np.ndarray:
 
 
 def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> np.ndarray:
-    """The fold, 0 to `folds - 1`, of rows with these class ids and groups; see [`cross_validation_folds`]."""
+    """Return the fold `(rows,)` of rows with these class ids and groups, as in [`cross_validation_folds`]."""
     one_hot = np.eye(classes.max() + 1)[classes]
     best, found = np.inf, np.zeros(len(classes), dtype=int)
     for seed in range(20):
@@ -109,10 +113,10 @@ def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> n
 
 
 def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> Corpus:
-    """Return the corpus with these folds of its training rows, by number, as the test split, without other splits.
+    """Return the corpus with the given folds of its training rows as `test`, the rest as `train`, and no other splits.
 
     Raises:
-        InputError: as [`cross_validation_folds`], or if there is no such fold, or none is left to train on.
+        InputError: as [`cross_validation_folds`], or if a fold does not exist or no fold is left to train on.
     """
     if wrong := [fold for fold in which if not 0 <= fold < folds]:
         raise InputError(f"fold {wrong[0]} of {folds}; want 0 to {folds - 1}")
@@ -127,7 +131,7 @@ def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> Corpus:
 def bootstrap_groups(corpus: Corpus, seed: int) -> Corpus:
     """Return the corpus with a bootstrap sample of its training rows, for bagging (Breiman 1996).
 
-    As many groups as there are, drawn with replacement, each with all of its rows, once for each time that it is drawn.
+    Groups are drawn with replacement, as many as there are. Each draw adds all rows of the group.
     """
     train = corpus.splits["train"]
     groups = np.asarray(train["group"] if "group" in train.column_names else train["id"])
@@ -137,7 +141,11 @@ def bootstrap_groups(corpus: Corpus, seed: int) -> Corpus:
 
 
 def check_trainable(corpus: Corpus) -> None:
-    """Raises InputError if the training split cannot teach a classifier; logs labels that it lacks."""
+    """Check that a classifier can be trained on the training split, and log labels without training rows.
+
+    Raises:
+        InputError: if there is no labelled training split with at least two classes.
+    """
     if "train" not in corpus.splits:
         raise InputError(f"{corpus.source}: no train split; name it with --train_file or --train_split_name")
     if not corpus.is_labelled("train"):
@@ -154,10 +162,10 @@ def check_trainable(corpus: Corpus) -> None:
 
 
 def limit_rows(corpus: Corpus, train: int | None, validation: int | None, test: int | None) -> Corpus:
-    """Return the corpus with the first so many rows of each split; all where no number is given.
+    """Return the corpus with only the first rows of each split, up to the given numbers; `None` keeps all rows.
 
     Raises:
-        InputError: for a number below 1.
+        InputError: if a number is below 1.
     """
     for split, limit in (("train", train), ("validation", validation), ("test", test)):
         if limit is not None and limit < 1:

@@ -1,4 +1,4 @@
-"""Rows of other corpora under the target's labels: the maps between label sets."""
+"""Map rows of other corpora to the target's labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from .load import load_corpus
 
 @dataclass
 class TransferArguments(TargetArguments):
-    """Other corpora under the target's labels."""
+    """Flags for training on other corpora with the target's labels."""
 
     _argument_group_name = "Supervised transfer"
 
@@ -29,34 +29,34 @@ class TransferArguments(TargetArguments):
         default_factory=list,
         metadata={
             "help": "Corpora to transfer from: go_emotions, xed (from --data_dir, else from the Hub), or a .yaml file "
-            "that maps the labels of one of your own, as those in trainer_ext/data/maps do. With --dataset_name or "
-            "--train_file give --augmentation; without, they are what is trained on: a stage whose folder is the next "
-            "one's --model_name_or_path."
+            "that maps the labels of your own corpus, like those in trainer_ext/data/maps. With --dataset_name or "
+            "--train_file, also give --augmentation. Without them, this trains a stage on these corpora alone; use its "
+            "output folder as --model_name_or_path of the next stage."
         },
     )
     augmentation: Literal["none", "RA", "BA"] = flag(
         "none",
-        "Which rows of --transfer_datasets to take (paper, section 2.3.1): Random Augmentation, any; Balanced "
-        "Augmentation, equally many of each class. Only rows with exactly one of the target's labels are taken.",
+        "Which rows of --transfer_datasets to use (paper, section 2.3.1). RA (Random Augmentation): random rows. BA "
+        "(Balanced Augmentation): equally many per class. Only rows with exactly one of the target's labels are used.",
     )
     augmentation_rows: int | None = flag(
-        None, "RA: rows in all, 1000 if not given; BA: rows a class, 400 if not given (Mundra et al. 2021)."
+        None, "RA: rows in all, default 1000. BA: rows per class, default 400 (Mundra et al. 2021)."
     )
     ba_mode: Literal["added", "topped_up"] = flag(
         "added",
-        "BA adds so many rows to each class, or tops each class up to so many rows, the target's own counted; the "
-        "literature does not say which.",
+        "added: BA adds --augmentation_rows rows to each class. topped_up: BA fills each class up to that number, "
+        "counting the target's own rows. The literature does not say which.",
     )
     join_to_words: int | None = flag(
         None,
-        "Join texts of one label to about so many words (half to one and a half times as many), before rows are "
-        "chosen: comments have 13 words, WASSA's essays 82.",
+        "Before rows are chosen, join texts with the same label into texts of about this many words (half to one and a "
+        "half times as many). Use it if the target's texts are longer: comments have 13 words, WASSA's essays 82.",
     )
     distill_from: str | None = flag(
         None,
-        "Folder of run_fuse.py's recipe: learn the ensemble's distribution in place of the labels. The target's "
-        "training rows get its out-of-fold one, from members that did not see them; rows of --transfer_datasets what "
-        "it predicts for them.",
+        "Output folder of a run_fuse.py recipe: learn the ensemble's predicted distributions instead of the labels. "
+        "Those of the target's training rows come from members that did not train on them, those of "
+        "--transfer_datasets from the whole ensemble.",
     )
 
 
@@ -64,7 +64,7 @@ LABEL_MAPS = Path(__file__).with_name("maps")
 
 
 class LabelMapFile(Schema):
-    """What a file that maps labels may hold; see [`read_label_map`]."""
+    """The schema of a file that maps labels; see [`read_label_map`]."""
 
     dataset_name: str | None = None
     dataset_config_name: str | None = None
@@ -79,12 +79,12 @@ class LabelMapFile(Schema):
 
 @dataclass
 class LabelMap:
-    """Which of a target's labels each label of a corpus stands for.
+    """A map from a corpus' labels to the target's labels.
 
     Attributes:
-        path: Of the YAML file, for messages.
-        corpus: Its other keys: what to read.
-        target_of: By label of the corpus; `None` for one that is left out.
+        path: The YAML file, for messages.
+        corpus: Its other keys, which say what to read.
+        target_of: Target label by corpus label; `None` for a label that is left out.
     """
 
     path: Path
@@ -100,10 +100,10 @@ class TransferRows:
     """Rows of one or several corpora that have exactly one of the target's labels.
 
     Attributes:
-        ids, texts, labels, corpora: Of each row; `labels` by name, `corpora` is what it comes from.
-        label_names: The target's, in their order.
-        licences: By corpus.
-        left_out: How many rows are not in here, by reason.
+        ids, texts, labels, corpora: One entry per row: id, text, label name and corpus name.
+        label_names: The target's label names, in their order.
+        licences: Licence by corpus name.
+        left_out: Number of rows left out, by reason.
     """
 
     label_names: list[str]
@@ -128,29 +128,33 @@ class TransferRows:
             self.left_out[reason] = self.left_out.get(reason, 0) + count
 
     def select(self, indices: Iterable[int]) -> "TransferRows":
-        """Some of the rows, in the order of `indices`."""
+        """Return the rows at `indices`, in that order."""
         rows = TransferRows(self.label_names, licences=self.licences, left_out=self.left_out)
         for index in indices:
             rows.add(self.ids[index], self.texts[index], self.labels[index], self.corpora[index])
         return rows
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Rows by corpus and label."""
+        """Return the number of rows by corpus name, then by label name."""
         found = Counter(zip(self.corpora, self.labels, strict=True))
         return {corpus: {label: found[corpus, label] for label in self.label_names} for corpus in self.licences}
 
 
 # ---- Reading ------------------------------------------------------------------------------------------------------
 def read_label_map(name: str) -> LabelMap:
-    """The mapping of a built-in corpus (go_emotions, xed), or a YAML file of the same form.
+    """Return the label map of a built-in corpus (go_emotions, xed), or of a YAML file.
 
-    Such a file holds `labels` (each of the target's with those of the corpus that stand for it), `left_out` (labels of
-    the corpus that stand for none) and what to read: `train_file` (beside it) or `dataset_name` (on the Hub), with
-    `text_column_name`, `label_column_name`, `dataset_config_name` and `train_split_name` where they are not the usual
-    ones, and `licence` for the model card.
+    The YAML file has these keys:
+
+    - `labels`: for each target label, the corpus labels that map to it
+    - `left_out`: corpus labels that map to no target label
+    - `train_file` (relative to the YAML file) or `dataset_name` (on the Hub): what to read
+    - `text_column_name`, `label_column_name`, `dataset_config_name`, `train_split_name`: where they are not the
+      defaults
+    - `licence`: for the model card
 
     Raises:
-        InputError: if there is none, or it is not of this form.
+        InputError: if there is no such file, or its content does not have this form.
     """
     path = LABEL_MAPS / f"{name}.yaml" if name in BUILT_IN else Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -180,15 +184,15 @@ def load_transfer_rows(
     cache_dir: str | None = None,
     token: str | None = None,
 ) -> TransferRows:
-    """All rows of `--transfer_datasets` with exactly one of the target's labels, joined where the flags say so.
+    """Return all rows of `--transfer_datasets` with exactly one of the target's labels, joined if the flags say so.
 
     Args:
-        label_names: The target's; all that the mappings name, sorted, if `None`.
-        guard: Texts that must not be trained on; its `found` names the rows that copy one.
+        label_names: The target's label names. If `None`, all labels that the maps name, sorted.
+        guard: Texts that must not be trained on. Its `found` lists the rows that copy one.
         seed: Decides which texts are joined.
 
     Raises:
-        InputError: for a corpus or mapping that cannot be read, or one that names a label which is not there.
+        InputError: if a corpus or map cannot be read, or a map names an unknown label.
     """
     maps = [read_label_map(name) for name in args.transfer_datasets]
     every = sorted(set().union(*(label_map.targets() for label_map in maps)))
@@ -216,14 +220,14 @@ def load_transfer_rows(
 
 
 def transfer_digest(names: Iterable[str], data_dir: str | None) -> str:
-    """Hash of the mapped rows of these corpora, to tell whether they changed."""
+    """Return a hash of the mapped rows of these corpora, to detect changes."""
     args = TransferArguments(transfer_datasets=list(names))
     rows = load_transfer_rows(args, label_names=None, guard=LeakageGuard(""), seed=0, data_dir=data_dir)
     return digest([rows.ids, rows.texts, rows.labels])
 
 
 def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | None, token: str | None) -> EmotionCorpus:
-    """Texts and names of their labels, whatever the source."""
+    """Read the corpus that a label map names: built in, a file or on the Hub."""
     described = label_map.corpus
     if described.get("dataset_name") in BUILT_IN:
         return read_emotion_corpus(described["dataset_name"], data_dir, cache_dir, token)
@@ -251,7 +255,7 @@ def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | Non
 
 
 def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap, guard: LeakageGuard) -> None:
-    """Rows with one label of the target, in the corpus' order; the others are counted."""
+    """Add the corpus' rows that have exactly one target label to `rows`, and count the others."""
     rows.licences[corpus.name] = corpus.licence
     for reason, count in corpus.left_out.items():
         rows.leave_out(f"{corpus.name}: {reason}", count)
@@ -264,10 +268,12 @@ def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap, 
 
 
 def join_texts(rows: TransferRows, words: int, seed: int) -> TransferRows:
-    """Texts of one label and corpus joined, in random order, to about `words` words: comments as long as essays.
+    """Return rows whose texts are joined in random order to about `words` words, within each label and corpus.
 
-    How long each becomes is drawn evenly from half to one and a half times `words`. Every text is used once; the last
-    of a label may stay shorter. The id of a joined row is its first text's with the number of the others.
+    The length of each joined text is drawn uniformly from half to one and a half times `words`. Every text is used
+    once. The
+    last joined text of a label may be shorter. A joined row has the id of its first text, plus the number of the
+    others.
     """
     joined = rows.select([])
     of_kind: dict[tuple[str, str], list[int]] = {}

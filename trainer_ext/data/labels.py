@@ -1,4 +1,4 @@
-"""Labels as a column gives them: classes, several classes, or a distribution per row."""
+"""Read a label column: one class, several classes, or a distribution per row."""
 
 import difflib
 import re
@@ -15,14 +15,23 @@ _PROBABILITY_TOLERANCE = 1e-3
 _INTEGER = re.compile(r"-?[0-9]+")
 _FLOAT = re.compile(r"[-+]?[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[-+]?[0-9]+(\.|e[-+]?[0-9]+)", re.IGNORECASE)
 _LONGEST_LABEL = 200  # characters
-_MANY_ROWS = 100  # of which more than half with a label of their own are a column of something else
+_MANY_ROWS = 100  # from this many rows on, a column in which over half of the values differ holds no labels
 
 
 # ---- Labels -------------------------------------------------------------------------------------------------------
 def read_labels(
     tables: dict[str, Table], label_columns: list[str], label_names: Sequence[str] | None
 ) -> tuple[dict[str, list], list[str], str]:
-    """Labels by split, the label set over all splits, and the problem type."""
+    """Return the labels by split, the label names over all splits, and the problem type.
+
+    Args:
+        tables: Rows by split.
+        label_columns: One column, or several numeric columns with one label each.
+        label_names: The label set in order, or `None` for all labels that occur.
+
+    Raises:
+        InputError: if a label is missing or malformed, or is not in the label set.
+    """
     labelled: dict[str, list] = {}
     for split, table in tables.items():
         if split == "test" and not all(column in table.rows[0] for column in label_columns):
@@ -33,10 +42,10 @@ def read_labels(
             row.get(label_columns[0]) if len(label_columns) == 1 else [row.get(column) for column in label_columns]
             for row in table.rows
         ]
-        if split == "test" and all(value in (None, "", [], -1) for value in raw):  # -1: how the Hub hides them
+        if split == "test" and all(value in (None, "", [], -1) for value in raw):  # the Hub hides labels as -1
             continue
         labelled[split] = raw
-    if not labelled and label_names and tables.keys() == {"test"}:  # rows for a finished model
+    if not labelled and label_names and tables.keys() == {"test"}:  # unlabelled rows to predict
         return {}, list(label_names), "single_label_classification"
     if not labelled:
         raise InputError(f"no split has the label column {','.join(label_columns)!r}")
@@ -111,13 +120,13 @@ def read_labels(
 
 
 def _mostly_lists(values: Iterable[object]) -> bool:
-    """Whether labels are lists: most rows decide, and of as many the first."""
+    """Return whether most labels are lists; in a tie, whether the first is."""
     lists = [isinstance(value, list) for value in values]
     return lists[0] if sum(lists) * 2 == len(lists) else sum(lists) * 2 > len(lists)
 
 
 def _width(rows: list[list], label_names: Sequence[str] | None) -> int | None:
-    """How many numbers a row has, one per label; `None` if rows name their labels, by name or by number."""
+    """Return how many numbers each row has, one per label; `None` if rows list their labels by name or number."""
     if not all(_is_number(value) for row in rows for value in row):
         return None
     widths = Counter(len(row) for row in rows if row)
@@ -135,7 +144,7 @@ def _width(rows: list[list], label_names: Sequence[str] | None) -> int | None:
 def _from_vectors(
     tables: dict[str, Table], vectors: dict[str, list[list[float]]], names: list[str]
 ) -> tuple[dict[str, list], list[str], str]:
-    """One-hot rows become classes; distributions stay; other 0/1 rows are several classes."""
+    """Turn one-hot rows into classes, keep distributions, and treat other 0/1 rows as several classes per row."""
     every = [row for rows in vectors.values() for row in rows]
     hot = all(value in (0.0, 1.0) for row in every for value in row)
     if hot and all(sum(row) == 1 for row in every):
@@ -158,7 +167,7 @@ def _from_vectors(
 
 
 def _class_names(table: Table, column: str) -> list[str]:
-    """Names of a dataset's `ClassLabel` column, or column of lists of them; else none."""
+    """Return the label names of a `ClassLabel` column, or of a column of lists of them; else an empty list."""
     feature = (table.features or {}).get(column)
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, ClassLabel) else []
@@ -179,7 +188,7 @@ def _number(value: object, table: Table, index: int) -> float:
 
 
 def _label(value: object, table: Table, index: int, names: Sequence[str] | None) -> str:
-    """The label's name; an integer stands for the name at that position, if names are known."""
+    """Return the name of a label; if the names are known, an integer is a position among them."""
     if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
         raise InputError(f"{table.where(index)}: no label")
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Keep a target's evaluation texts out of what a model is trained on: exact, near and contained copies."""
+"""Keep exact, near and contained copies of a target's evaluation texts out of the training texts."""
 
 import logging
 from collections import Counter
@@ -14,30 +14,30 @@ from .load import load_corpus, read_texts
 
 @dataclass
 class TargetArguments:
-    """Whose evaluation texts a stage before the target's must not see."""
+    """Flags that name the target whose evaluation texts an earlier training stage must not see."""
 
     target_dataset_name: str | None = flag(
         None,
-        "wassa2022: what equals, nearly equals, holds or is part of one of its dev or test essays is removed from the "
-        "corpus, counted and named.",
+        "wassa2022: remove from the corpus all exact, near and contained copies of its dev and test essays, and report "
+        "them. Use it for a stage before training on wassa2022.",
     )
     target_file: list[str] = field(
         default_factory=list,
-        metadata={"help": "The same for files of a target of your own: its validation and test texts."},
+        metadata={"help": "The same for your own target: files with its validation and test texts."},
     )
     target_text_column_name: str = flag("text", "Column with the text in --target_file.")
 
 
 logger = logging.getLogger(__name__)
-# Words in a row that two texts must share to be compared at all.
+# Length of a shingle, in words. Two texts are compared only if they share one.
 SHINGLE = 4
-# Share of the shorter text's shingles, also found in the other, from which it counts as a copy.
+# A text is a copy if at least this share of the shorter text's shingles is also in the other text.
 NEAR = 0.7
-SHOWN = 10  # copies that the log names; all of them are in left_out.json
+SHOWN = 10  # copies to list in the log; left_out.json has all of them
 
 
 def shingles(text: str) -> set[str]:
-    """Each run of `SHINGLE` words of the normalised text; the whole text if it has fewer."""
+    """Return each run of `SHINGLE` words of the normalised text, or the whole text if it has fewer words."""
     words = normalised(text).split()
     if len(words) <= SHINGLE:
         return {" ".join(words)} if words else set()
@@ -46,15 +46,17 @@ def shingles(text: str) -> set[str]:
 
 @dataclass
 class LeakageGuard:
-    """Tells whether a text is one of the protected ones, nearly, or holds or is part of one.
+    """A guard that detects exact, near and contained copies of protected texts.
 
-    Exact, not by hashing into buckets: an index of the protected texts' shingles gives, for each text, the overlap
-    with every protected one. A text of at most `SHINGLE` words counts only if it is a whole protected text, and one
-    that shares fewer than 3 shingles never does: a common phrase is no leak.
+    The overlap with every protected text is computed exactly, from an index of shingles, not estimated by hashing.
+    Common
+    phrases are no leak. So a text of at most `SHINGLE` words counts only if it equals a whole protected text, and a
+    near
+    copy must share at least 3 shingles.
 
     Attributes:
-        source: What is protected, for messages.
-        found: Of the texts asked about: row id, and the protected row it copies.
+        source: Describes the protected texts, for messages.
+        found: Detected copies: the row id, and the id of the protected row that it copies.
     """
 
     source: str
@@ -65,8 +67,7 @@ class LeakageGuard:
     _exact: dict[str, int] = field(default_factory=dict, repr=False)
 
     def protect(self, ids: Iterable[str], texts: Iterable[str]) -> None:
-        """Add texts that must not be trained on; one that is there already, but for case and punctuation, is not
-        added again."""
+        """Add texts that must not be trained on; texts already there, up to case and punctuation, are skipped."""
         for row_id, text in zip(ids, texts, strict=True):
             position = len(self._ids)
             if self._exact.setdefault(normalised(text) or text, position) != position:
@@ -81,7 +82,7 @@ class LeakageGuard:
         return len(self._ids)
 
     def copied(self, text: str) -> str | None:
-        """The id of the protected text that `text` copies, or `None`."""
+        """Return the id of the protected text that `text` copies, or `None`."""
         if not self._ids:
             return None
         exact = self._exact.get(normalised(text) or text)
@@ -96,14 +97,14 @@ class LeakageGuard:
         return None
 
     def keeps(self, row_id: str, text: str) -> bool:
-        """Whether the text may be trained on; if not, it is noted in `found`."""
+        """Return whether the text may be trained on; a copy of a protected text is added to `found`."""
         copy = self.copied(text)
         if copy is not None:
             self.found.append((row_id, copy))
         return copy is None
 
     def protect_splits(self, corpus: Corpus, train: bool = False) -> None:
-        """As `protect`, all splits of a corpus, the training rows only if `train`."""
+        """Protect the texts of all splits of a corpus, those of the training split only if `train` is true."""
         for split, rows in corpus.splits.items():
             if train or split != "train":
                 self.protect(rows["id"], rows["text"])
@@ -118,10 +119,12 @@ class LeakageGuard:
 
 
 def guard_of_target(args: TargetArguments, data_dir: str | None, train: bool) -> tuple[LeakageGuard, Corpus | None]:
-    """Return a guard over the evaluation texts of the target that the flags name, and the target, if it is a corpus.
+    """Return a guard over the evaluation texts of the flags' target, and the target's corpus (`None` if there is none).
 
-    With `train` it protects the target's training texts too, which cross-validation scores on. Without a target it
-    protects nothing.
+    Without a target, the guard protects nothing.
+
+    Args:
+        train: Also protect the target's training texts, which cross-validation scores on.
     """
     guard, target = LeakageGuard(", ".join(filter(None, [args.target_dataset_name, *args.target_file]))), None
     if args.target_dataset_name:
@@ -134,7 +137,7 @@ def guard_of_target(args: TargetArguments, data_dir: str | None, train: bool) ->
 
 
 def report_left_out(left_out: dict[str, int], guard: LeakageGuard) -> None:
-    """Log how many rows were left out, by reason, and which copy a protected text."""
+    """Log how many rows were left out, by reason, and which rows copy a protected text."""
     for reason, count in left_out.items():
         logger.info(f"left out: {count} ({reason})")
     if len(guard):
@@ -146,7 +149,7 @@ def report_left_out(left_out: dict[str, int], guard: LeakageGuard) -> None:
 
 
 def left_out_rows(left_out: dict[str, int], guard: LeakageGuard) -> dict:
-    """What [`report_left_out`] says, whole, as JSON values."""
+    """Return the content of left_out.json: counts by reason, and all copies of protected texts."""
     return {
         "counts": left_out,
         "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in guard.found],

@@ -1,4 +1,4 @@
-"""Load a corpus: files, a Hub dataset, or a built-in corpus."""
+"""Load a corpus from files, the Hub, or a built-in corpus."""
 
 import logging
 import os
@@ -21,87 +21,87 @@ from .tables import check_column, check_extra_columns, divide_by_split, read_com
 from .wassa2022 import load_wassa2022
 
 QUOTING_HELP = (
-    "What a double quote means in csv and tsv. minimal: it encloses a text that holds separators, line breaks or "
-    "doubled quotes; none: it is a character like any other; auto: whichever the file's first rows fit."
+    "Meaning of a double quote in csv and tsv. minimal: it encloses a text with separators, line breaks or doubled "
+    "quotes. none: it is an ordinary character. auto (the default): whichever fits the file's first rows."
 )
 TEXT_DELIMITER_HELP = "What joins the texts of several columns of --text_column_name."
 
 
 @dataclass
 class DataArguments:
-    """What to read."""
+    """Flags for the corpus to read."""
 
     _argument_group_name = "Data"
 
     dataset_name: str | None = flag(
         None,
-        "wassa2022 (built in; needs --data_dir), go_emotions or xed with their own labels, several a row (built in; "
+        "wassa2022 (built in; needs --data_dir), go_emotions or xed with their own labels, several per row (built in; "
         "from --data_dir, else from the Hub), or a dataset on the Hub.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub dataset.")
     data_dir: str | None = field(
         default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
         metadata={
-            "help": "Folder with wassa2022/, goemotions/ and xed/; the environment's EMODEBERTA_DATA if not given."
+            "help": "Folder with wassa2022/, goemotions/ and xed/. Default: the environment variable EMODEBERTA_DATA."
         },
     )
     train_file: str | None = flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet; also as .gz.")
     validation_file: str | None = flag(None, "Validation file.")
     test_file: str | None = flag(None, "Test file; its labels may be missing.")
-    train_split_name: str | None = flag(None, "The Hub dataset's name for train.")
-    validation_split_name: str | None = flag(None, "The Hub dataset's name for validation.")
-    test_split_name: str | None = flag(None, "The Hub dataset's name for test.")
+    train_split_name: str | None = flag(None, "Name of the training split of the Hub dataset, if it is not train.")
+    validation_split_name: str | None = flag(None, "Name of its validation split, if it is not validation.")
+    test_split_name: str | None = flag(None, "Name of its test split, if it is not test.")
     split_column_name: str | None = flag(
         None, "Column of the training file that says train, validation (or dev) or test for each row."
     )
     validation_split_percentage: float = flag(
-        0.0, "Without a validation split, take about this share of the training rows, whole groups only."
+        0.0, "If there is no validation split, move about this percentage of the training rows there, in whole groups."
     )
     cv_folds: int | None = flag(
         None,
-        "Cross-validation: divide the training rows into so many folds, the same ones every time, whole groups only, "
-        "and hold out --cv_fold as the test split; other splits are left out. run_compare.py runs them all.",
+        "Cross-validation: divide the training rows into this many folds, in whole groups and always in the same way. "
+        "--cv_fold becomes the test split; other splits are not used. run_compare.py runs all folds.",
     )
     cv_fold: list[int] = field(
         default_factory=lambda: [0],
-        metadata={"help": "Which of --cv_folds to hold out, counted from 0; one or several."},
+        metadata={"help": "Which of the --cv_folds folds to hold out, counted from 0; one or several. Default: 0."},
     )
     bagging: bool = flag(
         False,
-        "Train on a bootstrap sample: as many writers as there are, drawn by --seed with replacement, each with all "
-        "rows (Breiman 1996; how the paper's late fusion makes its models differ).",
+        "Train on a bootstrap sample: writers are drawn with replacement (by --seed), each with all rows (Breiman "
+        "1996). The paper's late fusion uses it to make its models differ.",
     )
     quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     text_column_name: str | None = flag(
         None,
-        "Column with the text; text if not given. Several, separated by commas, are joined; empty cells are left out.",
+        "Column with the text. Several, separated by commas, are joined; empty cells are left out. Default: text.",
         aliases=["--text_column_names"],
     )
     text_column_delimiter: str = flag(" ", TEXT_DELIMITER_HELP)
     label_column_name: str | None = flag(
         None,
         "Column with the label: a name, an integer, a list of names (several classes) or of numbers (one-hot, or a "
-        "distribution); or several columns separated by commas, one per label. label if not given.",
+        "distribution); or several columns separated by commas, one per label. Default: label.",
     )
     group_column_name: str | None = flag(
         None,
-        "Column that names the writer of a row: writers are split, and resampled for intervals, as a whole.",
+        "Column with the writer of a row. All rows of a writer stay in one split, and intervals resample writers.",
         aliases=["--group_column"],
     )
-    id_column_name: str | None = flag(None, "Column that identifies a row in predictions.tsv; else the row number.")
+    id_column_name: str | None = flag(None, "Column with row ids for predictions.tsv. Default: the row number.")
     label_set: list[str] = field(
         default_factory=list,
-        metadata={"help": "The label set, in order; else all labels of all splits, sorted."},
+        metadata={"help": "The label set, in order. Default: all labels of all splits, sorted."},
     )
-    max_seq_length: int = flag(256, "Longest text in tokens; longer ones are cut, counted and reported.")
-    preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
+    max_seq_length: int = flag(256, "Longest text in tokens. Longer texts are cut, and their number is reported.")
+    preprocessing_num_workers: int | None = flag(None, "Number of processes that tokenise. Default: one.")
     max_train_samples: int | None = flag(None, "Use only the first rows of train, for a quick try.")
     max_eval_samples: int | None = flag(None, "Use only the first rows of validation.")
     max_predict_samples: int | None = flag(None, "Use only the first rows of test, and of each of --extra_tests.")
 
 
 def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Any]:
-    """The arguments of [`load_corpus`] that the flags give."""
+    """Return the keyword arguments for [`load_corpus`] from the flags."""
     files = {split: getattr(data_args, f"{split}_file") for split in ("train", "validation", "test")}
     split_names = {split: getattr(data_args, f"{split}_split_name") for split in files}
     return {
@@ -145,31 +145,33 @@ def load_corpus(
     cache_dir: str | None = None,
     token: str | None = None,
 ) -> Corpus:
-    """Read a corpus.
+    """Read a corpus from a dataset name or from files.
 
     Args:
         dataset_name: `wassa2022` (built in, needs `data_dir`), `go_emotions` or `xed` (built in, their training rows
-            with their own labels) or a dataset on the Hub; or give `files`.
+            with
+            their own labels), or a dataset on the Hub. Give either this or `files`.
         dataset_config_name: Configuration of a Hub dataset.
-        data_dir: Folder that holds the built-in corpora.
+        data_dir: Folder with the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
         quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
-        split_names: Names of a Hub dataset's splits, where they differ from `train`, `validation` and `test`.
-        text_column: Column with the text, or several, separated by commas, to be joined; `text` if not given.
-        text_delimiter: What joins them.
-        label_column: Column with the label: a name, an integer, a list of names (several classes), or a list of
-            numbers, one per label; several columns separated by commas give such a list. Numbers that are all 0 or 1
-            with a single 1 a row are one-hot, those of which each row adds up to 1 are distributions, other 0/1 rows
-            are several classes. `label` if not given. A test split may be without labels.
-        group_column: Column that names the writer (or any group) of a row; in wassa2022 the writer if not given.
-        id_column: Column that identifies a row; the row number if not given.
+        split_names: Split names of a Hub dataset, if not `train`, `validation` and `test`.
+        text_column: Column with the text, by default `text`. Several columns, separated by commas, are joined.
+        text_delimiter: Stands between the joined columns.
+        label_column: Column with the label, by default `label`: a name, an integer, a list of names (several classes)
+            or a list of numbers. Several columns separated by commas make such a list of numbers, too. Numbers are
+            one-hot if each row has a single 1, distributions if each row sums to 1, else 0/1 for several classes. A
+            test split may lack labels.
+        group_column: Column with the writer (or another group) of a row. Default for wassa2022: its writers.
+        id_column: Column with row ids, by default the row number.
         split_column: Column of the train file that names each row's split.
-        label_names: The label set and its order; by default all labels of all splits, sorted.
-        extra_columns: Other columns to keep, as strings, for example those that an error analysis goes by.
+        label_names: The label set in order, by default all labels of all splits, sorted.
+        extra_columns: Other columns to keep, as strings, for example for an error analysis.
+        quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
 
     Raises:
-        InputError: for anything that cannot be read as described.
+        InputError: if something cannot be read as described.
     """
     if dataset_name in ("wassa2022", *BUILT_IN):
         described = {
@@ -198,7 +200,7 @@ def load_corpus(
     text_column, label_column = text_column or "text", label_column or "label"
     check_extra_columns(tables, extra_columns)
     columns = {
-        split: read_common_columns(table, text_column, text_delimiter, group_column, id_column, extra_columns)
+        split: read_common_columns(table, text_column, group_column, id_column, extra_columns, text_delimiter)
         for split, table in tables.items()
     }
     labels, names, problem_type = read_labels(tables, label_column.split(","), label_names)
@@ -212,10 +214,10 @@ def load_corpus(
 def load_labelled_as(
     label_names: Sequence[str], data_args: DataArguments, cache_dir: str | None, token: str | None
 ) -> Corpus:
-    """Return the corpus of the flags, for a model with these labels.
+    """Return the corpus of the flags, with labels in the order of a model's labels.
 
     Raises:
-        InputError: as [`load_corpus`], also for a label that the model does not have.
+        InputError: as [`load_corpus`], or if a label is unknown to the model.
     """
     described = corpus_arguments(data_args, cache_dir, token)
     built_in = described["dataset_name"] in ("wassa2022", *BUILT_IN)
@@ -231,16 +233,16 @@ def load_labelled_as(
 def read_texts(
     path: str | Path, text_column: str = "text", quoting: str = "auto", text_delimiter: str = " "
 ) -> list[str]:
-    """The texts of a file, in its order.
+    """Return the texts of a file, in order.
 
     Raises:
-        InputError: as [`load_corpus`]; also if there are none.
+        InputError: as [`load_corpus`], or if the file has no rows.
     """
-    return read_common_columns(read_file(path, quoting), text_column, text_delimiter)["text"]
+    return read_common_columns(read_file(path, quoting), text_column, delimiter=text_delimiter)["text"]
 
 
 def extra_test_name(source: str) -> str:
-    """Return the name of an extra test in figures: its file's name without the ending."""
+    """Return the name of an extra test set in results: its file name without the suffix."""
     return re.sub(r"\W+", "_", Path(source).stem)
 
 
@@ -256,17 +258,16 @@ def load_extra_test(
     id_column: str | None = None,
     quoting: str = "auto",
 ) -> Dataset:
-    """Read a labelled test set beside the corpus' own: all rows of a file, or the training essays of `wassa2022`.
+    """Return the rows of an extra test set: all rows of a labelled file, or the training essays of `wassa2022`.
 
     Args:
         source: A file as in [`load_corpus`], or `wassa2022`, which needs `data_dir`.
-        corpus: Whose labels the test set must have, all or some of them.
-        text_column, text_delimiter, label_column: As in [`load_corpus`].
-        group_column, id_column: As there, but read only where the file has them.
-        quoting: As there.
+        corpus: The test set may have only labels of this corpus.
+        text_column, text_delimiter, label_column, quoting: As in [`load_corpus`].
+        group_column, id_column: As in [`load_corpus`], but ignored if the file lacks them.
 
     Raises:
-        InputError: for anything that cannot be read as described, or a label that the corpus does not have.
+        InputError: if something cannot be read as described, or a label is not one of the corpus.
     """
     if source == "wassa2022":
         read = load_wassa2022(data_dir, "response_id", ())
@@ -281,7 +282,7 @@ def load_extra_test(
     label_columns = (label_column or "label").split(",")
     own = {name: name for name in (group_column, id_column) if name and name in next(iter(table.rows), ())}
     columns = read_common_columns(
-        table, text_column or "text", text_delimiter, own.get(group_column), own.get(id_column)
+        table, text_column or "text", own.get(group_column), own.get(id_column), delimiter=text_delimiter
     )
     for column in label_columns:
         check_column(table, column)
@@ -293,8 +294,7 @@ def load_extra_test(
 
 
 def _load_emotion_corpus(name: str, data_dir: str | None, cache_dir: str | None, token: str | None) -> Corpus:
-    """Its training rows under its own labels, several a row; texts that differ in case and punctuation alone are one
-    group."""
+    """Return the training rows of a built-in emotion corpus with their own labels, several per row."""
     read = read_emotion_corpus(name, data_dir, cache_dir, token)
     for reason, count in read.left_out.items():
         logger.info(f"{name}: left out: {count} ({reason})")

@@ -1,4 +1,4 @@
-"""Continued pre-training on texts without labels: what is read, what is left out, and how tokens are masked."""
+"""Read unlabelled texts for continued pre-training, without duplicates and copies of evaluation texts."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from .tables import read_file, text_columns
 
 @dataclass
 class PretrainingArguments(TargetArguments):
-    """What `run_mlm.py` reads, masks and leaves out."""
+    """Flags of `run_mlm.py` for the texts to read, their masking and the training."""
 
     _argument_group_name = "Pre-training"
 
@@ -37,7 +37,7 @@ class PretrainingArguments(TargetArguments):
     data_dir: str | None = field(
         default_factory=lambda: os.environ.get("EMODEBERTA_DATA"),
         metadata={
-            "help": "Folder with goemotions/, xed/ and wassa2022/; the environment's EMODEBERTA_DATA if not given."
+            "help": "Folder with goemotions/, xed/ and wassa2022/. Default: the environment variable EMODEBERTA_DATA."
         },
     )
     train_file: list[str] = field(
@@ -45,10 +45,10 @@ class PretrainingArguments(TargetArguments):
         metadata={"help": "Files of texts: .txt (one per line), .csv, .tsv, .json, .jsonl or .parquet; also as .gz."},
     )
     validation_file: list[str] = field(
-        default_factory=list, metadata={"help": "Files of texts to measure perplexity on; else see the next flag."}
+        default_factory=list, metadata={"help": "Files of texts to measure perplexity on. Default: see the next flag."}
     )
     validation_split_percentage: float = flag(
-        5.0, "Without --validation_file, hold out about this share of the texts for perplexity; 0 for none."
+        5.0, "Without --validation_file, hold out about this percentage of the texts for perplexity; 0 for none."
     )
     text_column_name: str = flag(
         "text",
@@ -59,39 +59,40 @@ class PretrainingArguments(TargetArguments):
     quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     streaming: bool = flag(
         False,
-        "Read --train_file or the Hub dataset as it is trained on, for corpora larger than memory: give --max_steps. "
-        "Texts are then not deduplicated, and --tokens_per_batch is not offered.",
+        "Read --train_file or the Hub dataset during training, for corpora larger than memory. Requires --max_steps. "
+        "Texts are not deduplicated, and --tokens_per_batch cannot be used.",
     )
     line_by_line: bool = flag(
         True,
-        "A text is one row, cut at --max_seq_length; false: a longer text becomes several rows and nothing is cut. "
-        "Either way no attention goes from one text to another.",
+        "true: each text is one row, cut at --max_seq_length. false: a longer text becomes several rows, uncut. Either "
+        "way, texts never attend to each other.",
     )
     max_seq_length: int = flag(256, "Longest row in tokens.")
-    mlm_probability: float = flag(0.15, "Share of tokens to predict (the paper's, after BERT).")
-    whole_word_masking: bool = flag(False, "Choose whole words instead of tokens. Needs a fast tokenizer.")
+    mlm_probability: float = flag(0.15, "Share of tokens to predict (0.15 as in the paper and BERT).")
+    whole_word_masking: bool = flag(False, "Mask whole words instead of single tokens. Requires a fast tokenizer.")
     include_target_train: bool = flag(
-        False, "Also train on the training essays of --target_dataset_name (not the paper's way)."
+        False, "Also train on the training essays of --target_dataset_name (the paper does not)."
     )
-    max_train_samples: int | None = flag(None, "Use only so many texts, for a quick try.")
+    max_train_samples: int | None = flag(None, "Use only this many texts, for a quick try.")
     max_eval_samples: int | None = flag(
-        None, "Measure perplexity on only so many; of a stream 1,000, or the share if it has fewer."
+        None,
+        "Measure perplexity on at most this many texts. Default for a stream: 1,000, or the percentage if it is short.",
     )
-    preprocessing_num_workers: int | None = flag(None, "Processes that tokenise.")
+    preprocessing_num_workers: int | None = flag(None, "Number of processes that tokenise. Default: one.")
     head_warmup_steps: int = flag(
         0,
-        "Where the checkpoint has no usable head for masked words (DeBERTa-v3, MiniLM), train the new one alone for so "
-        "many steps first, the encoder frozen.",
+        "If the checkpoint has no usable masked-language-model head (DeBERTa-v3, MiniLM), first train a new head for "
+        "this many steps, with the encoder frozen.",
     )
-    head_learning_rate: float = flag(1e-3, "Of these steps.")
+    head_learning_rate: float = flag(1e-3, "Learning rate of --head_warmup_steps.")
     tokens_per_batch: int | None = flag(
         None,
-        "Pack batches: texts of like length, as many as make so many tokens, one after the other without padding in "
-        "the layers or attention across them; in place of --per_device_train_batch_size.",
+        "Pack texts of similar length into batches of at most this many tokens, without padding or attention between "
+        "texts. Replaces --per_device_train_batch_size. Use it for speed.",
     )
     overwrite_output_dir: bool = flag(
         False,
-        "Replace a finished run in --output_dir, or an unfinished other one. Leave it out to resume the new run later.",
+        "Replace a finished run in --output_dir, or an unfinished one with other settings. Omit it to resume later.",
     )
     publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
 
@@ -103,15 +104,15 @@ SHUFFLE_BUFFER = 10_000
 
 @dataclass
 class PretrainingCorpus:
-    """Texts to train on and to measure perplexity on.
+    """Texts to train on, and texts to measure perplexity on.
 
     Attributes:
-        train, validation: With a column `text`; `validation` may be `None`.
-        source: What was read, for the card.
-        licences: By source, where one is known.
-        left_out: Rows that are not in here, by reason. Of a stream it fills as the stream is read.
-        guard: Its `found` names the texts that copy one of the target's.
-        target_licence: Terms of a target whose training texts are in `train`.
+        train, validation: Rows with a column `text`; `validation` may be `None`.
+        source: Where the texts come from, for the model card.
+        licences: Licence by source, where known.
+        left_out: Number of texts left out, by reason. For a stream, it grows while the stream is read.
+        guard: Its `found` lists the texts that copy an evaluation text of the target.
+        target_licence: Licence of the target, if its training texts are in `train`.
     """
 
     train: Dataset | IterableDataset
@@ -128,10 +129,10 @@ class PretrainingCorpus:
 
 
 def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int):
-    """The [`PretrainingCorpus`] of the flags.
+    """Return the [`PretrainingCorpus`] of the flags.
 
     Raises:
-        InputError: for what cannot be read, or flags that exclude each other.
+        InputError: if something cannot be read, or flags exclude each other.
     """
     if bool(data.dataset_name) == bool(data.train_file):
         raise InputError("give either --dataset_name (go_emotions xed, or a dataset on the Hub) or --train_file")
@@ -190,7 +191,10 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
 
 
 def _target(data: PretrainingArguments) -> tuple[LeakageGuard, list[tuple[str, str]], str | None]:
-    """A guard over the target's texts, but not over training texts that are to be read; those, and their terms."""
+    """Return a guard over the target's texts, the target's training texts and its licence.
+
+    With `--include_target_train`, the guard does not protect the training texts.
+    """
     guard, target = guard_of_target(data, data.data_dir, train=not data.include_target_train)
     if target is None:
         if data.include_target_train:
@@ -215,7 +219,7 @@ def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | N
 def _file_texts(
     path: str, data: PretrainingArguments, corpus: PretrainingCorpus | None = None
 ) -> list[tuple[str, str]]:
-    """Row id and text; the empty lines of a text file are counted in `corpus`."""
+    """Return the row id and text of each row; empty lines of a text file are counted in `corpus`."""
     name = readable(Path(path).name)
     if format_of(Path(path)) != ".txt":
         texts = read_texts(path, data.text_column_name, data.quoting, data.text_column_delimiter)
@@ -231,7 +235,7 @@ def _file_texts(
 def _stream(
     corpus: PretrainingCorpus, data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int
 ) -> None:
-    """Fill `corpus` from a stream: its first rows for perplexity, the rest shuffled through a buffer."""
+    """Fill `corpus` from a stream: the first texts for perplexity, the rest shuffled through a buffer."""
     if set(data.dataset_name) & set(BUILT_IN):
         raise InputError("--streaming is for files and Hub datasets; go_emotions and xed fit in memory")
     if data.include_target_train:
@@ -264,20 +268,20 @@ def _stream(
             raise InputError(
                 f"{corpus.source}: has {texts} texts; want --max_eval_samples below that, to train on others"
             )
-        if texts <= count:  # a short stream: the share
+        if texts <= count:  # a short stream: hold out a percentage instead
             count = round(texts * data.validation_split_percentage / 100)
         held_out = [row["text"] for row in rows.take(count)]
-    rows = rows.skip(count)  # 0, too: after it only the buffer is shuffled, so that the guard's row numbers are right
+    rows = rows.skip(count)  # also if 0: keeps the order of files, and so the guard's row numbers
     if data.max_train_samples is not None:
         rows = rows.take(data.max_train_samples)
-    corpus.left_out.clear()  # the rows for perplexity are read a second time
+    corpus.left_out.clear()  # the texts for perplexity will be read again and counted
     corpus.guard.found.clear()
     corpus.train = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     corpus.validation = Dataset.from_dict({"text": held_out[: data.max_eval_samples]}) if held_out else None
 
 
 def _streamed(paths: list[str], data: PretrainingArguments) -> Iterator[dict[str, str | None]]:
-    """Rows of files with the value `text`.
+    """Yield the rows of files, each as a dict with the key `text`.
 
     Raises:
         InputError: at the first row that cannot be read.

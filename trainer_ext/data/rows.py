@@ -1,4 +1,4 @@
-"""Read rows of csv, tsv, JSON, JSON lines, parquet and text files, one by one, in bounded memory."""
+"""Read rows of csv, tsv, JSON, JSON lines, parquet and text files one by one, in bounded memory."""
 
 import bz2
 import gzip
@@ -21,13 +21,13 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def format_of(path: Path) -> str:
-    """Return the suffix, without that of a compression."""
+    """Return a file's suffix in lower case, ignoring that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else (suffixes or [""])[-1]
 
 
 def readable(name: object) -> str:
-    """Return a file's name with the bytes escaped that are not UTF-8."""
+    """Return a file's name, with bytes that are not UTF-8 as escapes."""
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
@@ -38,19 +38,19 @@ def read_rows(
     header: bool = True,
     check: Callable[[list[str]], list[str] | None] = lambda names: None,
 ) -> Iterator[Record]:
-    """Yield every row of a file.
+    """Yield every row of a file as a [`Record`].
 
-    Encodings, line ends, separators and quotes are those of [`delimited_rows`]. A .json file may hold a list or one
-    object per line, and so may .jsonl.
+    Encodings, line ends, separators and quotes are as in [`delimited_rows`]. Both .json and .jsonl may hold a list of
+    objects or one object per line.
 
     Args:
-        path: In one of `FORMATS`; all but parquet also in one of `COMPRESSIONS`.
-        quoting, header: Of csv and tsv; see [`delimited_rows`].
-        check: Called once with the names of the columns, before the first row; it may raise. Of parquet, only the
-            columns that it returns are read, if it returns any.
+        path: A file in one of `FORMATS`. All but parquet may be compressed with one of `COMPRESSIONS`.
+        quoting, header: For csv and tsv, see [`delimited_rows`].
+        check: Called once with the column names, before the first row. It may raise. Of parquet, only the columns that
+            it returns are read, if it returns any.
 
     Raises:
-        UnreadableTable: if the file cannot be read, or cannot be read any further.
+        UnreadableTable: if the file cannot be read, or only its first rows can.
     """
     kind, number = format_of(path), 0
     if kind not in FORMATS:
@@ -66,7 +66,7 @@ def read_rows(
 
 
 def text_lines(file: BinaryIO) -> Iterator[Record]:
-    """Yield a row with the value `text` for each line."""
+    """Yield a [`Record`] with the value `text` for each line."""
     for number, line in enumerate(lines_of(decoded(file)), 1):
         values = None if line is None else {"text": line.rstrip("\r\n")}
         yield Record(number, f"line {number}", values, too_long() if line is None else None)
@@ -99,7 +99,7 @@ def _text_rows(path: Path, kind: str, quoting: str, header: bool, check: Callabl
 
 # ---- JSON ---------------------------------------------------------------------------------------------------------
 def _json(text: TextIO, kind: str, check: Callable) -> Iterator[Record]:
-    """Rows of a list, or of JSON lines, whichever the file begins like."""
+    """Yield the rows of a JSON list or of JSON lines, as the beginning of the file suggests."""
     before, head = 0, text.readline(4096)
     while head and not head.strip():
         before, head = before + head.endswith(("\r", "\n")), text.readline(4096)
@@ -198,7 +198,7 @@ def _parquet(path: Path, check: Callable) -> Iterator[Record]:
 
 
 def cells(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Yield the values and what is wrong of each row of an Arrow table or batch."""
+    """Yield the values of each row of an Arrow table or batch, and what is wrong with it (`None` if nothing is)."""
     columns, wrong = {}, {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:

@@ -1,4 +1,4 @@
-"""Files and Hub datasets as tables of rows, whole and read strictly: the first bad row is an error."""
+"""Read whole files and Hub datasets as tables of rows, strictly: the first bad row is an error."""
 
 import difflib
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation
 
 @dataclass
 class Table:
-    """Rows of one split as they were read, with where each was; the column types of a dataset.
+    """The rows of one split, with the position of each row, and the column types of a dataset.
 
     Attributes:
-        numbers, places: Of each row, as in [`trainer_ext.data.delimited.Record`].
+        numbers, places: Row number and position of each row, as in [`trainer_ext.data.delimited.Record`].
     """
 
     name: str
@@ -44,10 +44,10 @@ class Table:
 
 # ---- Files and Hub datasets ---------------------------------------------------------------------------------------
 def read_file(path: str | Path, quoting: str = "auto", header: bool = True) -> Table:
-    """Read a file; see [`trainer_ext.data.rows.read_rows`].
+    """Return the content of a file as a table; see [`trainer_ext.data.rows.read_rows`].
 
     Raises:
-        InputError: if it cannot be read, or a row of it.
+        InputError: if the file or one of its rows cannot be read.
     """
     path = Path(path)
     table = Table(readable(path))
@@ -71,10 +71,10 @@ def read_file(path: str | Path, quoting: str = "auto", header: bool = True) -> T
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file of any name without their ends.
+    """Return the lines of a text file with any suffix, without their line ends.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if the file cannot be read.
     """
     table = Table(readable(path))
     try:
@@ -133,7 +133,7 @@ def check_column(table: Table, column: str) -> None:
 
 
 def no_column(name: str, column: str, present: list[str]) -> InputError:
-    """What to say of a table that lacks a column."""
+    """Return the error for a table that lacks a column."""
     close = difflib.get_close_matches(column, present[:1000], n=1)
     shown = ", ".join(each if len(each) <= 40 else f"{each[:40]}…" for each in present[:20])
     return InputError(
@@ -171,7 +171,7 @@ def text_columns(source: str, name: str, present: Sequence[str]) -> list[str]:
 
 
 def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> None:
-    """Each stands in one split at least."""
+    """Check that each column is in at least one split."""
     for column in columns:
         if not any(table.rows and column in table.rows[0] for table in tables.values()):
             check_column(next(iter(tables.values())), column)
@@ -180,10 +180,10 @@ def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> Non
 def read_common_columns(
     table: Table,
     text_column: str,
-    delimiter: str,
     group_column: str | None = None,
     id_column: str | None = None,
     extra_columns: Sequence[str] = (),
+    delimiter: str = " ",
 ) -> dict[str, list]:
     """Return ids and texts, of several columns joined, and what else is asked for.
 

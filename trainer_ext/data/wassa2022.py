@@ -1,4 +1,4 @@
-"""WASSA 2022's essays, as the shared task handed them out."""
+"""Read the WASSA 2022 essays from the shared task's files."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +23,22 @@ _WASSA_DEV_GOLD_COLUMNS = (
     *("empathy", "distress", "emotion", "personality_conscientiousness", "personality_openess"),
     *("personality_extraversion", "personality_agreeableness", "personality_stability"),
     *("iri_perspective_taking", "iri_personal_distress", "iri_fantasy", "iri_empathatic_concern"),
-)  # spelt as in the training file
+)  # spelled as in the training file
 
 
 def load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Sequence[str]) -> Corpus:
-    """The shared task's files: dev labels stand in a headerless file of their own, by row; test has none."""
+    """Return the WASSA 2022 corpus from the shared task's files.
+
+    The labels of dev are in a separate file without a header, row by row. Test has no labels.
+
+    Args:
+        data_dir: Folder with `wassa2022/`.
+        group_column: Column with the writer of an essay.
+        extra_columns: Other columns to keep, as strings.
+
+    Raises:
+        InputError: if a file is missing or malformed.
+    """
     if data_dir is None:
         raise InputError(
             "wassa2022 needs --data_dir (or EMODEBERTA_DATA), the folder that holds wassa2022/ with the "

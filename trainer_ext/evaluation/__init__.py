@@ -1,1 +1,1 @@
-"""Figures: metrics, intervals, calibration, fusion, tables and plots."""
+"""From predictions to results: metrics, confidence intervals, calibration, fusion, tables and plots."""

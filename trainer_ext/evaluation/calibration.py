@@ -1,4 +1,4 @@
-"""How sure a classifier may be: temperature, expected calibration error and Brier score.
+"""Calibration of a classifier's probabilities: temperature, expected calibration error and Brier score.
 
 Guo et al. 2017, https://proceedings.mlr.press/v70/guo17a.html; Brier 1950.
 """
@@ -8,18 +8,20 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 BINS = 15
-_SMALLEST = np.finfo(np.float32).tiny  # of a probability, as the ensemble has it
+_SMALLEST = np.finfo(np.float32).tiny  # smallest probability, the same as in the ensemble
 
 
 def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """The number by which the logarithms of the probabilities are divided to give gold the highest likelihood.
+    """Return the temperature that gives the gold labels the highest likelihood.
+
+    A temperature divides the logarithms of the probabilities.
 
     Args:
         probabilities: `(rows, labels)`.
         gold: Class ids `(rows,)`.
 
     Returns:
-        Between 0.05 and 20; above 1 if the classifier was too sure.
+        A number from 0.05 to 20, above 1 if the classifier was overconfident.
     """
     logits = np.log(probabilities.clip(min=_SMALLEST))
 
@@ -30,13 +32,18 @@ def fit_temperature(probabilities: np.ndarray, gold: np.ndarray) -> float:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """`(rows, labels)` probabilities; the order of the labels in a row stays."""
+    """Return the probabilities `(rows, labels)` at a temperature; the ranking of the labels in a row stays the same."""
     return softmax(np.log(probabilities.clip(min=_SMALLEST)) / temperature, axis=1)
 
 
 def reliability(probabilities: np.ndarray, gold: np.ndarray) -> list[dict[str, float]]:
-    """By the probability of the predicted class, in `BINS` intervals of equal width that hold rows: how many, their
-    mean probability, and the share of them that is right."""
+    """Return confidence and accuracy of the rows in each bin of confidence (the probability of the predicted class).
+
+    There are `BINS` bins of equal width. Empty bins are left out.
+
+    Returns:
+        For each bin `rows` (their number), `confidence` (their mean) and `accuracy` (the share predicted correctly).
+    """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == gold
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
@@ -50,7 +57,9 @@ def reliability(probabilities: np.ndarray, gold: np.ndarray) -> list[dict[str, f
 
 
 def expected_calibration_error(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy over the intervals of [`reliability`], weighted by their rows."""
+    """Return the mean distance between confidence and accuracy over the bins of [`reliability`], weighted by their
+    rows.
+    """
     return sum(
         part["rows"] / len(gold) * abs(part["confidence"] - part["accuracy"])
         for part in reliability(probabilities, gold)
@@ -58,7 +67,7 @@ def expected_calibration_error(probabilities: np.ndarray, gold: np.ndarray) -> f
 
 
 def calibration(probabilities: np.ndarray, gold: np.ndarray) -> dict:
-    """`expected_calibration_error`, `brier_score` and `reliability`, as JSON values."""
+    """Return `expected_calibration_error`, `brier_score` and `reliability`, as JSON values."""
     return {
         "expected_calibration_error": expected_calibration_error(probabilities, gold),
         "brier_score": brier_score(probabilities, gold),
@@ -67,5 +76,5 @@ def calibration(probabilities: np.ndarray, gold: np.ndarray) -> dict:
 
 
 def brier_score(probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Mean squared distance to the gold label, over all labels: 0 is best, 2 is worst."""
+    """Return the mean squared distance between probabilities and gold, summed over labels: 0 is best, 2 is worst."""
     return float(((probabilities - np.eye(probabilities.shape[1])[gold]) ** 2).sum(axis=1).mean())

@@ -1,4 +1,4 @@
-"""Tables of several systems on the same rows, and where one of them errs; JSON first, pages from it."""
+"""Compare several systems on the same rows; the result is JSON values."""
 
 from collections.abc import Sequence
 
@@ -16,17 +16,18 @@ def compare(
     groups: Sequence[str] | None,
     label_names: Sequence[str],
 ) -> list[dict]:
-    """Macro F1 of each system, and its difference to the first.
+    """Return the scores of each system, and its difference in macro F1 to the first system.
 
     Args:
         systems: By name, probabilities `(seeds, rows, labels)`.
         gold: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
-        groups: The writer of each row; rows are taken to be independent if not given.
-        label_names: In the order of the columns.
+        groups: The writer of each row. `None` if all rows are independent.
+        label_names: Names of the labels, in the order of the columns.
 
     Returns:
-        For each system its figures, as means over seeds: macro F1 with 95% interval and by seed; the difference to
-        the first with interval, p-value and Holm's correction of it; the seven figures; F1 of each label.
+        A list with one dict per system, all figures averaged over seeds: `macro_f1`, its 95% `interval` and
+        `macro_f1_by_seed`, the seven `figures`, and `f1` of each label. Every system but the first also has a
+        `difference`: in macro F1, with interval, by seed, p-value and Holm-corrected p-value.
 
     Raises:
         InputError: as [`check_probabilities`].
@@ -60,13 +61,17 @@ def compare(
 
 
 def check_probabilities(systems: dict[str, np.ndarray]) -> None:
-    """Raises InputError for a system that gives no probabilities, as one does whose training diverged."""
+    """Check that all values of each system are probabilities; a diverged training gives others.
+
+    Raises:
+        InputError: if a value is not between 0 and 1, or not a number.
+    """
     for name, values in systems.items():
         if not ((values >= 0) & (values <= 1 + ROUNDING)).all():  # NaN is neither
             raise InputError(f"{name}: its probabilities are not all from 0 to 1; did its training diverge?")
 
 
 def _mean(scores: list[dict], name: str) -> float:
-    """Over the seeds; a label that neither stands in gold nor is predicted has no F1."""
+    """Return a score's mean over the seeds; a label that is neither in gold nor predicted has no F1."""
     values = [score[name] for score in scores if name in score]
     return float(np.mean(values)) if values else float("nan")

@@ -1,4 +1,4 @@
-"""Which rows and classes a model gets wrong."""
+"""Find the rows and classes that a model gets wrong."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from .decisions import decide
 from .significance import GroupCounts, draw_groups, interval
 
-FEWEST_ROWS = 20  # of a subgroup whose macro F1 is worth a line
+FEWEST_ROWS = 20  # smaller subgroups get no macro F1
 
 
 def analyse_errors(
@@ -21,17 +21,20 @@ def analyse_errors(
     columns: dict[str, Sequence[str]],
     rows_shown: int = 20,
 ) -> dict:
-    """Where the system `of` errs, and which rows all systems contest.
+    """Return the errors of the system `of`, and the rows whose gold label all systems find improbable.
 
     Args:
-        systems, gold, groups, label_names: As [`compare`]; the contested rows are those of all systems and seeds.
-        ids: Of the rows.
-        columns: By name, a value for each row; numbers with many values are taken by quarters.
+        systems, gold, groups, label_names: As in [`compare`].
+        of: Name of the system whose errors are analysed.
+        ids: Row ids.
+        columns: By name, a value for each row. Numeric columns with many values are split into quarters.
+        rows_shown: How many rows to list per confusion, and how many contested rows.
 
     Returns:
-        `confusions` (gold and predicted label, count over the seeds, ids of the rows, most often confused first),
-        `contested` (rows whose gold label the models find least probable) and `columns` (macro F1 of each value).
-        Where a row may have several labels, only `columns`.
+        `confusions`: pairs of gold and predicted label with the ids of their rows, most frequent first.
+        `contested`: rows whose gold label has the lowest mean probability over all systems and seeds.
+        `columns`: macro F1 for each value of each column.
+        If a row may have several labels, only `columns` is there.
     """
     multi_label = gold.ndim == 2
     decisions = decide(systems[of], multi_label)
@@ -75,12 +78,16 @@ def analyse_errors(
 
 
 def banded(values: Sequence[str]) -> list[str]:
-    """The values; numbers with more than 8 different ones by quarters of the rows."""
+    """Return the values as texts; a numeric column with more than 8 different values is split into quarters of the
+    rows.
+    """
     try:
         numbers = np.array([float(value) if value.strip() else np.nan for value in values])
     except ValueError:
         return list(values)
-    if np.isfinite(numbers).sum() < sum(bool(value.strip()) for value in values):  # "inf" and "nan" are words, too
+    if np.isfinite(numbers).sum() < sum(
+        bool(value.strip()) for value in values
+    ):  # "inf" and "nan" are treated as words
         return list(values)
     if len(set(numbers[~np.isnan(numbers)])) <= 8:
         return ["" if np.isnan(number) else f"{number:g}" for number in numbers]
@@ -93,7 +100,7 @@ def banded(values: Sequence[str]) -> list[str]:
 
 
 def _by_value(values, gold, decisions, groups, number_of_labels: int) -> list[dict]:
-    """Rows, and macro F1 with interval where there are enough of them, of each value."""
+    """Return for each value its number of rows and, if there are enough of them, macro F1 with its interval."""
     table = []
     values = np.asarray(values)
     groups = None if groups is None else np.asarray(groups)

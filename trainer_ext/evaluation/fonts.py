@@ -1,4 +1,4 @@
-"""Names in plots: drawn as they are, in fonts that have their characters, wherever the machine has one."""
+"""Find fonts for the names in a plot, so that labels in any script are readable."""
 
 import logging
 import unicodedata
@@ -14,16 +14,19 @@ from ..escape import one_line
 
 logger = logging.getLogger(__name__)
 _LONGEST = 60  # characters of a name in a plot
-# Fonts whose glyphs are boxes, or are in colour and so not drawn.
+# Fonts whose glyphs are boxes, or coloured, which matplotlib cannot draw.
 _NOT_FOR_TEXT = ("LastResort", "Color")
 
 
 @contextmanager
 def drawn_as_text(names: Iterable[str]) -> Iterator[list[str]]:
-    """Draw text as it is, not as a formula. Gives the names as they are to be drawn.
+    """Set matplotlib, within a `with` block, to draw names literally (not as formulas) in fonts that have their
+    characters.
 
-    They are in one line and not endless. Where no font has a character, it is written as an escape, and a line in the
-    log says which.
+    Yields:
+        The names as they should be drawn: on one line, at most 60 characters each. A character that no installed font
+            has
+        is replaced by its escape code, and a warning is logged.
     """
     lines = [line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…" for line in map(one_line, names)]
     families, missing = _fonts_for(frozenset("".join(lines)))
@@ -37,12 +40,12 @@ def drawn_as_text(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _escape(character: str) -> str:
-    joins = unicodedata.category(character) in ("Cf", "Mn")  # joiners, and what chooses a variant of an emoji
+    joins = unicodedata.category(character) in ("Cf", "Mn")  # joiners and emoji variation selectors
     return "" if joins else character.encode("unicode_escape").decode()
 
 
 def _fonts_for(characters: frozenset[str]) -> tuple[list[str], set[str]]:
-    """Families that have the characters between them, the usual one first; and those that none has."""
+    """Return font families that together have the characters, the default one first, and the characters none has."""
     usual = font_manager.findfont("DejaVu Sans")
     families, missing = ["DejaVu Sans"], {each for each in characters if ord(each) not in _characters_of(usual)}
     if missing:
@@ -65,5 +68,5 @@ def _fonts_for(characters: frozenset[str]) -> tuple[list[str], set[str]]:
 def _characters_of(path: str) -> frozenset[int]:
     try:
         return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError):  # not a font that can be read
+    except (OSError, RuntimeError):  # not a readable font
         return frozenset()

@@ -1,6 +1,6 @@
 """Late fusion of several systems' probabilities (paper, section 2.4): votes, fitted weights, greedy selection.
 
-What is fitted on predictions is scored on writers that it was not fitted on: [`cross_fitted`].
+A fitted rule is scored on writers that it was not fitted on: see [`cross_fitted`].
 """
 
 from collections.abc import Callable
@@ -13,31 +13,39 @@ from scipy.special import softmax
 from ensemble_emodeberta import fuse
 
 FUSIONS = ("hard", "soft", "weighted", "selected")
-ROUNDS = 30  # members that greedy selection picks, one may be picked several times
+ROUNDS = 30  # picks of the greedy selection, which may pick a member several times
 
 
 def hard_vote(probabilities: np.ndarray) -> np.ndarray:
-    """`(members, rows, labels)` to `(rows, labels)`: the share of votes; ties go to the higher mean probability."""
+    """Return each label's share of the votes `(rows, labels)`; ties go to the higher mean probability.
+
+    Args:
+        probabilities: `(members, rows, labels)`.
+    """
     return fuse(torch.from_numpy(np.asarray(probabilities, dtype=np.float64)), "hard").numpy()
 
 
 def soft_vote(probabilities: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """`(members, rows, labels)` to `(rows, labels)`: the mean, or weighted mean, of the probabilities."""
+    """Return the mean or weighted mean of the members' probabilities, `(rows, labels)`.
+
+    Args:
+        probabilities: `(members, rows, labels)`.
+        weights: `(members,)`, or `None` for equal weights.
+    """
     values = torch.from_numpy(np.asarray(probabilities, dtype=np.float64))
     return fuse(values, "soft", None if weights is None else [float(weight) for weight in weights]).numpy()
 
 
 def fit_weights(probabilities: np.ndarray, gold: np.ndarray, penalty: float = 1.0) -> np.ndarray:
-    """Weights of a soft vote that give the gold labels the highest likelihood.
+    """Return the weights of a soft vote that give the gold labels the highest likelihood, with a penalty.
 
     Args:
         probabilities: `(members, rows, labels)`.
         gold: Class ids `(rows,)`.
-        penalty: On the squares of the weights' logarithms, in rows: it draws them to equality where the rows do not
-            say otherwise.
+        penalty: Strength of a penalty on the squared log weights, which pulls the weights towards equality.
 
     Returns:
-        `(members,)`, none below 0, adding up to 1.
+        `(members,)`, none below 0, with sum 1.
     """
     of_gold = probabilities[:, np.arange(len(gold)), gold].clip(min=1e-12)
 
@@ -54,11 +62,15 @@ def fit_weights(probabilities: np.ndarray, gold: np.ndarray, penalty: float = 1.
 
 
 def select_greedily(probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """Ensemble selection (Caruana et al. 2004, https://doi.org/10.1145/1015330.1015432): again and again the member is
-    added, perhaps once more, with which the soft vote has the highest macro F1; the best stage is kept.
+    """Return the members' weights by greedy ensemble selection (Caruana et al. 2004,
+    https://doi.org/10.1145/1015330.1015432).
+
+    Each of `ROUNDS` rounds adds the member with which the soft vote has the highest macro F1. A member may be added
+    several
+    times. Ties go to the higher likelihood. The best round is kept.
 
     Returns:
-        `(members,)`, the share of the picks that a member has; ties go to the higher likelihood.
+        `(members,)`, each member's share of the picks.
     """
     total, counts = np.zeros(probabilities.shape[1:]), np.zeros(len(probabilities))
     best, chosen = (-1.0, -np.inf), counts
@@ -78,7 +90,7 @@ def select_greedily(probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray:
 
 
 def _macro_f1(predicted: np.ndarray, gold: np.ndarray, labels: int) -> np.ndarray:
-    """`(systems,)` from class ids `(systems, rows)`, over the labels that occur, as scikit-learn's."""
+    """Return macro F1 `(systems,)` of class ids `(systems, rows)` over the labels that occur, as scikit-learn does."""
     systems = np.arange(len(predicted))[:, None]
     hits, occurrences = np.zeros((2, len(predicted), labels))
     np.add.at(occurrences, (systems, predicted), 1)
@@ -89,26 +101,26 @@ def _macro_f1(predicted: np.ndarray, gold: np.ndarray, labels: int) -> np.ndarra
 
 
 def fit_rule(fusion: str, probabilities: np.ndarray, gold: np.ndarray) -> np.ndarray | None:
-    """Weights of the members under one of [`FUSIONS`]; `None` where there is nothing to fit."""
+    """Return the members' weights `(members,)` under one of [`FUSIONS`], or `None` for a rule without weights."""
     if fusion == "weighted":
         return fit_weights(probabilities, gold)
     return select_greedily(probabilities, gold) if fusion == "selected" else None
 
 
 def fuse_by_rule(fusion: str, probabilities: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """`(rows, labels)`: the members fused, with what [`fit_rule`] found."""
+    """Return the fused probabilities `(rows, labels)` under one of [`FUSIONS`], with the weights from [`fit_rule`]."""
     return hard_vote(probabilities) if fusion == "hard" else soft_vote(probabilities, weights)
 
 
 def cross_fitted(
     fit_on: Callable[[np.ndarray], object], apply_to: Callable[[object, np.ndarray], np.ndarray], folds: np.ndarray
 ) -> np.ndarray:
-    """What is fitted on the rows of the other folds, applied to the rows of this one, fold by fold.
+    """Return `(rows, labels)`, where each fold's rows are computed with what was fitted on all other folds.
 
     Args:
-        fit_on: From row indices to what was fitted on them.
-        apply_to: From that and other row indices to `(rows, labels)`.
-        folds: The fold of each row; rows of one writer share one.
+        fit_on: Function from row indices to the object fitted on these rows.
+        apply_to: Function from that object and other row indices to `(rows, labels)`.
+        folds: The fold of each row. All rows of a writer are in the same fold.
     """
     parts = {}
     for fold in np.unique(folds):
@@ -118,7 +130,9 @@ def cross_fitted(
 
 
 def fuse_cross_fitted(rule: str, probabilities: np.ndarray, gold: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """`(rows, labels)`: the members fused by one of [`FUSIONS`], fitted on the rows of other folds."""
+    """Return the fused probabilities `(rows, labels)` under one of [`FUSIONS`], fitted for each fold on the other
+    folds.
+    """
     return cross_fitted(
         lambda rows: fit_rule(rule, probabilities[:, rows], gold[rows]),
         lambda weights, rows: fuse_by_rule(rule, probabilities[:, rows], weights),
@@ -127,6 +141,6 @@ def fuse_cross_fitted(rule: str, probabilities: np.ndarray, gold: np.ndarray, fo
 
 
 def disagreement(probabilities: np.ndarray) -> np.ndarray:
-    """`(members, members)`: the share of rows that two members put into different classes."""
+    """Return for each pair of members the share of rows that they classify differently, `(members, members)`."""
     decisions = probabilities.argmax(axis=-1)
     return (decisions[:, None] != decisions[None]).mean(axis=-1)

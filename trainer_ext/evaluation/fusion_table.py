@@ -1,4 +1,4 @@
-"""Fusion rules compared on rows that no member was trained on."""
+"""Compare fusion rules on rows that no member was trained on."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,15 @@ from .calibration import apply_temperature, calibration, fit_temperature
 from .comparison import check_probabilities, compare
 from .fusion import FUSIONS, cross_fitted, disagreement, fit_rule, fuse_by_rule, fuse_cross_fitted
 
-FOLDS = 5  # that fitted fusions are scored by
+FOLDS = 5  # for scoring fitted rules
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises InputError for members that cannot be told apart, or not from a fusion."""
+    """Check that the members' names are unique and differ from the names of the fusion rules.
+
+    Raises:
+        InputError: if they are not.
+    """
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two members are called {sorted(twice)[0]!r}; tell them apart with --names")
     if taken := [name for name in names if name in map(_shown, FUSIONS)]:
@@ -25,7 +29,12 @@ def _shown(fusion: str) -> str:
 
 
 def plain_votes(of: str, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """By name, `(rows, labels)`: the hard and the soft vote of some systems, `of` says whose."""
+    """Return the hard and the soft vote `(rows, labels)` of some systems, by name.
+
+    Args:
+        of: Describes the systems in the name, for example "2 bagged".
+        probabilities: `(systems, rows, labels)`.
+    """
     return {f"{_shown(rule)}, {of}": fuse_by_rule(rule, probabilities, None) for rule in ("hard", "soft")}
 
 
@@ -40,25 +49,26 @@ def compare_fusions(
     kept: str,
     further: dict[str, np.ndarray] | None = None,
 ) -> tuple[dict, np.ndarray]:
-    """Members and rules on rows that no member was trained on.
+    """Compare the members and all fusion rules on rows that no member was trained on.
 
     Args:
-        names: Of the members.
+        names: Names of the members.
         probabilities: `(members, rows, labels)`.
         gold: Class ids `(rows,)`.
         groups: The writer of each row, if known.
-        folds: `(rows,)`, by which what is fitted is scored on other rows than those it was fitted on.
-        labels: Their names.
-        kept: The rule of the folder; its weights and temperature are fitted on all of the rows.
-        further: By name, `(rows, labels)` of systems that stand in the table, too.
+        folds: `(rows,)`. Fitted weights and temperatures are scored on other folds than those they were fitted on.
+        labels: Names of the labels.
+        kept: The rule that the ensemble folder uses. Its weights and temperature are fitted on all rows.
+        further: By name, `(rows, labels)` of other systems to add to the table.
 
     Returns:
-        As JSON values `variants` (as [`compare`] gives them, the members first), `disagreement` of each two members,
-        `calibration` of the kept rule before and after its temperature, `weights` and `temperature`; and what the kept
-        rule says, cross-fitted, `(rows, labels)`.
+        A dict of JSON values and the cross-fitted probabilities of the kept rule, `(rows, labels)`. The dict has
+        `variants` (as from [`compare`], the members first), `disagreement` of each pair of members, `calibration` of
+        the
+        kept rule before and after its temperature, `weights` and `temperature`.
 
     Raises:
-        InputError: if a member is called as one of the further systems, or gives no probabilities.
+        InputError: if a member has the name of another system, or its values are not probabilities.
     """
     further = further or {}
     if taken := sorted(further.keys() & set(names)):
@@ -92,7 +102,7 @@ def compare_fusions(
 
 
 def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> dict:
-    """What [`compare_fusions`] gives where there is no row to compare on."""
+    """Return the dict of [`compare_fusions`] for the case that there are no rows to compare on."""
     return {
         "members": list(names), "labels": list(labels), "fusion": kept, "weights": None, "temperature": 1.0,
         "rows": 0, "variants": [],
@@ -100,7 +110,10 @@ def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> d
 
 
 def voters(figures: dict) -> dict[str, float | None]:
-    """Name of each member that the kept rule counts, with its weight if there are weights; greedy selection leaves some
-    out, and the folder need not hold them."""
+    """Return the members with a weight other than 0 under the kept rule: by name, the weight or `None` if all are
+    equal.
+
+    Greedy selection leaves some members out, and the ensemble folder does not need them.
+    """
     weights = figures["weights"] or [None] * len(figures["members"])
     return {name: weight for name, weight in zip(figures["members"], weights, strict=True) if weight != 0}

@@ -1,4 +1,4 @@
-"""The shared task's seven figures and per-class scores; scikit-learn inside `evaluate.Metric`."""
+"""The shared task's seven figures and per-class scores, computed by scikit-learn inside an `evaluate.Metric`."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,17 +24,18 @@ SEVEN_FIGURES = (
 
 
 class EmotionMetric(evaluate.Metric):
-    """Instantiated, not downloaded: `EmotionMetric(label_names).compute(predictions=…, references=…)`.
+    """A metric to use directly, without a download: `EmotionMetric(label_names).compute(predictions=…, references=…)`.
 
-    Gives, as fractions: the seven figures of the paper's Table 1 as scikit-learn computes them over the labels that
-    occur in gold or predictions; `official_macro_precision`, in which a class that is never predicted counts 1.0
-    where scikit-learn counts 0 (the only figure that differs in the shared task's scorer); and
-    `precision_<label>`, `recall_<label>`, `f1_<label>` for every label that occurs.
+    `compute` returns fractions by name:
+
+    - the seven figures of the paper's Table 1, as scikit-learn computes them over the labels in gold or predictions
+    - `official_macro_precision`, as in the shared task's scorer: a class that is never predicted counts 1.0, not 0
+    - `precision_<label>`, `recall_<label>` and `f1_<label>` for every label that occurs
 
     Args:
         label_names: In the order of the label ids.
-        multi_label: Predictions and references are 0/1 `(rows, labels)`; `accuracy` is then the share of rows that
-            are right in every label. Otherwise they are class ids `(rows,)`.
+        multi_label: If true, predictions and references are 0/1 `(rows, labels)`, and `accuracy` is the share of rows
+            with every label right. If false, they are class ids `(rows,)`.
     """
 
     def __init__(self, label_names: Sequence[str], *, multi_label: bool = False, **kwargs):
@@ -79,7 +80,9 @@ class EmotionMetric(evaluate.Metric):
 
 
 def metrics_of_logits(corpus: Corpus) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return what `Trainer` takes as `compute_metrics`: the figures of [`EmotionMetric`] from a batch of logits."""
+    """Return the `compute_metrics` function for `Trainer`: it maps logits and labels to the figures of
+    [`EmotionMetric`].
+    """
     metric = EmotionMetric(corpus.label_names, multi_label=corpus.multi_label)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
@@ -90,5 +93,5 @@ def metrics_of_logits(corpus: Corpus) -> Callable[[EvalPrediction], dict[str, fl
 
 
 def confusion_counts(references: np.ndarray, predictions: np.ndarray, number_of_labels: int) -> list[list[int]]:
-    """Rows by gold class, columns by predicted class."""
+    """Return the confusion matrix as nested lists: one row per gold class, one column per predicted class."""
     return confusion_matrix(references, predictions, labels=range(number_of_labels)).tolist()

@@ -1,4 +1,4 @@
-"""Tables of a comparison and of its errors, as markdown."""
+"""Write a comparison and an error analysis as Markdown pages."""
 
 from ..escape import in_code, in_markdown, table
 from .error_analysis import FEWEST_ROWS
@@ -6,7 +6,10 @@ from .error_analysis import FEWEST_ROWS
 
 # ---- Pages --------------------------------------------------------------------------------------------------------
 def score_cells(row: dict) -> list[str]:
-    """Of a row of [`compare`]: name, macro F1 and difference with their intervals, p; the first has no difference."""
+    """Return four table cells for a row of [`compare`]: name, macro F1, difference to the first system, and p-value.
+
+    Macro F1 and the difference include their intervals. The first system's last two cells are empty.
+    """
     low, high = row["interval"]
     cells = [row["name"], f"{row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", "", ""]
     if "difference" in row:
@@ -18,7 +21,7 @@ def score_cells(row: dict) -> list[str]:
 
 
 def comparison_page(content: dict) -> str:
-    """The comparison as Markdown, from its JSON."""
+    """Return the comparison as a Markdown page, from its JSON."""
     seeds = ", ".join(map(str, content["seeds"]))
     scored = f"{content['folds']}-fold cross-validation" if content["folds"] else "the validation split"
     if "only_folds" in content:
@@ -57,7 +60,7 @@ def comparison_page(content: dict) -> str:
 
 
 def errors_page(content: dict) -> str:
-    """The error analysis as Markdown, from its JSON: ids and figures, no text."""
+    """Return the error analysis as a Markdown page, from its JSON. It has row ids and figures, but no texts."""
     lines = [f"# Errors of {in_markdown(content['of'])}\n"]
     if "confusions" in content:
         confused = []

@@ -1,4 +1,4 @@
-"""Pictures of a run, each drawn from a JSON file that lies beside it."""
+"""Draw the plots of a run, each from a JSON file in the same folder."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,12 @@ _MOST_NUMBERED = 60  # labels of a matrix whose cells hold their counts; its JSO
 
 
 def plot_confusion_matrix(source: Path, target: Path) -> None:
-    """Draw `{"split": …, "labels": […], "counts": [[…]]}`: rows gold, columns predicted, shaded by the row's share."""
+    """Draw a confusion matrix: rows are gold, columns are predicted, shaded by the share of the row.
+
+    Args:
+        source: JSON file with `{"split": …, "labels": […], "counts": [[…]]}`.
+        target: PNG file to write.
+    """
     content = json.loads(source.read_text(encoding="utf-8"))
     counts = np.array(content["counts"])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -34,7 +39,7 @@ def plot_confusion_matrix(source: Path, target: Path) -> None:
 
 
 def plot_learning_curve(source: Path, target: Path) -> None:
-    """Draw `Trainer`'s log history: the loss of training and validation, and validation macro F1, by epoch."""
+    """Draw the training loss, validation loss and validation macro F1 by epoch, from `Trainer`'s log history."""
     history = json.loads(source.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     loss_axes = figure.subplots()
@@ -56,7 +61,7 @@ def plot_learning_curve(source: Path, target: Path) -> None:
 
 
 def plot_comparison(source: Path, target: Path) -> None:
-    """Draw `run_compare.py`'s JSON: macro F1 of each variant, and its difference to the first, with intervals."""
+    """Draw macro F1 of each variant and its difference to the first, with intervals, from `run_compare.py`'s JSON."""
     variants = json.loads(source.read_text(encoding="utf-8"))["variants"]
     with drawn_as_text([row["name"] for row in variants]) as names:
         figure = _comparison(variants, names)
@@ -90,7 +95,9 @@ def _comparison(variants: list[dict], names: list[str]) -> Figure:
 
 
 def plot_pretraining(source: Path, target: Path) -> None:
-    """Draw `Trainer`'s log history of masked-language training: held-out perplexity and the loss, by step."""
+    """Draw the training loss and the held-out perplexity by step, from the log history of masked-language-model
+    training.
+    """
     history = json.loads(source.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     loss_axes = figure.subplots()
@@ -112,7 +119,9 @@ def plot_pretraining(source: Path, target: Path) -> None:
 
 
 def plot_reliability(source: Path, target: Path) -> None:
-    """Draw the `calibration` of a JSON: accuracy by confidence, of a fusion before and after its temperature."""
+    """Draw accuracy by confidence, before and after the temperature for a fusion, from the `calibration` in a JSON
+    file.
+    """
     content = json.loads(source.read_text(encoding="utf-8"))["calibration"]
     with drawn_as_text(content) as names:
         figure = Figure(figsize=(5, 4.6), layout="constrained")

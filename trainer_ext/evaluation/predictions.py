@@ -1,4 +1,4 @@
-"""What every trained classifier leaves behind, whatever its kind: predictions, intervals, plots, a table."""
+"""What every trained classifier writes: predictions, intervals, plots and a table of results."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,11 @@ from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
 from .significance import bootstrap_macro_f1
 
 PREDICTIONS = "predictions.tsv"
-_SUM_TOLERANCE = 1e-3  # of a row's probabilities; they are written with nine digits
+_SUM_TOLERANCE = 1e-3  # for the sum of a row's probabilities, which are written with nine digits
 
 
 class Row(NamedTuple):
-    """What predictions.tsv has of a row besides probabilities; its first columns. Text, empty where it is not known."""
+    """The first columns of a line of predictions.tsv, all text. A value that is not known is empty."""
 
     split: str
     id: str
@@ -36,11 +36,11 @@ class Row(NamedTuple):
 
 @dataclass
 class PredictionTable:
-    """A predictions.tsv.
+    """The content of a predictions.tsv.
 
     Attributes:
-        label_names: In the order of the columns.
-        rows: In the order of the lines.
+        label_names: Names of the labels, in the order of the columns.
+        rows: One per line, in file order.
         probabilities: `(rows, labels)`, each from 0 to 1.
     """
 
@@ -64,7 +64,14 @@ def _position(split: str) -> int:
 
 
 def interval(corpus: Corpus, split: str, predicted: np.ndarray) -> dict[str, float]:
-    """`eval_macro_f1_low` and `_high`, or `test_…`: 95%, by a bootstrap over the split's writers."""
+    """Return a split's 95% interval of macro F1 from a bootstrap over writers, as `eval_macro_f1_low` and
+    `eval_macro_f1_high`.
+
+    For other splits than validation, the split's name replaces `eval`.
+
+    Args:
+        predicted: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
+    """
     groups = corpus.splits[split]["group"] if "group" in corpus.splits[split].column_names else None
     low, high = bootstrap_macro_f1(corpus.classes(split), predicted, groups)
     return {f"{prefix_of(split)}_macro_f1_low": low, f"{prefix_of(split)}_macro_f1_high": high}
@@ -76,15 +83,16 @@ def predict_splits(
     corpus: Corpus,
     probabilities_of: Callable[[Any], np.ndarray],
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]:
-    """Let a trained model predict every split but train.
+    """Return a trained model's figures, probabilities and raw predictions on every split but train.
 
     Args:
-        encoded: What the model reads, by split.
-        probabilities_of: From what the model predicts of a split to `(rows, labels)`.
+        encoded: The encoded rows of each split.
+        probabilities_of: Function from a split's raw predictions to probabilities `(rows, labels)`.
 
     Returns:
-        Figures of the labelled splits, as in all_results.json; by split the probabilities; by split what the model
-        predicted.
+        The figures of the labelled splits, as in all_results.json, the probabilities by split, and the raw predictions
+        by
+        split.
     """
     figures: dict[str, float] = {}
     probabilities, predictions = {}, {}
@@ -99,7 +107,11 @@ def predict_splits(
 
 
 def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
-    """[`write_rows`] of a corpus' splits, by the probabilities of each, `(rows, labels)`."""
+    """Write the predictions for a corpus with [`write_rows`].
+
+    Args:
+        probabilities: By split, `(rows, labels)`.
+    """
     multi_label = corpus.multi_label
 
     def name(classes: np.ndarray) -> str:
@@ -126,8 +138,12 @@ def write_rows(
     probabilities: np.ndarray,
     one_label: bool,
 ) -> None:
-    """predictions.tsv: the columns of [`Row`] and `probability_<label>` for each label; and, if rows have `one_label`,
-    predictions_EMO.tsv for those of test in the shared task's form, one label a line."""
+    """Write predictions.tsv: the columns of [`Row`], then `probability_<label>` for each label.
+
+    If `one_label` is true and there are test rows, also write predictions_EMO.tsv in the shared task's form: one
+    predicted
+    label per line.
+    """
     with open(folder / PREDICTIONS, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow([*Row._fields, *map(probability_column, label_names)])
@@ -139,13 +155,13 @@ def write_rows(
 
 
 def read_predictions(folder: Path, one_label: bool) -> PredictionTable:
-    """Return a folder's predictions.tsv. Files of before, with bare labels for columns or no groups, are read, too.
+    """Return the content of a folder's predictions.tsv, also of older files without groups or with bare label columns.
 
     Args:
-        one_label: A row's probabilities add up to 1, and its gold and predicted label are among the labels.
+        one_label: Also check that each row's probabilities sum to 1 and that its labels are known.
 
     Raises:
-        InputError: if it is not such a file, or a number is none that a probability can be.
+        InputError: if the file is not a table of predictions, or a number is not a probability.
     """
     path = folder / PREDICTIONS
     try:
@@ -186,8 +202,10 @@ def _probability(number: str, place: str) -> float:
 
 
 def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
-    """Learning curve and, for one class a row, the confusion matrix and reliability of validation (test if there is
-    none)."""
+    """Write the learning curve, and plots of validation (or of test, if there is no validation split).
+
+    The confusion matrix and the reliability plot are written only if each row has one label.
+    """
     if history:
         write_json(folder / "learning_curve.json", history)
         plot_learning_curve(folder / "learning_curve.json", folder / "learning_curve.png")
@@ -204,12 +222,12 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
 
 
 def print_results(results: dict[str, float], splits: Sequence[str], systems: dict[str, str]) -> None:
-    """Print the seven figures of each system on validation and test, and one line for each test set side by side.
+    """Print the seven figures of each system on validation and test, and one line for each test set.
 
     Args:
         results: Figures by name, as in all_results.json.
-        splits: Those that were predicted.
-        systems: What stands before the names of a system's figures, by what to call it.
+        splits: The predicted splits.
+        systems: By a system's name, the prefix of its figures after the split's prefix.
     """
     width = max(map(len, systems))
     for split in splits:
@@ -234,9 +252,11 @@ def print_results(results: dict[str, float], splits: Sequence[str], systems: dic
 
 
 def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[str]]:
-    """Return a table of the labelled test sets, header first: rows, share right, macro F1, interval, TF-IDF's macro F1.
+    """Return a table with one line per labelled test set, header first.
 
-    Validation is in it only where there is no test set of the corpus' own.
+    The columns are the number of rows, accuracy, macro F1, its interval and, if it was computed, the macro F1 of
+    TF-IDF.
+    Validation is included only if the corpus has no test set of its own.
     """
     with_tfidf = any(name.endswith("_tfidf_macro_f1") for name in results)
     lines = [["test set", "rows", "right", "macro F1", "95% interval", *["macro F1 of TF-IDF"] * with_tfidf]]

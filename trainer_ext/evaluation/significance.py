@@ -1,9 +1,9 @@
-"""Intervals and tests for macro F1 on texts of which several come from one writer.
+"""Confidence intervals and significance tests for macro F1, where several texts may come from one writer.
 
-Rows of a writer are alike, so writers are what is drawn, whole: a bootstrap for intervals (Efron and Tibshirani 1993,
-chapter 8) and a paired randomization test for differences (Yeh 2000, https://aclanthology.org/C00-2137), with Holm's
-correction (1979) where several systems are compared with one. Both speak about the predictions at hand. How much
-another training would differ is not in them: the spread over seeds says that.
+Texts of one writer are alike, so whole writers are resampled. Intervals come from a bootstrap (Efron and Tibshirani
+1993, chapter 8). Differences are tested with a paired randomization test (Yeh 2000, https://aclanthology.org/C00-2137),
+with Holm's correction (1979) if several systems are compared with one. Both are about the given predictions only. The
+spread over seeds shows how much another training would differ.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ PERMUTATIONS = 5000
 
 
 class GroupCounts:
-    """What macro F1 needs to know of a system's predictions, summed by writer.
+    """The counts of a system's predictions that macro F1 needs, summed by writer.
 
     Args:
         references: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
         predictions: The same for each run (seed) of the system, `(runs, rows)` or `(runs, rows, labels)`.
-        groups: One value a row, for example its writer; rows stand alone if not given.
-        number_of_labels: Of class ids.
+        groups: One value per row, for example its writer. `None` if all rows are independent.
+        number_of_labels: Number of classes, if the arrays hold class ids.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class GroupCounts:
             references, predictions = one_hot[references], one_hot[predictions]
         names = np.arange(len(references)) if groups is None else np.asarray(groups)
         _, group = np.unique(names, return_inverse=True)
-        # (groups, 2, runs, labels): rows that are right, and gold + predicted rows.
+        # (groups, 2, runs, labels): correct rows, and gold rows plus predicted rows.
         counts = np.zeros((group.max() + 1, 2, len(predictions), references.shape[1]))
         found = np.moveaxis(np.stack([references * predictions, references + predictions]), 2, 0)
         np.add.at(counts, group, found)
@@ -47,37 +47,37 @@ class GroupCounts:
         return len(self.values)
 
     def macro_f1(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Mean over the runs of macro F1 over the labels that occur.
+        """Return macro F1 over the labels that occur, averaged over the runs, for each sample: `(samples,)`.
 
         Args:
-            weights: `(samples, groups)`: how often each writer is in each sample; all of them once if not given.
-
-        Returns:
-            `(samples,)`.
+            weights: `(samples, groups)`, how often each writer is in each sample. `None` for one sample of every
+                writer.
         """
         weights = np.ones((1, len(self))) if weights is None else weights
         return mean_macro_f1(weights @ self.values.reshape(len(self), -1), self.values.shape[1:])
 
 
 def mean_macro_f1(totals: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """`(samples,)` from counts `(samples, 2 * runs * labels)`: macro F1 of each run, averaged over runs."""
+    """Return macro F1 averaged over runs, `(samples,)`, from counts `(samples, 2 * runs * labels)`."""
     hits, occurrences = np.moveaxis(totals.reshape(len(totals), *shape), 1, 0)
     f1 = np.divide(2 * hits, occurrences, out=np.zeros_like(hits), where=occurrences > 0)
-    # A sample may have no positive label at all.
+    # A sample may have no label at all.
     return (f1.sum(axis=-1) / (occurrences > 0).sum(axis=-1).clip(min=1)).mean(axis=-1)
 
 
 @lru_cache(maxsize=4)
 def draw_groups(number: int) -> np.ndarray:
-    """Bootstrap weights `(SAMPLES, number)`: how often each group is drawn, `number` draws a sample; the same ones
-    every time, so that what is drawn for two systems is paired."""
+    """Return bootstrap weights `(SAMPLES, number)`: how often each group is drawn in each sample.
+
+    The weights are the same in every call, so that the samples of two systems are paired.
+    """
     weights = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=SAMPLES).astype(float)
     weights.flags.writeable = False
     return weights
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile interval of bootstrap values."""
+    """Return the 95% percentile interval of bootstrap values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -85,14 +85,11 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def bootstrap_macro_f1(
     references: np.ndarray, predictions: np.ndarray, groups: Sequence[str] | None = None
 ) -> tuple[float, float]:
-    """95% interval of one system's macro F1.
+    """Return the 95% bootstrap interval of one system's macro F1: lower and upper end.
 
     Args:
         references, predictions: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
-        groups: One value a row, for example its writer.
-
-    Returns:
-        Lower and upper end.
+        groups: One value per row, for example its writer. `None` if all rows are independent.
     """
     width = int(max(references.max(), predictions.max())) + 1
     counts = GroupCounts(references, predictions[None], groups, width)
@@ -100,18 +97,23 @@ def bootstrap_macro_f1(
 
 
 def paired_difference(first: GroupCounts, second: GroupCounts) -> tuple[float, tuple[float, float]]:
-    """Macro F1 of `second` less that of `first`, and its 95% interval: the same writers drawn for both."""
+    """Return macro F1 of `second` minus that of `first`, and its 95% interval from the same samples for both."""
     weights = draw_groups(len(first))
     found = second.macro_f1() - first.macro_f1()
     return float(found[0]), interval(second.macro_f1(weights) - first.macro_f1(weights))
 
 
 def randomization_test(first: GroupCounts, second: GroupCounts, permutations: int = PERMUTATIONS) -> float:
-    """Two-sided p-value of the difference in macro F1, were it chance which system made which prediction.
+    """Return the two-sided p-value of the difference in macro F1 between two systems.
 
-    Each permutation swaps the two systems' predictions for about half of the writers, all runs of a writer together.
-    Exact but for the drawing of permutations, the one at hand counted in: under the null hypothesis p is below any
-    level at most that often.
+    The null hypothesis is that the two systems' predictions are exchangeable. Each permutation swaps the predictions
+    for
+    about half of the writers, all runs of a writer together. The observed assignment counts as one of the permutations,
+    so
+    p-values are never too small.
+
+    Raises:
+        ValueError: if the systems have different rows, labels or numbers of runs.
     """
     if first.values.shape != second.values.shape:
         raise ValueError("the systems have different rows, labels or numbers of runs")
@@ -125,7 +127,7 @@ def randomization_test(first: GroupCounts, second: GroupCounts, permutations: in
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: below a level, all of them together are wrong at most that often (Holm 1979)."""
+    """Return the p-values after Holm's correction (1979), in the order given. It controls the family-wise error."""
     order = np.argsort(p_values)
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

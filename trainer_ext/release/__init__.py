@@ -1,1 +1,1 @@
-"""What is published: folders, cards, licences, the Hub."""
+"""Make and check what is published: folders, model cards, licences and uploads to the Hub."""

@@ -1,4 +1,4 @@
-"""The kinds of files that are published, and the texts in each: lines, metadata, what pictures carry."""
+"""Extract the texts from every kind of file that may be published: lines, metadata and texts inside pictures."""
 
 import io
 import json
@@ -20,24 +20,24 @@ NO_KIND = "neither text nor of a kind that belongs into a model's repository"
 _PICKLE_ENDINGS = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 _TEXT_ENDINGS = {".md", ".txt", ".py", ".yaml", ".yml", ".toml", ".cff", ".jinja", ".html", ".css"}
 _TEXT_NAMES = {"LICENSE", "LICENCE", "NOTICE", "AUTHORS", "Dockerfile"}
-# In a vocabulary anything may stand, but each entry for itself.
+# A vocabulary may contain any entry, so each entry is checked on its own.
 _VOCABULARY = re.compile(r"(tokenizer|vocab|added_tokens|merges)[^/]*\.(json|txt)")
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP"}
 _MEMOS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "PROTO", "GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "PERSID"}
 
 
 class WrongKind(ValueError):
-    """A file that is not published, with the reason."""
+    """An error for a file that must not be published; the message is the reason."""
 
 
 @dataclass
 class Passage:
-    """Texts of a file.
+    """Some text of a file.
 
     Attributes:
         text: One or more lines.
-        where: What of the file it is, or empty for the lines that an editor shows.
-        vocabulary: Whether each line stands for itself, and may be a short path.
+        where: Where in the file it is, or empty for lines that a text editor shows.
+        vocabulary: Whether each line is a separate entry of a vocabulary, which may look like a short path.
     """
 
     text: str
@@ -49,7 +49,7 @@ def passages(path: Path) -> list[Passage]:
     """Return the texts of a file.
 
     Raises:
-        WrongKind: if it is not of a kind that is published, or not what its ending says.
+        WrongKind: if files of this kind are not published, or the content does not fit the suffix.
     """
     ending = path.suffix.lower()
     if ending in _PICKLE_ENDINGS or zipfile.is_zipfile(path) or _is_pickle(path):
@@ -62,12 +62,12 @@ def passages(path: Path) -> list[Passage]:
         return _READERS[ending](path)
     except WrongKind:
         raise
-    except Exception as error:  # of many kinds: Pillow's, sentencepiece's, safetensors', JSON's
+    except Exception as error:  # errors of Pillow, sentencepiece, safetensors or JSON
         raise WrongKind(f"not what its ending says, {ending}") from error
 
 
 def plain_text(path: Path) -> str | None:
-    """The text of any file that is UTF-8."""
+    """Return the text of a file, or `None` if it is not UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -76,8 +76,10 @@ def plain_text(path: Path) -> str | None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether `pickle.load` would read the file: of any protocol, also with something after it. A line of text that
-    happens to be one, such as `N.`, has nothing that is called or remembered."""
+    """Return whether `pickle.load` would read the file, in any protocol, even with other bytes at its end.
+
+    A line of text can happen to be a valid pickle, such as `N.`. It does not count, as it calls and stores nothing.
+    """
     with open(path, "rb") as file:
         start = file.read(8)
         if re.match(rb"\x80[\x02-\x05]|PK\x03\x04|\x93NUMPY", start):
@@ -120,17 +122,17 @@ def _json(path: Path) -> list[Passage]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict:
-    """As `dict`, which would drop the first of two values of one name."""
+    """Return the pairs as a dict; a duplicate name, which `dict` would drop, is an error."""
     if len(dict(pairs)) < len(pairs):
         raise WrongKind("has a name twice in one object, so that readers see different values")
     return dict(pairs)
 
 
-_ENTRIES = ("vocab", "merges")  # of a tokenizer's model
+_ENTRIES = ("vocab", "merges")  # keys in a tokenizer's model
 
 
 def _strings(content: Any) -> Iterator[str]:
-    """Every string in a JSON value, keys too."""
+    """Yield every string in a JSON value, keys included."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, dict):
@@ -166,7 +168,7 @@ def _image(path: Path) -> list[Passage]:
 
 
 def _end_of_image(data: bytes, kind: str) -> int:
-    """Where a picture ends."""
+    """Return the number of bytes up to the end of the picture, or -1 if its end is missing."""
     if kind == "PNG":
         place = 8
         while data[place + 4 : place + 8] != b"IEND" and place < len(data):
@@ -185,7 +187,7 @@ def _model(path: Path) -> list[Passage]:
 
 def _onnx(path: Path) -> list[Passage]:
     with open(path, "rb") as file:
-        if file.read(1) != b"\x08":  # the field that comes first in a model's message
+        if file.read(1) != b"\x08":  # the first field of a model's message
             raise WrongKind("not what its ending says, .onnx")
     return [Passage(_printable(path, 10), "inside")]
 
@@ -195,8 +197,12 @@ def _weights(path: Path) -> list[Passage]:
 
 
 def _printable(path: Path, shortest: int) -> str:
-    """The texts between other bytes, a line each, also of two bytes a letter; also without up to four bytes before
-    them, which may be a length or a name that happens to be letters."""
+    """Return the printable texts between other bytes, one per line, in one or two bytes per letter.
+
+    Each text is also returned without its first one to four characters, which may be a length or a name that happens to
+    be
+    letters.
+    """
     if not path.stat().st_size:
         return ""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -213,5 +219,5 @@ _READERS: dict[str, Callable[[Path], list[Passage]]] = {
     ".safetensors": _safetensors,
     ".model": _model,
     ".onnx": _onnx,
-    ".data": _weights,  # of an ONNX model
+    ".data": _weights,  # weights of an ONNX model
 }

@@ -1,4 +1,4 @@
-"""An ensemble's folder: members read, their fusions compared on rows they were not trained on, one repository made."""
+"""Make an ensemble folder: read the members, compare their fusions on held-out rows, and save one repository."""
 
 import hashlib
 import json
@@ -32,12 +32,12 @@ _NOT_OF_A_MEMBER = ("auto_map", "custom_pipelines", "architectures", "transforme
 
 @dataclass
 class Predictions:
-    """Rows of one split of a predictions.tsv that have a gold label.
+    """The rows of one split of a predictions.tsv that have a gold label.
 
     Attributes:
-        split: Its name.
-        ids, groups: Of the rows; `groups` are empty strings where the run had none.
-        gold: `(rows,)` class ids.
+        split: Name of the split.
+        ids, groups: Row ids and writers. Groups are empty strings if the run had none.
+        gold: Class ids `(rows,)`.
         probabilities: `(rows, labels)`.
     """
 
@@ -50,14 +50,14 @@ class Predictions:
 
 @dataclass
 class EnsembleMember:
-    """A member's folder.
+    """A member's folder and what was read from it.
 
     Attributes:
-        folder, name: Where it is and what to call it.
-        config: As it lies there.
-        tokenizer_hash: Equal for tokenizers that are the same, file by file.
-        predictions: On labelled rows, if it has some.
-        licence: Of its card; `other` means that what it was trained on restricts its use.
+        folder, name: The folder, and the name of the member.
+        config: Configuration of the model.
+        tokenizer_hash: Hash of all tokenizer files, equal for equal tokenizers.
+        predictions: Predictions on labelled rows, if the folder has any.
+        licence: Licence in the folder's card. `other` means that the training data restrict the model's use.
     """
 
     folder: Path
@@ -69,10 +69,10 @@ class EnsembleMember:
 
 
 def read_members(folders: Sequence[Path], names: Sequence[str] | None = None) -> list[EnsembleMember]:
-    """The members of an ensemble, checked to fit each other.
+    """Return the members of an ensemble, checked to fit together.
 
     Raises:
-        InputError: if one is no EmoDeBERTa classifier, or their labels differ.
+        InputError: if one is not an EmoDeBERTa classifier, or their labels differ.
     """
     names = list(names) if names else [folder.resolve().name for folder in folders]
     if len(names) != len(folders):
@@ -101,13 +101,13 @@ def _read_member(folder: Path, name: str) -> EnsembleMember:
         check_config(folder, config)
     if config.problem_type == "multi_label_classification":
         raise InputError(f"{folder}: gives several classes a row; a vote is on one")
-    load_whole(EmoDebertaForSequenceClassification, folder, dtype="auto")  # a member that lacks weights is found now
+    load_whole(EmoDebertaForSequenceClassification, folder, dtype="auto")  # find missing weights now
     tokenizer = hashlib.sha256()
     with reading(folder, "its tokenizer cannot be read"):
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         for file in sorted([*folder.glob("*token*.json"), *folder.glob("vocab.txt"), *folder.glob("spm.model")]):
             content = file.read_bytes()
-            if file.name == "tokenizer_config.json":  # the library notes where and how it was read
+            if file.name == "tokenizer_config.json":  # the library adds where and how it was read
                 values = {key: value for key, value in json.loads(content).items() if key not in _NOT_OF_A_TOKENIZER}
                 content = json.dumps(values, sort_keys=True).encode()
             tokenizer.update(file.name.encode() + content)
@@ -117,7 +117,7 @@ def _read_member(folder: Path, name: str) -> EnsembleMember:
 
 
 def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | None:
-    """Validation rows if they have gold labels, else test rows if those have."""
+    """Return the predictions on validation rows with gold labels, else on test rows with gold labels, else `None`."""
     if not (folder / PREDICTIONS).is_file():
         return None
     table = _predictions_of(folder, config)
@@ -136,10 +136,10 @@ def _read_predictions(folder: Path, config: EmoDebertaConfig) -> Predictions | N
 
 
 def _predictions_of(folder: Path, config: EmoDebertaConfig) -> PredictionTable:
-    """The folder's predictions.tsv, with the labels of its model in their order.
+    """Return the folder's predictions.tsv, checked to have the labels of its model in the same order.
 
     Raises:
-        InputError: if it is not a table of predictions, or about other labels.
+        InputError: if it is not a table of predictions, or has other labels.
     """
     table = read_predictions(folder, one_label=True)
     labels = [config.id2label[label] for label in range(config.num_labels)]
@@ -152,10 +152,13 @@ def _predictions_of(folder: Path, config: EmoDebertaConfig) -> PredictionTable:
 
 
 def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
-    """[`compare_fusions`] on the labelled rows of the members' predictions.tsv, `split` says which.
+    """Return the figures of [`compare_fusions`] on the labelled rows of the members' predictions.tsv.
+
+    The entry `scored_on` names the split. If there are no or too few labelled rows, the result is that of
+    [`without_figures`].
 
     Raises:
-        InputError: if `kept` is fitted and there is nothing to fit on, or the members' rows differ.
+        InputError: if `kept` is a fitted rule and there are too few rows to fit it on, or the members' rows differ.
     """
     names, of_label = [member.name for member in members], members[0].config.id2label
     labels = [of_label[label] for label in range(len(of_label))]
@@ -189,9 +192,13 @@ def compare_folders(members: list[EnsembleMember], kept: str) -> dict:
 
 
 def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
-    """What the ensemble of these members, the [`voters`], says of the rows that all their predictions.tsv hold, as a
-    predictions.tsv of its own and, of test rows, as predictions_EMO.tsv; nothing if the members' files hold no rows, or
-    others than each other."""
+    """Write the ensemble's predictions.tsv (and predictions_EMO.tsv for test rows), fused from the members' files.
+
+    Nothing is written if a member has no such file, or the members' files have no rows or different rows.
+
+    Args:
+        members: Only the [`voters`].
+    """
     tables = []
     for member in members:
         if not (member.folder / PREDICTIONS).is_file():
@@ -216,8 +223,11 @@ def write_fused_predictions(folder: Path, members: list[EnsembleMember], fusion:
 
 # ---- The folder ---------------------------------------------------------------------------------------------------
 def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figures: dict) -> None:
-    """Of these members, the [`voters`]: weights, configuration, code and each tokenizer once, as `from_pretrained`
-    wants them."""
+    """Save an ensemble for `from_pretrained`: weights, configuration, code, and each different tokenizer once.
+
+    Args:
+        members: Only the [`voters`].
+    """
     hashes = list(dict.fromkeys(member.tokenizer_hash for member in members))
     config = EmoDebertaEnsembleConfig(
         members=[_member_values(member.config) for member in members],

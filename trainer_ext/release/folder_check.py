@@ -1,4 +1,4 @@
-"""Look at a model's folder as a stranger will who downloads it; tells what is wrong and changes nothing."""
+"""Check a model's folder as a stranger who downloads it would; report problems and change nothing."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from .contents import Passage, WrongKind, passages, plain_text
 from .licence import NOT_PUBLISHED
 from .secrets import paths_in, secrets_in, spellings
 
-# A text counts as taken from a corpus by so many of its words in a row. One of fewer words, down to the second number,
-# by all of them in a row. A shorter one, down to the third, if it is the whole of a sentence, and down to the fourth if
-# it is that of a line, a cell or a quotation.
+# A text of a corpus counts as found if WORDS_IN_A_ROW of its words occur in a row. If it has fewer words, but at least
+# FEWEST_IN_A_ROW, all of them must occur in a row. A text with at least SOME_WORDS words also counts if it is a whole
+# sentence, and one with at least FEWEST_WORDS words if it is a whole line, cell or quotation.
 WORDS_IN_A_ROW, FEWEST_IN_A_ROW, SOME_WORDS, FEWEST_WORDS = 8, 5, 4, 2
-_TIMEOUT = 900  # seconds, for what the card runs
-# The project's own modules are not to be found: the folder must bring what it needs.
+_TIMEOUT = 900  # seconds, for each snippet of the card
+# Hide the project's own modules, since the folder must contain all code it needs.
 _ALONE = """
 import sys
 for name in {names!r}:
@@ -41,16 +41,19 @@ for name, where in getattr(config, "auto_map", {}).items():
 def check_folder(
     folder: Path, *, texts: Iterable[str] = (), run: bool = True, links_to: Path | None = None
 ) -> list[str]:
-    """What of a model's folder must not be published: file and line, what it is, what would be right.
+    """Return the problems that keep a model's folder from being published: file and line, what is wrong, what would be
+    right.
 
-    Beside [`check_files`]: its configuration, card and weights are there and, if `run`, a new process that cannot
-    import this project loads it, with its code, and runs the card's Python snippets. That runs the folder's code: give
-    one that you trust.
+    In addition to [`check_files`], the configuration, card and weights must exist. If `run` is true, a new process
+    without
+    access to this project loads the model with its code, and runs the Python snippets of the card. This executes code
+    from
+    the folder, so only check folders that you trust.
 
     Args:
-        folder: As `save_pretrained` leaves it, with its card.
-        texts, links_to: Of [`check_files`].
-        run: Load it and run the card.
+        folder: A folder that `save_pretrained` wrote, with a card.
+        texts, links_to: As in [`check_files`].
+        run: Whether to load the model and run the card's snippets.
     """
     findings = check_files(folder, texts, links_to)
     for wanted in ("config.json", "README.md"):
@@ -64,17 +67,19 @@ def check_folder(
 
 
 def check_files(folder: Path, texts: Iterable[str] = (), links_to: Path | None = None) -> list[str]:
-    """Files of kinds that are not published, links, absolute paths, secrets, texts of a corpus. What
-    [`push_folder`](hub.py) leaves here, such as checkpoints, is passed over.
+    """Return the problems of a folder's files: unsuitable file types, links, absolute paths, secrets and texts of a
+    corpus.
 
-    All are looked for in names, lines and metadata, and also where they are spelt with url escapes, HTML entities, JSON
-    escapes or in base64.
+    Problems are searched for in names, lines and metadata, also where they are written with URL escapes, HTML entities,
+    JSON
+    escapes or base64. Files that [`push_folder`](hub.py) does not upload, such as checkpoints, are skipped.
 
     Args:
-        folder: Any.
-        texts: None of which may stand in the folder, not even `WORDS_IN_A_ROW` words in a row of one; texts of less
-            than `FEWEST_WORDS` words are not looked for. Read once, not kept.
-        links_to: A folder to whose files links may lead; else any link is a finding.
+        folder: Any folder.
+        texts: Texts that must not be in the folder, in whole or as `WORDS_IN_A_ROW` words in a row. Texts with fewer
+            than
+            `FEWEST_WORDS` words are not searched for. They are read once and not kept.
+        links_to: A folder to whose files links may point. Any other link is a problem.
     """
     findings: dict[str, None] = {}
     rows = _Rows()
@@ -91,7 +96,7 @@ def check_files(folder: Path, texts: Iterable[str] = (), links_to: Path | None =
             read += passages(path)
         except WrongKind as problem:
             findings[f"{name}: {problem}"] = None
-            if (text := plain_text(path)) is not None:  # whoever looks at it wants to know of a secret in it
+            if (text := plain_text(path)) is not None:  # still report secrets in it
                 findings |= dict.fromkeys(_secrets(name, Passage(text)))
             continue
         for passage in read:
@@ -102,7 +107,7 @@ def check_files(folder: Path, texts: Iterable[str] = (), links_to: Path | None =
 
 
 def _of_entry(path: Path, links_to: Path | None) -> str | None:
-    """What is wrong with an entry of a folder before it is read."""
+    """Return what is wrong with an entry of a folder before it is read, or `None`."""
     if path.is_symlink() and not (links_to and path.is_file() and path.resolve().is_relative_to(links_to.resolve())):
         return "a link; put the file itself here"
     return None if path.is_file() or path.is_dir() else "neither a file nor a folder"
@@ -113,7 +118,7 @@ def _place(name: str, passage: Passage, line: int) -> str:
 
 
 def _secrets(name: str, passage: Passage) -> Iterator[str]:
-    """Not shown, for this is printed and perhaps logged."""
+    """Yield a line for each secret, without the secret itself, because the line is printed and perhaps logged."""
     shown = "its name" if passage.where == "its name" else name
     for text in spellings(passage.text):
         for kind, line in secrets_in(text):
@@ -128,7 +133,7 @@ def _paths(name: str, passage: Passage) -> Iterator[str]:
 
 
 class _Rows:
-    """Where in the folder which words follow each other, to find the texts of a corpus."""
+    """An index of the word sequences in a folder, to find texts of a corpus."""
 
     def __init__(self) -> None:
         self._runs: dict[str, str] = {}
@@ -161,7 +166,7 @@ class _Rows:
                 self._runs.setdefault(" ".join(word for word, _ in run), _place(name, passage, run[0][1]))
 
     def find(self, text: str) -> str | None:
-        """The place in the folder that has this text of a corpus, or part of it."""
+        """Return the place in the folder that contains this text of a corpus, or part of it, or `None`."""
         words = normalised(text).split()
         if len(words) < FEWEST_IN_A_ROW:
             return self._wholes.get(" ".join(words)) if len(words) >= FEWEST_WORDS else None
@@ -171,7 +176,10 @@ class _Rows:
 
 
 def _of_run(folder: Path) -> Iterator[str]:
-    """Load, then run each ```python block of the card where the name that it gives to the model is this folder."""
+    """Yield the problems from loading the model and running each Python snippet of the card in new processes.
+
+    The snippets run where the model's name in the card links to this folder.
+    """
     card = (folder / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     if not snippets:

@@ -1,4 +1,4 @@
-"""Publish a folder on the Hub in one commit that can be interrupted: models, ensembles and the Space."""
+"""Publish a folder on the Hub in one commit, safely if interrupted: models, ensembles and the Space."""
 
 import re
 import shutil
@@ -20,16 +20,20 @@ from .licence import NOT_PUBLISHED, licence_of
 
 T = TypeVar("T")
 TRIES = 6
-# Of the Hub's answers, those that another try may change: too many requests, a commit beside ours, its own failures.
+# HTTP errors that another try may avoid: too many requests, a concurrent commit, failures of the server.
 _PASSING = {408, 409, 412, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 300.0  # seconds; the Hub counts requests in windows of five minutes
 
 
 def check_login(repo_id: str, token: str | None) -> str:
-    """The repository's whole name; raises InputError before hours of training if the Hub would refuse the upload."""
+    """Return the repository's full name, after checking that the user may upload to the Hub, before hours of training.
+
+    Raises:
+        InputError: if the Hub refuses the token, or the name is not valid.
+    """
     try:
         owner = HfApi(token=token).whoami()["name"]
-    except Exception as error:  # no token, no network, offline mode: many kinds, one meaning
+    except Exception as error:  # no token, no network or offline mode
         raise InputError(
             f"--push_to_hub: the Hub does not let us in ({_reason(error)}); see `hf auth login`"
         ) from error
@@ -56,25 +60,28 @@ def push_folder(
     texts: Iterable[str] = (),
     dry_run: bool = False,
 ) -> CommitInfo | None:
-    """Check a finished folder, say what goes up, and upload it in one commit.
+    """Check a finished folder, print the list of files, and upload them in one commit.
 
-    The card's snippet gets the repository's name. Files of an earlier upload that are no more in the folder go.
+    The card's snippet gets the repository's name. Files that an earlier upload left and the folder no longer has are
+    deleted.
 
     Args:
-        folder: A model's.
+        folder: Folder of a model.
         repo_id: `owner/name`.
-        private: Of a repository that is not there yet; one that is there must be as private.
-        revision: Branch, made where there is none.
-        tag: Name for the new commit.
-        publish_restricted: The user's word that data which restrict the model's use allow to publish it.
-        texts: Of [`check_folder`].
-        dry_run: Stop before the Hub is asked anything.
+        private: Whether a new repository is private. An existing repository must not be public if this is true.
+        token: Token for the Hub. By default the stored one.
+        revision: Branch, created if it does not exist.
+        tag: Tag for the new commit.
+        publish_restricted: The user's confirmation that the terms of restricted training data allow publishing the
+            model.
+        texts: As in [`check_folder`].
+        dry_run: Stop before any request to the Hub.
 
     Returns:
-        The commit, or None after `dry_run`.
+        The commit, or `None` after a dry run.
 
     Raises:
-        InputError: if something of the folder must not be published, or the Hub refuses.
+        InputError: if something in the folder must not be published, or the Hub refuses.
     """
     if licence_of(folder) == "other" and not publish_restricted:
         raise InputError(
@@ -111,7 +118,7 @@ def push_folder(
 
 
 def name_model(card: str, repo_id: str) -> str:
-    """The card with the repository's name in its snippets, in time linear in its length."""
+    """Return the card with the repository's name in its snippets, in time linear in the card's length."""
     return re.sub(r'(pipeline\([^()\n]*?model=)"(?:[^"\\\n]|\\.)*"', rf'\g<1>"{repo_id}"', card)
 
 
@@ -125,8 +132,14 @@ def push_space(
     token: str | None = None,
     dry_run: bool = False,
 ) -> str | None:
-    """Upload a Space's files and tell it which model to show, and of which commit (`revision`); returns its address.
-    Raises InputError as [`push_folder`]."""
+    """Upload the Space's files, set which model (and `revision` of it) it shows, and return its address.
+
+    Returns:
+        The address, or `None` after a dry run.
+
+    Raises:
+        InputError: as [`push_folder`].
+    """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as staging:
         staged = _stage(space, Path(staging, "space"))
@@ -153,7 +166,7 @@ def push_space(
 def push_run(
     folder: Path, args: TrainingArguments, *, publish_restricted: bool = False, texts: Iterable[str] = ()
 ) -> None:
-    """[`push_folder`] as a run's flags say, private unless `--hub_private_repo false`; prints the address."""
+    """Publish a run's folder with [`push_folder`] as its flags say, private unless `--hub_private_repo false`."""
     try:
         commit = push_folder(
             folder,
@@ -172,10 +185,11 @@ def push_run(
 
 # ---- What goes up -------------------------------------------------------------------------------------------------
 def _stage(folder: Path, staged: Path) -> Path:
-    """What of the folder is published, as links, or copies where the system makes no links.
+    """Return `staged`, filled with links to the files of `folder` that are published (or copies if links are not
+    possible).
 
     Raises:
-        InputError: if something of it is a link already: whoever sees the folder does not see what it would publish.
+        InputError: if one of the files is a link, since the user may not notice what it would publish.
     """
     published = [
         (path, path.relative_to(folder))
@@ -215,15 +229,15 @@ def _list(folder: Path, target: str) -> None:
 
 # ---- The Hub ------------------------------------------------------------------------------------------------------
 def _tagged(api: HfApi, repo_id: str, tag: str) -> str | None:
-    """The commit that a tag names."""
+    """Return the commit that a tag names, or `None`."""
     refs = _persistently(repo_id, lambda: api.list_repo_refs(repo_id))
     return next((known.target_commit for known in refs.tags if known.name == tag), None)
 
 
 def _upload(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | None, private: bool) -> CommitInfo:
-    """The folder's files as the repository's only ones, in one commit on what was there when it was listed.
+    """Commit the folder's files as the only files of the repository, on top of the state that was just listed.
 
-    `HfApi.upload_folder` would make several commits of many files.
+    `HfApi.upload_folder` is not used, because it splits many files into several commits.
     """
     files, said = _files(folder), set()
 
@@ -235,7 +249,7 @@ def _upload(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | N
         if set(gone) - said:
             print(f"  removed there: {', '.join(gone)}")
             said.update(gone)
-        # New ones at each try: they hold what the Hub said of them.
+        # Made anew for each try, because they store the Hub's answers.
         added = [CommitOperationAdd(name, path) for name, path in files.items()]
         return api.create_commit(
             repo_id,
@@ -250,13 +264,13 @@ def _upload(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | N
 
 
 def _persistently(repo_id: str, act: Callable[[], T]) -> T:
-    """Do it again where the Hub or the network may do better the next time."""
+    """Return the result of `act`, repeating it after errors of the Hub or the network that may pass."""
     for attempt in range(1, TRIES + 1):
         try:
             return act()
         except InputError:
             raise
-        except Exception as error:  # the client's, httpx's, hf_xet's and JSON's: some lines from many kinds
+        except Exception as error:  # from the client, httpx, hf_xet or JSON
             if attempt == TRIES or not _may_pass(error):
                 raise InputError(f"{repo_id}: {_reason(error)}") from error
             asked = _asked_wait(error)
@@ -267,29 +281,29 @@ def _persistently(repo_id: str, act: Callable[[], T]) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether the same request may do better the next time."""
+    """Return whether the same request may succeed the next time."""
     if (status := _status(error)) is not None:
         return status in _PASSING
     return not isinstance(error, FileNotFoundError | PermissionError | OfflineModeIsEnabled | HFValidationError)
 
 
 def _refusal(error: BaseException | None) -> HfHubHTTPError | None:
-    """The Hub's answer that an error comes from: the client wraps those to the upload of a file in its own errors."""
+    """Return the Hub's answer behind an error, or `None`; the client wraps it in its own errors during uploads."""
     while error is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _status(error: Exception) -> int | None:
-    """The status that the Hub or its store of large files answered, if there was an answer."""
+    """Return the HTTP status that the Hub or its store of large files answered, or `None` if there was no answer."""
     if (refusal := _refusal(error)) is not None:
         return refusal.response.status_code
-    told = re.search(r"HTTP status \w+ error \((\d{3})", str(error))  # hf_xet's, which are text alone
+    told = re.search(r"HTTP status \w+ error \((\d{3})", str(error))  # hf_xet's errors have only a text
     return int(told.group(1)) if told else None
 
 
 def _asked_wait(error: Exception) -> float | None:
-    """The seconds that the Hub asks for, given as such or as a date."""
+    """Return how many seconds the Hub asks to wait, or `None`; its header has seconds or a date."""
     refusal = _refusal(error)
     asked = refusal.response.headers.get("Retry-After", "").strip() if refusal else ""
     if re.fullmatch(r"[0-9]+", asked):
@@ -301,7 +315,7 @@ def _asked_wait(error: Exception) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    """In one line: what the Hub said, else the client; and what helps."""
+    """Return one line that says what the Hub (or else the client) reported, and what helps."""
     refusal, status = _refusal(error), _status(error)
     said = getattr(refusal, "server_message", None) or str(refusal or error)
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.strip().startswith("(Request ID")]
@@ -309,7 +323,7 @@ def _reason(error: Exception) -> str:
     if status is None:
         return reason
     reason = f"the Hub answers {status}" + (f" ({reason.rstrip('.')})" if lines else "")
-    if refusal is not error:  # which file
+    if refusal is not error:  # name the file
         reason = f"{first_line(error).rstrip('.')}: {reason}"
     if status == 401:
         reason += "; it does not accept the token: see `hf auth login`, or give --token"

@@ -1,4 +1,4 @@
-"""Licences of the data that a model saw."""
+"""Find out under which licence a model may be published, from the cards of the models it came from."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,16 @@ from huggingface_hub import ModelCard
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 
-# A run's rows, with writers and gold labels, are not part of a model.
+# Files that are not part of a model: checkpoints, and predictions with writers and gold labels.
 NOT_PUBLISHED = re.compile(rf"{CHECKPOINTS}/.*|predictions.*\.tsv|(.*/)?(\.|__pycache__).*")
 
 
 def licence_of(folder: Path) -> str | None:
-    """Of the card in a local folder; `other` means that what the model saw restricts its use."""
+    """Return the licence in a folder's model card, or `None` without one; `other` means that its use is restricted.
+
+    Raises:
+        InputError: if the card cannot be read.
+    """
     card = folder / "README.md"
     try:
         return ModelCard.load(card).data.license if card.is_file() else None
@@ -22,12 +26,12 @@ def licence_of(folder: Path) -> str | None:
         raise InputError(
             f"{card}: cannot be read ({first_line(error)}), so its licence is unknown; mend its YAML or remove the file"
         ) from error
-    except ValueError:  # a card of another kind
+    except ValueError:  # not a model card
         return None
 
 
 def restricted_upstream(*folders: str | None) -> str | None:
-    """Terms that a model has from the first of these that is restricted: where it starts, whom it learns from."""
+    """Return the terms of the first folder with restricted use, or `None`; a folder is a checkpoint or a teacher."""
     for folder in filter(None, folders):
         if licence_of(Path(folder)) == "other":
             return f"use under the terms of {Path(folder).resolve().name}, see its card"

@@ -1,4 +1,4 @@
-"""The README.md of an output folder, filled from the run."""
+"""Write the model card (README.md) of an output folder, from the figures of the run."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .ensemble_folder import EnsembleMember
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 ENSEMBLE_TEMPLATE = Path(__file__).with_name("ensemble_card_template.md")
 PRETRAINING_TEMPLATE = Path(__file__).with_name("pretraining_card_template.md")
-# Written for this project; what a reader of the card can try.
+# Example texts for the card, written for this project.
 TRY = (
     "I am so happy today!",
     "They lied to us again, and I am furious.",
@@ -41,16 +41,16 @@ def write_model_card(
     grouped: bool,
     **facts: object,
 ) -> None:
-    """Write a model card with Hub metadata (`model-index` included).
+    """Write the model card of a classifier, with metadata for the Hub (including `model-index`).
 
     Args:
         target: Path of the README.md.
-        model_name, repo_id, base_model: For the title, the usage snippet and the metadata.
+        model_name, repo_id, base_model: Names for the title, the usage snippet and the metadata.
         labels: The label set.
-        results: Flat figures as in `all_results.json`: `eval_macro_f1`, `test_f1_<label>`, ...
+        results: Figures by name as in `all_results.json`: `eval_macro_f1`, `test_f1_<label>`, ...
         rows: Number of rows by split.
-        grouped: Whether intervals were drawn over writers.
-        facts: What else the template prints.
+        grouped: Whether intervals were resampled by writer.
+        facts: Other values that the template prints.
     """
     tables, evaluations = [], []
     splits = [split for split in rows if split != "train"]
@@ -122,7 +122,7 @@ def write_model_card(
 
 
 def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **facts: object) -> None:
-    """The card of `run_mlm.py`'s folder; `facts` are what its template prints."""
+    """Write the model card of a `run_mlm.py` folder; `facts` are the values that its template prints."""
     data = ModelCardData(
         language="en",
         license="other" if facts["corpus"].target_licence or facts["upstream_licence"] else None,
@@ -144,7 +144,7 @@ def write_pretraining_card(target: Path, *, model_name: str, base_model: str, **
 def write_ensemble_card(
     target: Path, model_name: str, members: Sequence[EnsembleMember], figures: dict, command: str
 ) -> None:
-    """The card of `run_fuse.py`'s folder; `figures` are those of its fusion.json."""
+    """Write the model card of a `run_fuse.py` folder; `figures` are those in its fusion.json."""
     data = ModelCardData(
         language="en",
         license="other" if any(member.licence == "other" for member in members) else None,
@@ -172,11 +172,11 @@ def write_ensemble_card(
 
 
 class _Markdown(str):
-    """What is Markdown already."""
+    """Text that is already Markdown, so it is not escaped."""
 
 
 def _write(target: Path, template: Path, data: ModelCardData, **facts: object) -> None:
-    """Fill a template. All that it prints is shown as text, but for what its filters and functions made of it."""
+    """Fill a template; values are escaped unless a filter or function of the template made them Markdown."""
 
     def as_text(value: object) -> object:
         return in_markdown(value) if isinstance(value, str) and not isinstance(value, _Markdown) else value
@@ -192,7 +192,7 @@ def _write(target: Path, template: Path, data: ModelCardData, **facts: object) -
 
 
 def _transfer_rows(transferred: TransferRows) -> list[list[str]]:
-    """Cells of a table of the corpora that rows are from: name, licence, rows of each label."""
+    """Return table rows of the added corpora: name, licence, and number of rows per label."""
     return [
         [name, str(transferred.licences[name]), *map(str, counts.values())]
         for name, counts in transferred.counts().items()
@@ -200,7 +200,7 @@ def _transfer_rows(transferred: TransferRows) -> list[list[str]]:
 
 
 def _score_rows(variants: Sequence[dict]) -> list[list[str]]:
-    """Cells of a table of systems: name, macro F1, interval, difference to the first, p."""
+    """Return table rows of systems: name, macro F1, interval, difference to the first system, p-value."""
     return [
         [row["name"], f"{row['macro_f1']:.3f}", "{:.3f} to {:.3f}".format(*row["interval"]), *score_cells(row)[2:]]
         for row in variants
@@ -208,5 +208,5 @@ def _score_rows(variants: Sequence[dict]) -> list[list[str]]:
 
 
 def _hub_id(name: str) -> str | None:
-    """The name, if it is one on the Hub and no folder here."""
+    """Return the name if it can be one on the Hub and is not a local folder, else `None`."""
     return name if "/" in name and not Path(name).exists() else None

@@ -1,4 +1,4 @@
-"""The model card of a finished run of run_classify.py."""
+"""Write the model card of a finished run of run_classify.py."""
 
 import json
 from pathlib import Path
@@ -27,16 +27,17 @@ def write_run_card(
     transferred: TransferRows | None,
     guard: LeakageGuard,
 ) -> None:
-    """Write README.md into a run's folder, from what the run knows.
+    """Write README.md into a run's folder, from the figures and settings of the run.
 
     Args:
-        folder: Where predictions and plots are already.
-        results: As in all_results.json.
-        name: Of the model.
-        trainer: With the finished model, which is asked about the card's examples.
-        provenance: What run.json says.
+        folder: The run's folder, which already has predictions and plots.
+        results: Figures by name, as in all_results.json.
+        name: Name of the model.
+        trainer: Trainer with the finished model, which predicts the card's examples.
+        provenance: The content of run.json.
         flags: `ModelArguments`, `DataArguments`, `TransferArguments`, `RunArguments`.
-        transferred, guard: The rows of other corpora in training, and what kept copies of test texts out of it.
+        transferred: The training rows from other corpora, or `None`.
+        guard: The guard that kept copies of test texts out of training.
     """
     model_args, data_args, transfer_args, run_args = flags
     args = trainer.args

@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords in a text, and paths of one machine; also where they are spelt in another way."""
+"""Find keys, tokens, passwords and local paths in a text, also in escaped or encoded form."""
 
 import base64
 import binascii
@@ -11,13 +11,13 @@ from urllib.parse import unquote
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 from detect_secrets.plugins.base import RegexBasedDetector
 
-# Those of detect-secrets that take words or numbers for secrets.
+# Detectors of detect-secrets that mistake words or numbers for secrets.
 _LEFT_OUT = {"ArtifactoryDetector", "IPPublicDetector", "TelegramBotTokenDetector"}
 _NAMED = (
     r"(?:api|access|auth|hub|hf|bot|refresh|session|bearer|secret|private|account)[_-]?(?:key|token|secret)|\w+_api_key"
     r"|passw(?:or)?d|secret|token"
 )
-# What detect-secrets 1.5 does not know, or only alone in a line.
+# Secrets that detect-secrets 1.5 does not know, or finds only alone in a line.
 _MORE = {
     "Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{20,}",
     "GitHub Token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{40,}",
@@ -34,7 +34,7 @@ _MORE = {
     r"|discord(?:app)?\.com/api/webhooks/\d+/[\w-]{30,}|[?&]sig=[\w%+/]{40,}",
     "Authorization header": r"(?i:authorization\W{1,4}(?:bearer|basic|token)\s+)[\w.~+/-]{12,}=*",
     "PGP or SSH key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|PuTTY-User-Key-File-\d",
-    # A name that tells, and a value with a letter and a digit.
+    # A telling name, and a value with a letter and a digit.
     "password or key": rf"(?i:\b(?:{_NAMED}))[\"']?\s*[:=]\s*[\"']?(?=[^\s\"']*\d)(?=[^\s\"']*[A-Za-z])"
     r"[\w.~+/@#$%^&*!-]{12,}",
     "password in an address": r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>{}\[\]]+:[^\s/@\"'<>{}\[\]]+@[\w.-]+",
@@ -56,7 +56,7 @@ _PATHS = (
     r"(?<![\w:/.])//[\w-]{3,}(?:\.[\w-]+)*/[\w$.-]{2,}(?:/[\w$.-]+)+",  # //server/share/folder
 )
 _PATH = re.compile("|".join(f"(?:{pattern})" for pattern in _PATHS))
-# Vocabularies know short ones.
+# For vocabularies, whose entries may look like short paths.
 _DEEP_PATH = re.compile(rf"(?<![\w/.:~-])/(?:{_ROOTS})(?:/[\w.-]+){{2,}}")
 
 
@@ -71,7 +71,7 @@ def _detectors() -> list[tuple[str, RegexBasedDetector | re.Pattern[str]]]:
 
 
 def secrets_in(text: str) -> Iterator[tuple[str, int]]:
-    """Yield what looks like a secret, and the number of its line."""
+    """Yield the kind and the line number of everything that looks like a secret."""
     for kind, detector in _detectors():
         if isinstance(detector, re.Pattern):
             starts = [found.start() for found in detector.finditer(text)]
@@ -81,14 +81,13 @@ def secrets_in(text: str) -> Iterator[tuple[str, int]]:
 
 
 def paths_in(text: str, deep: bool = False) -> Iterator[tuple[str, int]]:
-    """Yield the absolute paths of somebody's machine, and their lines; if `deep`, those of three names or more."""
+    """Yield each absolute path of some machine and its line number; if `deep`, only paths of three parts or more."""
     for found in (_DEEP_PATH if deep else _PATH).finditer(text):
         yield found.group(), text.count("\n", 0, found.start()) + 1
 
 
 def spellings(text: str) -> list[str]:
-    """Return the text, and what it says with url escapes, HTML entities, JSON escapes or base64 read; those that
-    differ."""
+    """Return the text and its decoded versions that differ: URL escapes, HTML entities, JSON escapes and base64."""
     found = [text]
     for read in (unquote, unquote, html.unescape, html.unescape, _without_backslashes, _without_base64):
         found += [other for each in found[:4] if (other := read(each)) not in found]
@@ -101,7 +100,7 @@ def _without_backslashes(text: str) -> str:
 
 
 def _without_base64(text: str) -> str:
-    """With every long word read that is base64 of a text."""
+    """Return the text with every long word that is base64 of a text decoded."""
 
     def read(found: re.Match) -> str:
         word = found.group()

@@ -1,1 +1,1 @@
-"""Runs and many of them: their folders, checkpoints, provenance, and the trials of a comparison."""
+"""Training runs and comparisons of many runs: folders, checkpoints, provenance and trials."""

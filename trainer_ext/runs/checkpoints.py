@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which are complete, their average, and what tells one from another."""
+"""Find, check, average and identify the checkpoints of a run."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from ..errors import InputError
 from ..files import CHECKPOINTS, RESULTS, SETTINGS, begun_settings, digest, file_digest
 
-# The setting that says how many processes train: each has a random state in a checkpoint.
+# The setting with the number of processes. A checkpoint has a random state for each.
 PROCESSES = "number of processes"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first. One that a kill cut short is passed over."""
+    """Return the complete checkpoints of a run, oldest first. Checkpoints that a kill cut short are skipped."""
     return [path for path in _named_checkpoints(folder) if is_complete(path)]
 
 
@@ -28,10 +28,13 @@ def _named_checkpoints(folder: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether training can resume from a checkpoint: weights, optimizer, schedule, every process's random state.
+    """Return whether training can resume from a checkpoint.
 
-    `Trainer` writes the state last, yet each process writes its own random state. A state that was cut off is not JSON,
-    weights that were cut off have no whole header, and what `torch.save` wrote is a zip file, whose directory is last.
+    It needs weights, optimizer, scheduler and the random state of every process. `Trainer` writes its state last, but
+    each
+    process writes its own random state at any time. Files that were cut short are detected: the state is then not JSON,
+    the
+    weights lack a whole header, and files of `torch.save` are zip files without their directory at the end.
     """
     return _has_weights(checkpoint) and all(zipfile.is_zipfile(checkpoint / name) for name in _torch_files(checkpoint))
 
@@ -39,7 +42,7 @@ def is_complete(checkpoint: Path) -> bool:
 def _torch_files(checkpoint: Path) -> list[str]:
     is_sharded = (checkpoint / "pytorch_model_fsdp.bin").exists()
     processes = begun_settings(checkpoint.parent).get(PROCESSES)
-    if processes is None:  # a checkpoint of another program
+    if processes is None:  # the checkpoint is from another program
         random_states = [path.name for path in checkpoint.glob("rng_state*.pth")] or ["rng_state.pth"]
     elif processes == 1:
         random_states = ["rng_state.pth"]
@@ -58,7 +61,7 @@ def _has_weights(checkpoint: Path) -> bool:
 
 
 def checkpoints_of_weights(folder: Path) -> list[Path]:
-    """Return the whole checkpoints that `--save_only_model` left, oldest first. No training resumes from them."""
+    """Return the checkpoints that `--save_only_model` wrote, oldest first. Training cannot resume from them."""
     return [
         path
         for path in _named_checkpoints(folder)
@@ -67,7 +70,7 @@ def checkpoints_of_weights(folder: Path) -> list[Path]:
 
 
 def remove_incomplete_checkpoints(folder: Path) -> list[str]:
-    """Remove what a kill left half-written, so that no later step takes it for a checkpoint; return the names."""
+    """Remove checkpoints that a kill left incomplete, so that no later step uses them, and return their names."""
     whole = {*checkpoints(folder), *checkpoints_of_weights(folder)}
     broken = [path for path in (folder / CHECKPOINTS).glob("checkpoint-*") if path not in whole]
     for path in broken:
@@ -76,7 +79,7 @@ def remove_incomplete_checkpoints(folder: Path) -> list[str]:
 
 
 def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
-    """Mean of several checkpoints' parameters, summed in float64."""
+    """Return the mean of several checkpoints' parameters by name, summed in float64."""
     total: dict[str, torch.Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     for path in paths:
@@ -88,21 +91,21 @@ def average_weights(paths: list[Path]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def mix_weights(module: torch.nn.Module, others: dict[str, torch.Tensor], share: float) -> None:
-    """Mix tensors into a module's weights of the same names: `(1 - share) * weight + share * other`, in place."""
+    """Set each weight of a module to `(1 - share) * weight + share * other`, in place, where `others` has its name."""
     for name, weight in module.named_parameters():
         if name in others:
             weight.lerp_(others[name].to(weight), share)
 
 
 def checkpoint_digest(name: str) -> str:
-    """What tells one checkpoint from another.
+    """Return a string that identifies a checkpoint.
 
-    Of a folder that a run left, the settings of the run: a stage that is trained again, elsewhere, is the same stage,
-    though its weights are others. Of any other folder, weights and configuration. A name on the Hub stands for
-    itself.
+    For a finished run's folder, it is a hash of the run's settings, so that a stage trained again elsewhere counts as
+    the
+    same. For any other folder, it is a hash of weights and configuration. For a name on the Hub, it is the name.
 
     Raises:
-        InputError: for a folder without a configuration, as a stage leaves that is not finished.
+        InputError: if the folder has no configuration, for example because its run is not finished.
     """
     folder = Path(name)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""How long trainings take on this machine."""
+"""Measure how fast this machine is, to estimate how long trainings take."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from .trial_record import RECORD, read_record
 
 
 def machine(jobs: int = 1) -> str:
-    """What a training's time was measured on, and how many others ran beside it."""
+    """Return the name of the hardware, and how many trainings share it."""
     name = f"{os.cpu_count()} CPU cores ({platform.machine()})"
     if torch.cuda.is_available():
         name, jobs = torch.cuda.get_device_name(), -(-jobs // torch.cuda.device_count())
@@ -27,7 +27,7 @@ def machine(jobs: int = 1) -> str:
 
 
 def matrix_gflops() -> float:
-    """Rate of a matrix product as a layer has them, here and now."""
+    """Return the measured speed of a matrix product of a typical layer's size, in billion operations per second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     a, b = torch.ones(1024, 768, device=device), torch.ones(768, 768, device=device)
     spent = []

@@ -1,4 +1,4 @@
-"""The weights that a finished training keeps: whole, averaged over epochs, or mixed with those from before training."""
+"""Choose the weights to keep after training: the last ones, an average over epochs, or a mix with the old ones."""
 
 import logging
 from collections.abc import Mapping
@@ -22,7 +22,13 @@ def keep_weights(
     lora: bool,
     pretrained: Mapping[str, torch.Tensor],
 ) -> None:
-    """Give the trainer's model the weights that the flags ask for, whole and of its own class, in place."""
+    """Set the weights of the trainer's model as the flags ask, in place; afterwards the model is neither sharded nor
+    LoRA.
+
+    Args:
+        lora: Whether the model was trained with LoRA.
+        pretrained: The encoder's starting weights by name, to mix in; empty for none.
+    """
     if is_sharded(trainer.args):
         join_shards(trainer)
     if run_args.select == "average":

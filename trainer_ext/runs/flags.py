@@ -1,4 +1,4 @@
-"""Flags of the training scripts: what their dataclasses cannot check alone, and what follows from them."""
+"""Check the flags of the training scripts together, and set what follows from them."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from .checkpoints import is_complete
 from .run import RunArguments
 
 logger = logging.getLogger(__name__)
-# With other values the library hands no predictions over, or not in one piece.
+# With other values, the library returns no predictions, or not in one piece.
 _USUAL = {
     "prediction_loss_only": False,
     "eval_do_concat_batches": True,
@@ -29,7 +29,7 @@ _USUAL = {
 _AT_LEAST_0 = (lambda value: 0 <= value < math.inf), "0 or more"
 _AT_LEAST_1 = (lambda value: value >= 1), "at least 1"
 _SHARE = (lambda value: 0 <= value < 1), "0 or more, and less than 1"
-# By name of the library's flags: whether a value is in range, and the words for the range.
+# For each flag of the library: a test of the range, and its description.
 _RANGES = {
     "learning_rate": _AT_LEAST_0,
     "weight_decay": _AT_LEAST_0,
@@ -48,13 +48,14 @@ _RANGES = {
 
 
 def complete_folders(args: TrainingArguments, model_name_or_path: str | None) -> Path:
-    """Return the output folder, and give `Trainer` a subfolder of it for checkpoints, in place.
+    """Return the output folder, and set `args.output_dir` to its subfolder for checkpoints.
 
-    `args.hub_model_id` becomes the repository to publish to, or `None`; `Trainer` itself publishes nothing, for it
-    would upload its pickled arguments too.
+    `args.hub_model_id` becomes the repository to publish to, or `None`. `Trainer` itself publishes nothing, because it
+    would
+    also upload its pickled arguments.
 
     Raises:
-        InputError: for a name that is missing, or a checkpoint to resume from that is not there.
+        InputError: if the model or the folder is not named, or the checkpoint to resume from is missing.
     """
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
@@ -77,10 +78,10 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
 
 
 def check_training(args: TrainingArguments) -> None:
-    """Check the ranges of the library's own flags, and that the packages they need are there, before anything is read.
+    """Check the ranges of the library's own flags, and that the packages they need are installed.
 
     Raises:
-        InputError: for the first that is wrong.
+        InputError: at the first problem.
     """
     for name, (holds, wanted) in _RANGES.items():
         if not holds(value := getattr(args, name)):
@@ -103,10 +104,13 @@ def check_training(args: TrainingArguments) -> None:
 
 
 def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> Path:
-    """[`complete_folders`] for run_classify.py: check its flags together, and set what they mean for `Trainer`.
+    """Do what [`complete_folders`] does, check the flags of run_classify.py together, and set `Trainer`'s arguments.
+
+    Returns:
+        The output folder.
 
     Raises:
-        InputError: for flags out of range, or that do not go together.
+        InputError: if a flag is out of range, or flags exclude each other.
     """
     output_dir = complete_folders(args, model_args.model_name_or_path)
     _check_ranges(run_args)
@@ -129,13 +133,15 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
 
 
 def trains(args: TrainingArguments) -> bool:
-    """Whether there is a training: always, but where `--do_eval` or `--do_predict` stands without `--do_train`."""
-    evaluates = args.do_eval and args.eval_strategy == IntervalStrategy.NO  # else the library has set it
+    """Return whether to train: always, except with `--do_eval` or `--do_predict` but without `--do_train`."""
+    evaluates = (
+        args.do_eval and args.eval_strategy == IntervalStrategy.NO
+    )  # with another strategy, the library sets do_eval
     return args.do_train or not (args.do_predict or evaluates)
 
 
 def asked_for(args: TrainingArguments, corpus: Corpus) -> list[str]:
-    """Return the splits that are wanted where nothing is trained: validation, the others, or both.
+    """Return the splits to evaluate without training: validation for `--do_eval`, test splits for `--do_predict`.
 
     Raises:
         InputError: if there are none.
@@ -149,10 +155,10 @@ def asked_for(args: TrainingArguments, corpus: Corpus) -> list[str]:
 
 
 def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments) -> None:
-    """Check that the flags suit the rows; without labelled validation rows nothing is evaluated in training.
+    """Check that the flags fit the corpus; without labelled validation rows, turn evaluation during training off.
 
     Raises:
-        InputError: for a flag that needs other rows, or a model that must not be published without a word.
+        InputError: if a flag needs other rows, or the model may not be published without `--publish_restricted`.
     """
     if args.hub_model_id and corpus.licence and not run_args.publish_restricted:
         raise InputError(
@@ -168,7 +174,7 @@ def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments
 
 
 def warn_of_clipping(model: nn.Module, args: TrainingArguments) -> None:
-    """Warn if gradients are clipped to less than Adam's epsilon, as under the paper's 1e-6: steps then shrink."""
+    """Warn if gradients are clipped below Adam's epsilon, as with the paper's 1e-6, because steps then shrink."""
     weights = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     clipped = (args.max_grad_norm or 0.0) / weights**0.5
     if 0 < clipped < args.adam_epsilon:

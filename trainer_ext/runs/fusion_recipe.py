@@ -1,4 +1,4 @@
-"""Recipes of run_fuse.py: the members of an ensemble, what stands beside them, and its student."""
+"""Recipes of run_fuse.py: the members of an ensemble, other systems to compare them with, and a student."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ STUDENT = "student"
 
 @dataclass
 class FusionRecipe:
-    """What the YAML file says, checked; flags as run_classify.py's, by name.
+    """The checked content of a recipe file. Flags are those of run_classify.py, by name.
 
     Attributes:
-        path: Of the file.
-        shared: Flags of all members and of the student.
-        members: By name, the flags of each that differ.
+        path: The file.
+        shared: Flags that all members and the student share.
+        members: By member name, the flags that differ from the shared ones.
         cv_folds, tfidf, without, student, teachers: As in the file.
     """
 
@@ -40,18 +40,18 @@ class FusionRecipe:
     teachers: list[str] = field(default_factory=list)
 
     def member(self, name: str) -> tuple[dict, int, int, str]:
-        """Flags, folds, seed and name of a member, as [`one_a_fold`] and [`one_each_two_folds`] take them."""
+        """Return a member's flags, folds, seed and name, as arguments for [`one_a_fold`] and [`one_each_two_folds`]."""
         flags = dict(self.members[name])
         seed = flags.pop("seed", 1)
         return flags, self.cv_folds, seed, name
 
     def on_all_rows(self, name: str) -> Trial:
-        """The training of a member for the folder."""
+        """Return the training of a member on all rows, for the ensemble folder."""
         flags, _, seed, _ = self.member(name)
         return Trial(flags, None, seed, name)
 
     def plan(self, trials: Trials) -> str:
-        """Say how many trainings the recipe takes, and about how long those that are not done."""
+        """Return a line that says how many trainings the recipe needs, and about how long the unfinished ones take."""
         every = [trial for name in self.members for trial in [*one_a_fold(*self.member(name)), self.on_all_rows(name)]]
         beside = ""
         if self.student is not None:
@@ -62,10 +62,10 @@ class FusionRecipe:
 
 
 def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
-    """Read a recipe, with `flags` of the command line over those that members share.
+    """Read a recipe. Command-line `flags` override the flags that the members share.
 
     Raises:
-        InputError: for what does not fit; says what would.
+        InputError: if something does not fit; the message says what would.
     """
     barred = (DRIVER_FLAGS | DATA_FLAGS) - {"seed"}
     settings, members, file = read_variants(path, FusionFile, barred)
@@ -103,10 +103,14 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
 def cross_validate_student(
     recipe: FusionRecipe, trials: Trials, corpus: Corpus, assigned: np.ndarray, rule: str
 ) -> np.ndarray:
-    """Return what students say of the rows of the fold that neither they nor their teachers saw: `(rows, labels)`.
+    """Return the students' probabilities `(rows, labels)` for rows that neither they nor their teachers trained on.
 
-    A student that is scored on one fold learns, of the rows of each other fold, what teachers say that were trained
-    without both.
+    For each fold there is a student, scored on that fold and trained on the others. The soft labels of a row come from
+    teachers that trained on neither the row's fold nor the scored fold.
+
+    Args:
+        assigned: `(rows,)`, the fold of each training row.
+        rule: One of the fusion rules, to fuse the teachers.
     """
     gold, rows = corpus.classes("train"), corpus.splits["train"]
     ids, texts = (np.array(rows[name][:], dtype=object) for name in ("id", "text"))
@@ -114,13 +118,13 @@ def cross_validate_student(
     trials.train([member for of_pairs in of_teachers for member in of_pairs.values()])
     flags = dict(recipe.student)
     seed = flags.pop("seed", 1)
-    lessons = {}  # by the fold that the student is scored on, its rows and what its teachers say of them
+    lessons = {}  # by scored fold: the mask of the student's training rows, and the teachers' fused probabilities
     for scored in range(recipe.cv_folds):
         seen = assigned != scored
         said = [[member for pair, member in of_pairs.items() if scored in pair] for of_pairs in of_teachers]
         probabilities = np.stack([trials.collect(of_fold, ids[seen], "test") for of_fold in said])
         lessons[scored] = seen, fuse_cross_fitted(rule, probabilities, gold[seen], assigned[seen])
-    # The same folders when a killed run goes on. Another run with these teachers waits, for its folders are these.
+    # A resumed run uses the same folders. Another run with the same teachers waits, since it uses them too.
     names = {scored: f"teacher-{digest(fused.tolist())}" for scored, (_, fused) in lessons.items()}
     with lock(trials.folder / f".teachers-{digest(names)}.lock", "the student's teachers", "in use by another process"):
         taught = []
@@ -136,11 +140,14 @@ def cross_validate_student(
 
 
 def bagged_votes(overrides: dict[str, dict], probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the votes of bagged members that have a twin without bagging, and the votes of their twins.
+    """Return the hard and soft votes of the bagged members that have a twin without bagging, and those of the twins.
 
     Args:
-        overrides: Flags of the members, by name.
+        overrides: Flags by member name.
         probabilities: `(members, rows, labels)`.
+
+    Returns:
+        `(rows, labels)` by name; empty with fewer than two pairs of twins.
     """
     names = list(overrides)
     plain = {name: {**flags, "bagging": False} for name, flags in overrides.items()}

@@ -1,4 +1,4 @@
-"""What a run was: command line without secrets, recipe, hardware, versions, precision."""
+"""Record how a run was made: command line without secrets, recipe, hardware, versions and precision."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ..recipes import read_recipe
 
 # ---- What a run was ----------------------------------------------------------------------------------------------
 def provenance(args: TrainingArguments, chosen: Choice) -> dict:
-    """Return what it takes to repeat the run, including how its precision was chosen; no secrets."""
+    """Return what is needed to repeat the run, including how its precision was chosen, as JSON values; no secrets."""
     return {
         "command": command_line(),
         "seed": args.seed,
@@ -31,25 +31,27 @@ def provenance(args: TrainingArguments, chosen: Choice) -> dict:
 
 
 def command_line() -> str:
-    """What was typed, tokens blotted out and absolute paths made relative or, outside the working directory, cut to
-    their last part: it goes into cards."""
+    """Return the command line without tokens and without absolute paths, so that it can be published in a card.
+
+    Absolute paths become relative. Outside the working directory, only their last part is kept.
+    """
     program = Path(sys.argv[0]).name
     start = ["python", program] if program.endswith(".py") else [program]
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    if module is not None and module.origin == sys.argv[0] and "." in module.name:  # of a package, by `python -m`
+    if module is not None and module.origin == sys.argv[0] and "." in module.name:  # started with `python -m`
         start = ["python", "-m", module.name]
     return shlex.join([*start, *map(shown, without_secrets(sys.argv[1:]))])
 
 
 def recipe_digest(arguments: list[str]) -> str | None:
-    """Return the hash of what the recipe at the head of a script's arguments says, or `None` if there is none."""
+    """Return a hash of the content of the recipe (the first of a script's arguments), or `None` without a recipe."""
     if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
         return None
     return digest(json.dumps(read_recipe(Path(arguments[0])), default=str, sort_keys=True))
 
 
 def flags_of(command: str, ignored: set[str]) -> tuple[str, dict[str, list[str]]]:
-    """Split a command line into its script and recipe, and the values of each flag that is not ignored."""
+    """Split a command line into its script with recipe, and the values of each flag that is not in `ignored`."""
     script, flags, values = [], {}, []
     for token in shlex.split(command):
         if token.startswith("--"):
@@ -61,7 +63,7 @@ def flags_of(command: str, ignored: set[str]) -> tuple[str, dict[str, list[str]]
 
 
 def training_arguments(args: TrainingArguments) -> dict:
-    """Those that differ from their defaults and say how it was trained, as JSON values."""
+    """Return the training arguments that affect training and differ from their defaults, as JSON values."""
     defaults = {field.name: field.default for field in fields(args)}
     return {
         name: value
@@ -74,7 +76,7 @@ def training_arguments(args: TrainingArguments) -> dict:
 
 
 def without_secrets(argv: list[str]) -> list[str]:
-    """The command line with tokens blotted out."""
+    """Return the command line with tokens replaced by asterisks."""
     shown = list(argv)
     for index, argument in enumerate(shown):
         flag = argument.partition("=")[0].replace("-", "_")
@@ -93,5 +95,5 @@ def hardware(args: TrainingArguments) -> str:
 
 
 def precision(args: TrainingArguments) -> str:
-    """Of training: float32, bf16 or fp16."""
+    """Return the precision of training: float32, bf16 or fp16."""
     return "float32" if args.mixed_precision == "no" else args.mixed_precision

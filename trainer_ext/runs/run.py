@@ -1,4 +1,4 @@
-"""One training run: its flags, its output folder, where it resumes, and results that appear whole."""
+"""One training run: its flags, its output folder, how it resumes, and results that are written all at once."""
 
 import json
 import logging
@@ -42,15 +42,15 @@ from .provenance import precision, provenance, recipe_digest, training_arguments
 
 logger = logging.getLogger(__name__)
 
-# Flags that do not change what is learnt; a run may go on with others.
+# Flags that do not change what is learnt. A run may resume with other values of these.
 NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
     "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
 }  # fmt: skip
-# Settings that do not bind a run that is resumed, though they are in a trial's identity: what is evaluated, logged and
-# kept on the way, and where files lie, whose rows' hash is a setting of its own.
+# Settings that may change when a run resumes, though they are part of a trial's identity: what is evaluated, logged and
+# saved on the way, and paths of files (a hash of the rows is a setting of its own).
 _NOT_BINDING = {
     "train_file", "test_file", "target_file", "distill_from", "max_predict_samples", "do_eval", "do_predict",
     "per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
@@ -60,9 +60,9 @@ _NOT_BINDING = {
     "logging_steps", "logging_strategy", "save_on_each_node", "save_only_model", "save_total_limit",
     "skip_memory_metrics", "torch_empty_cache_steps",
 }  # fmt: skip
-# These bind where the weights to keep are chosen on the way.
+# These may not change if the best weights are chosen during training.
 _CHOOSING = {"validation_file", "max_eval_samples", "save_steps", "save_strategy"}
-# Flags added later. At their defaults they are left out of the settings, so that older trainings keep their names.
+# Flags added later. At their defaults, they are not part of the settings, so that older trainings keep their names.
 _LATER = {
     "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
     "text_column_delimiter": " ", "trust_remote_code": False,
@@ -71,71 +71,71 @@ _LATER = {
 
 @dataclass
 class RunArguments:
-    """What to do around training."""
+    """Flags for a training run, besides model, data and the library's own."""
 
     _argument_group_name = "Run"
 
     select: Literal["last", "best_on_dev", "average"] = flag(
         "last",
-        "Weights to keep: of the last epoch; of the epoch with the best validation macro F1 (the paper's; its score "
-        "is then a selection score); or the mean of the last --average_epochs epochs.",
+        "Weights to keep. last: of the last epoch. best_on_dev: of the epoch with the best validation macro F1, as in "
+        "the paper (that score is then optimistic). average: the mean of the last --average_epochs epochs.",
     )
-    average_epochs: int = flag(3, "How many epochs --select average takes the mean of.")
+    average_epochs: int = flag(3, "Number of epochs for --select average.")
     pretrained_share: float = flag(
         0.0,
-        "Mix this share of the checkpoint's encoder weights into the trained ones at the end (WiSE-FT, Wortsman et al. "
-        "2022, https://arxiv.org/abs/2109.01903). It helps on texts unlike those in training; 0.2 is a start.",
+        "After training, mix this share of the checkpoint's encoder weights into the trained ones (WiSE-FT, Wortsman "
+        "et al. 2022, https://arxiv.org/abs/2109.01903). Helps on texts unlike the training texts; try 0.2 first.",
     )
     head_learning_rate: float | None = flag(
-        None, "Learning rate of the new head; --learning_rate is then the encoder's (default: the same for both)."
+        None, "Learning rate of the new head; the encoder keeps --learning_rate. Default: the same for both."
     )
     layerwise_lr_decay: float = flag(
         1.0,
-        "Multiply the learning rate by this from each encoder layer to the one below (Howard and Ruder 2018, "
-        "https://aclanthology.org/P18-1031); 0.9 is common. 1 gives all layers the same.",
+        "Multiply the learning rate by this factor from each encoder layer to the layer below (Howard and Ruder 2018, "
+        "https://aclanthology.org/P18-1031); 0.9 is common. With 1, all layers have the same rate.",
     )
     overwrite_output_dir: bool = flag(
         False,
-        "Replace a finished run in --output_dir, or an unfinished other one. Leave it out to resume the new run later.",
+        "Replace a finished run in --output_dir, or an unfinished one with other settings. Omit it to resume later.",
     )
     tokens_per_batch: int | None = flag(
         None,
-        "Training batches of texts of like length, as many as make at most so many tokens with padding, instead of "
-        "a fixed number of texts. Bounds memory; speeds up models that compute padding, which sdpa's do "
-        "not. The batch size then varies, and a text in a batch of few weighs more.",
+        "Fill training batches with texts of similar length up to this many tokens, padding included, instead of a "
+        "fixed number of texts. Use it to limit memory. It also speeds up models that compute padding (sdpa does not). "
+        "The batch size varies, and a text in a small batch weighs more.",
     )
     tfidf_baseline: bool = flag(
-        False, "Train TF-IDF + logistic regression on the same splits and report its scores beside the model's."
+        False, "Also train TF-IDF + logistic regression on the same splits, and report its scores next to the model's."
     )
     extra_tests: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Labelled files to test the finished model on, besides the test split: every row of each, columns "
-            "named as in --train_file, figures named after the file. Or wassa2022, for its 1,860 training essays. "
-            "Training texts that copy one of theirs are left out."
+            "help": "Labelled files to test the finished model on, in addition to the test split. Their columns have "
+            "the names of --train_file, their figures the name of the file. Or wassa2022, for its 1,860 training "
+            "essays. Training texts that copy one of their texts are removed."
         },
     )
     publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
 
 
-# What run_classify.py takes.
+# The dataclasses of run_classify.py's flags.
 CLASSIFY_ARGUMENTS = (ModelArguments, DataArguments, TransferArguments, RunArguments, ChildTuningArguments)
 
 
 def training_settings(*parts: Any) -> dict[str, Any]:
-    """The flags that decide what is learnt, from the dataclasses of a script; `TrainingArguments` come last."""
+    """Return the flags that affect what is learnt, by name, from a script's dataclasses, `TrainingArguments` last."""
     *parts, args = parts
     settings = {key: value for part in parts for key, value in asdict(part).items()} | args.to_dict()
     left_out = NOT_SETTINGS | {key for key, default in _LATER.items() if settings.get(key) == default}
     return {key: value for key, value in settings.items() if key not in left_out}
 
 
-# In all_results.json, parts that failed: [`Run.part`].
+# Key in all_results.json for the parts that failed, see [`Run.part`].
 NOT_MADE = "not_made"
-_STAGING = ".incomplete-"  # and a name of its own, for results that are being written
-_REPLACED = ".replaced-"  # for what --overwrite_output_dir takes away
-# What a run leaves in its folder, and run_export.py for it; an overwritten run's files go, so that none of them passes
-# for the new one's.
+_STAGING = ".incomplete-"  # prefix of folders for results that are being written
+_REPLACED = ".replaced-"  # prefix of folders for what --overwrite_output_dir removes
+# Files that a run or run_export.py writes. Those of an overwritten run are removed, so that none is mistaken for one of
+# the new run.
 _OUTPUTS = (
     CHECKPOINTS, "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*",
     "learning_curve.*", "left_out.json", "onnx", "reliability.*",
@@ -145,17 +145,19 @@ _OUTPUTS = (
 
 
 def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
-    """Look at the output folder; changes nothing.
+    """Check that a run may use the output folder. Nothing is changed.
 
     Args:
         folder: May be absent.
-        settings: What decides the run's result, as JSON values. Once there is a checkpoint, a run resumes only with the
-            same, as far as they decide what is learnt.
-        overwrite: The user's word that what is there may go.
+        settings: Settings of the run, as JSON values. An unfinished run with checkpoints resumes only if those that
+            affect
+            what is learnt are the same.
+        overwrite: Whether an earlier run in the folder may be removed.
 
     Raises:
-        InputError: if it holds something else than a run (with `overwrite` too), a finished run, or an unfinished one
-            with other settings.
+        InputError: if the folder holds something other than a run (even with `overwrite`), a finished run, or an
+            unfinished
+            run with other settings.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -165,7 +167,7 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
     started = folder / CHECKPOINTS / SETTINGS
     half_replaced = any(folder.glob(f"{_REPLACED}*")) and not started.exists()
     ours = started.exists() or (folder / RESULTS).exists() or half_replaced
-    # A run that was killed at its very start leaves an empty folder, or this file half-written.
+    # A run that was killed at its start leaves an empty folder, or only these files.
     start_of_run = (f".{SETTINGS}.", LOCK)
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(start_of_run))
     if not ours and any(files):
@@ -189,25 +191,26 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
 
 
 def not_made(folder: Path) -> list[str]:
-    """Return the parts that a finished run could not make; started again in the same way it makes them."""
+    """Return the parts that failed in a finished run. If the run is started again, only these are made."""
     return read_object(folder / RESULTS).get(NOT_MADE, [])
 
 
 def changed_settings(before: dict, settings: dict) -> list[str]:
-    """Return the names of the settings that differ, among those that decide what is learnt."""
+    """Return the names of the settings that differ, among those that affect what is learnt."""
     now = json.loads(json.dumps(settings))
     ignored = _NOT_BINDING if now.get("load_best_model_at_end") else _NOT_BINDING | _CHOOSING
     return sorted(key for key in ({**before, **now}).keys() - ignored if before.get(key) != now.get(key))
 
 
 def start(folder: Path, settings: dict, overwrite: bool) -> None:
-    """Claim the folder for this process, until [`staged`] is done, and note the settings.
+    """Claim the folder for this process until [`staged`] is done, and write the settings.
 
-    With `overwrite`, an earlier run's checkpoints and results are moved aside first, and removed when the settings of
-    the new one are there: a kill in between leaves a folder that the same command takes.
+    With `overwrite`, an earlier run's checkpoints and results are first moved aside, and removed once the new settings
+    are
+    written. So the same command works again after a kill in between.
 
     Raises:
-        InputError: as [`claim`], and as [`check_usable`] of whatever happened since.
+        InputError: as [`claim`] and [`check_usable`].
     """
     claim(folder)
     check_usable(folder, settings, overwrite)
@@ -218,23 +221,23 @@ def start(folder: Path, settings: dict, overwrite: bool) -> None:
         logger.info(f"{folder}: an earlier run is removed; to resume this one later, leave --overwrite_output_dir out")
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     write_json(folder / CHECKPOINTS / SETTINGS, settings)
-    for left in (*folder.glob(f"{_REPLACED}*"), *folder.glob(f"{_STAGING}*")):  # of this start, and of killed ones
+    for left in (*folder.glob(f"{_REPLACED}*"), *folder.glob(f"{_STAGING}*")):  # left by this process or by killed ones
         shutil.rmtree(left)
 
 
 @contextmanager
 def staged(folder: Path, last: bool = True) -> Iterator[Path]:
-    """A folder to write results into. On success its files move into `folder`, `all_results.json` last.
+    """Yield a folder to write results into. On success, its files move into `folder`, `all_results.json` last.
 
     Args:
-        folder: That [`start`] claimed.
-        last: Nothing more will be written: other processes may have `folder`.
+        folder: A folder that [`start`] claimed.
+        last: If true, nothing more will be written, so the claim on `folder` is released.
     """
     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
     yield staging
     open_to_readers(staging)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
-        if path.is_dir():  # there already if an earlier start was killed here
+        if path.is_dir():  # it may already be there if an earlier run was killed at this point
             shutil.rmtree(folder / path.name, ignore_errors=True)
         path.replace(folder / path.name)
     staging.rmdir()
@@ -243,30 +246,30 @@ def staged(folder: Path, last: bool = True) -> Iterator[Path]:
 
 
 class Run:
-    """One training and its output folder, from the first look at the folder to the results.
+    """One training and its output folder, from the first check of the folder to the results.
 
     Args:
-        folder: May be absent.
-        settings: What decides the result, as JSON values.
-        args: Of the trainer. Checkpoints go to a subfolder, `args.output_dir`.
-        chosen: The precision of training, and why.
+        folder: Output folder; may be absent.
+        settings: Settings that decide the result, as JSON values.
+        args: Arguments of the trainer. `args.output_dir` is a subfolder for checkpoints.
+        chosen: The precision of training, and why it was chosen.
         overwrite: Whether an earlier run in the folder may be removed.
 
     Raises:
-        InputError: as [`check_usable`], and if another process is writing to the folder.
+        InputError: as [`check_usable`], or if another process is writing to the folder.
     """
 
     def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, overwrite: bool):
         settings = {**settings, PROCESSES: args.world_size}
         check_usable(folder, settings, overwrite)
-        if args.process_index == 0:  # the process that claims it, for all of this run
+        if args.process_index == 0:  # this process claims the folder for all processes of the run
             check_free(folder)
         self.folder, self.settings, self.args, self.overwrite = folder, settings, args, overwrite
         self.provenance = provenance(args, chosen)
         self._not_made: list[str] = []
 
     def begin(self) -> str | None:
-        """Make the folder, or clean it up after a kill. Return the checkpoint to resume from, if there is one."""
+        """Create the folder, or clean it up after a kill, and return the checkpoint to resume from, or `None`."""
         with self.args.main_process_first(desc="output folder"):
             if self.args.process_index == 0:
                 start(self.folder, self.settings, self.overwrite)
@@ -285,23 +288,25 @@ class Run:
     def train(self, trainer: Trainer, resume: str | None) -> TrainOutput:
         """Train from the start, or from a checkpoint.
 
+        Args:
+            resume: Path of the checkpoint, or `None`.
+
         Raises:
-            InputError: if the training diverges, or its flags name an optimizer that is not installed or that
-                Child-Tuning does not work with.
+            InputError: if training diverges, the optimizer is not installed, or Child-Tuning does not work with it.
         """
         logger.info(f"training with world size {self.args.world_size} on {self.args.device}, {precision(self.args)}")
         trainer.add_callback(StopIfDiverged())
         try:
             return trainer.train(resume_from_checkpoint=resume)
         except BaseException as error:
-            release(self.folder)  # a notebook's process lives on
+            release(self.folder)  # in a notebook, the process does not end here
             if isinstance(error, ChildTuningError | ImportError):
                 raise InputError(first_line(error)) from error
             raise
 
     @contextmanager
     def model(self) -> Iterator[Path]:
-        """Yield a folder for the trained model, which appears in the run's folder before anything else is tried."""
+        """Yield a folder to save the trained model into; its files move into the run's folder first of all results."""
         with staged(self.folder, last=False) as folder:
             yield folder
             write_json(folder / "run.json", self.provenance | {"recipe": recipe_digest(sys.argv[1:])})
@@ -310,9 +315,10 @@ class Run:
 
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
-        """Make a part that a model can do without. If that fails, a line says so, and the run goes on.
+        """Guard a block that makes an optional part of the results: a failure is logged, and the run goes on.
 
-        The run then does not count as finished: started again in the same way, it makes its parts again.
+        A run with a failed part does not count as finished. Started again with the same command, it makes the missing
+        parts.
         """
         try:
             yield
@@ -326,7 +332,8 @@ class Run:
 
     @contextmanager
     def results(self, figures: dict[str, Any]) -> Iterator[Path]:
-        """Yield a folder for what else the run leaves. It appears in the run's folder together, `figures` last.
+        """Yield a folder for the other results. All its files move into the run's folder together, the file of
+        `figures` last.
 
         Raises:
             InputError: if a loss among the figures is not finite.

@@ -1,4 +1,4 @@
-"""One training of a comparison, and how trainings cover the folds."""
+"""One training of a comparison or fusion, and the sets of trainings that cover all folds."""
 
 import itertools
 import json
@@ -14,14 +14,14 @@ from .trial_record import write_probabilities
 
 @dataclass
 class Trial:
-    """One training.
+    """One training of a comparison or fusion.
 
     Attributes:
-        overrides: Flags of the program by name, over those of the recipe; `program` among them if it is not
+        overrides: Flags by name, which override those of the recipe. `program` is among them if it is not
             `run_classify`.
-        fold: `(folds, which)`, or several after the first, to hold out of the training rows; `None` trains on all.
-        seed: Of the training.
-        variant: What the flags are called in the comparison or fusion.
+        fold: `(folds, fold, ...)`: the number of folds, then the folds to hold out. `None` trains on all rows.
+        seed: Seed of the training.
+        variant: Name of the variant in the comparison or fusion.
     """
 
     overrides: dict[str, Any]
@@ -31,25 +31,29 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Return the name of the training for messages."""
         which = "all rows"
         if self.fold is not None:
             which = f"fold{'s' * (len(self.fold) > 2)} {' and '.join(map(str, self.fold[1:]))}"
         return f"{self.variant}, seed {self.seed}, {which}"
 
     def flags(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """All flags: the recipe's, the overrides, fold and seed."""
+        """Return all flags by name: those of the recipe, the overrides, folds and seed."""
         split = {} if self.fold is None else {"cv_folds": self.fold[0], "cv_fold": list(self.fold[1:])}
         return {**recipe, **self.overrides, **split, "seed": self.seed}
 
 
 def one_a_fold(overrides: dict[str, Any], folds: int, seed: int, variant: str) -> list[Trial]:
-    """The trainings by which each row is scored by one that did not see it; with no folds, one on all rows."""
+    """Return one training per fold, each of which holds out that fold; without folds, one training on all rows."""
     return [Trial(overrides, (folds, fold) if folds else None, seed, variant) for fold in range(folds or 1)]
 
 
 def one_each_two_folds(overrides: dict[str, Any], folds: int, seed: int, variant: str) -> dict[frozenset[int], Trial]:
-    """The trainings by which each row is scored, for each other fold, by one that saw neither, by what is held out."""
+    """Return one training per pair of folds, keyed by the pair it holds out.
+
+    They are for the teachers of a student, which must see neither the fold they label nor the fold the student is
+    scored on.
+    """
     return {
         frozenset(pair): Trial(overrides, (folds, *pair), seed, variant)
         for pair in itertools.combinations(range(folds), 2)
@@ -57,13 +61,13 @@ def one_each_two_folds(overrides: dict[str, Any], folds: int, seed: int, variant
 
 
 def last_loss(run: Path) -> float | None:
-    """The training loss that was logged last, of the steps since the one before; `None` if none was logged."""
+    """Return the training loss that was logged last, or `None` if none was logged."""
     history = json.loads((run / "learning_curve.json").read_text(encoding="utf-8"))
     return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
 
 
 def convert_predictions(run: Path, target: Path) -> None:
-    """predictions.tsv of a run as tensors by split, their row ids and labels in the file's metadata."""
+    """Write a run's predictions.tsv as safetensors: probabilities by split, with row ids and labels as metadata."""
     table = read_predictions(run, one_label=False)
     splits = np.array([row.split for row in table.rows])
     ids: dict[str, list[str]] = {}

@@ -1,8 +1,10 @@
-"""The trials of one comparison or fusion in one parquet file, so that a table is rebuilt without training.
+"""Store the trials of one comparison or fusion in one parquet file, so that a table can be rebuilt without training.
 
-A row of the file is one text in one trial: the trial's name (the hash of what decides its result), the variant's name,
-seed, held-out folds, split, row id, and a float32 `probability_<label>` per label (of files of before: `<label>`). The
-trials' records are in the file's metadata. No text is in it.
+Each row is one text in one trial: the trial's name (a hash of what decides its result), the variant's name, seed,
+held-out
+folds, split, row id, and a float32 `probability_<label>` per label (`<label>` in older files). The trials' records are
+in
+the file's metadata. The file contains no texts.
 """
 
 import json
@@ -41,7 +43,7 @@ def archives_for(output_dir: Path) -> list[Path]:
 
 
 def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
-    """Write the finished trials in these folders, each with its variant's name, to one parquet file."""
+    """Write finished trials, given as pairs of folder and variant name, to one parquet file."""
     columns: dict[str, list] = {name: [] for name in _COLUMNS}
     numbers, records, label_names = [], {}, []
     for folder, variant in trials:
@@ -77,11 +79,14 @@ def write_archive(path: Path, trials: Iterable[tuple[Path, str]]) -> None:
 
 
 class TrialArchive:
-    """A file that [`write_archive`] wrote.
+    """A file that [`write_archive`] wrote, opened for reading.
 
     Attributes:
-        stages: By the path that trials start from, what told that checkpoint from others: where the folder is gone,
-            its trials are still found.
+        stages: By the path of a starting checkpoint, its digest, so that trials are still found after its folder is
+            gone.
+
+    Raises:
+        InputError: if the file is not such an archive.
     """
 
     def __init__(self, path: Path):

@@ -1,12 +1,11 @@
-"""Many trainings by `run_classify.py`, or another program, each its own process, each done once.
+"""Run many trainings by `run_classify.py` or another program, each in its own process and only once.
 
-A trial is a recipe with overrides, a fold to hold out and a seed. It is kept in a folder named by the hash of what
-its result is meant to depend on: the resolved flags, the data, the stage it starts from (by that stage's own flags and
-data), the version of what a training computes. Machine and library versions, which change a training's rounding and
-random draws but not what it does, are recorded beside it. One that is finished is not trained again, one that was
-killed goes on from its last checkpoint, and none is trained twice at a time: a lock is held by the driver and by the
-training process, whichever lives longer. One whose files are damaged, or were changed, is made again: from an archive,
-from what its training left, or by another training.
+A trial is a recipe with overrides, a fold to hold out and a seed. Its folder is named by a hash of everything that
+should decide its result: the resolved flags, the data, the stage it starts from (identified by that stage's flags and
+data), and the version of the training code. Machine and library versions, which change only rounding and random draws,
+are recorded in the folder. Finished trials are skipped. A killed trial resumes from its last checkpoint. A lock, held
+by both the driver and the training process, keeps a trial from being trained twice at a time. A trial whose files are
+damaged or were changed is made again: from an archive, from what its training left, or by another training.
 """
 
 import argparse
@@ -61,7 +60,7 @@ RUN = "run"
 
 
 def add_trials_dir(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that says where trials are kept; --members_dir is its old name."""
+    """Add the flag `--trials_dir`, the folder for trials, to a parser; `--members_dir` is its old name."""
     default = Path("outputs") / "trials"
     parser.add_argument(
         "--trials_dir",
@@ -73,16 +72,20 @@ def add_trials_dir(parser: argparse.ArgumentParser) -> None:
 
 
 class Trials:
-    """A cache folder of trainings.
+    """A folder of trainings, which serves as a cache.
 
     Args:
-        folder: Where trials are kept, one folder each.
-        recipe: Flags that they share.
-        corpus: The rows that they read, with every trial's [`extra_columns`].
+        folder: Folder with one subfolder per trial.
+        recipe: Flags that all trials share.
+        corpus: The rows that the trials read, with every trial's [`extra_columns`].
         source: Where the flags come from, for messages.
-        jobs: Trainings at a time, spread over the GPUs, or sharing the CPU's cores; by default one a GPU, or one.
-        archives: Files of finished trials. One that is wanted and not in the folder is taken from there.
-        programs: What the trials' flags may name as their program.
+        jobs: Number of trainings at a time, spread over the GPUs or sharing the CPU cores. Default: one per GPU, or
+            one.
+        archives: Archives of finished trials, to restore trials that the folder lacks.
+        programs: Programs that the trials' flags may name.
+
+    Raises:
+        InputError: if `jobs` is below 1, or an archive cannot be read.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Trials:
         self._transfer: dict[tuple[str, ...], str] = {}
 
     def _digest_of(self, columns: Sequence[str]) -> str:
-        """Hash of these columns, where a split has them."""
+        """Return a hash of these columns of all splits that have them."""
         return digest(
             {
                 split: {name: rows[name][:] for name in columns if name in rows.column_names}
@@ -120,7 +123,7 @@ class Trials:
         )
 
     def settings(self, trial: Trial) -> dict[str, Any]:
-        """The flags that decide the trial's result, resolved."""
+        """Return the resolved flags that decide the trial's result, by name."""
         key = self._key(trial)
         if key not in self._settings:
             parsed = resolve(trial.flags(self.recipe), f"{self.source}, {trial.name}", self._programs)
@@ -133,7 +136,7 @@ class Trials:
         return self._settings[key]
 
     def identity(self, trial: Trial) -> dict[str, Any]:
-        """What names the trial: flags that are not at their defaults, data, version of what is computed."""
+        """Return what identifies the trial: flags not at their defaults, data, and version of the training code."""
         settings = self.settings(trial)
         if not settings["model_name_or_path"]:
             raise InputError(f"{self.source}: no model_name_or_path; put it under settings, or give the flag")
@@ -161,7 +164,7 @@ class Trials:
         return identity
 
     def _checkpoint_digest(self, name: str) -> str:
-        """As [`checkpoint_digest`]; of a stage's folder that is not here, what archived trials say of it."""
+        """Return [`checkpoint_digest`]; if a stage's folder is missing, the digest that an archive recorded for it."""
         if not Path(name).exists():
             for archive in self._archives:
                 if name in archive.stages:
@@ -177,7 +180,7 @@ class Trials:
         return self._transfer[names]
 
     def path(self, trial: Trial) -> Path:
-        """Return the trial's folder, filled from an archive if one has the trial and the folder does not."""
+        """Return the trial's folder; if it lacks the trial and an archive has it, restore it first."""
         key = self._key(trial)
         if key not in self._paths:
             self._paths[key] = path = self.folder / trial_name(self.identity(trial))
@@ -209,11 +212,11 @@ class Trials:
             tqdm.write(f"{damage}; made again ({trial.name})")
 
     def record(self, trial: Trial) -> dict[str, Any]:
-        """Of a finished trial: what was run, how long it took, on what."""
+        """Return the record of a finished trial: what was run, how long it took, and on which machine."""
         return read_record(self.path(trial))
 
     def collect(self, of_folds: Sequence[Trial], ids: Sequence[str], split: str) -> np.ndarray:
-        """Probabilities `(rows, labels)` in the order of `ids`, each row's from the trial that held it out."""
+        """Return probabilities `(rows, labels)` in the order of `ids`, each row's from the trial that held it out."""
         found: dict[str, np.ndarray] = {}
         for trial in of_folds:
             _, probabilities = read_trial(self.path(trial))
@@ -229,16 +232,17 @@ class Trials:
         write_archive(path, self._collected.items())
 
     def plan(self, trials: Sequence[Trial]) -> str:
-        """How many trainings these are, how many of them are done, and about how long the others take."""
+        """Return a line with the number of trainings, how many are done, and about how long the others take."""
         different = {self.path(trial): trial for trial in trials}
         done, hours = sum(map(self.finished, different.values())), self.estimate(trials) / 3600
         return f"{len(different)} trainings, {done} of them done; the rest takes about {hours:.1f} h"
 
     def estimate(self, trials: Sequence[Trial]) -> float:
-        """About how many seconds the unfinished ones of these would take, so many jobs at a time.
+        """Return about how many seconds the unfinished trials will take, with `jobs` at a time.
 
-        From the trainings in the cache that went through on this machine without a break; if there are none, from the
-        rate of a matrix product timed now.
+        The estimate uses trainings in the cache that ran on this machine without interruption. If there are none, it
+        uses the
+        speed of a matrix product, measured now.
         """
         todo = {self.path(trial): trial for trial in trials if not self.finished(trial)}
         work = sum(self._gflop(trial) for trial in todo.values())
@@ -247,18 +251,19 @@ class Trials:
         return work / (0.4 * matrix_gflops() * max(1, min(torch.cuda.device_count(), self.jobs)))
 
     def _gflop(self, trial: Trial) -> float:
+        """Return about how many billion operations the training takes, counting 6 per weight and token."""
         held_out = 0 if trial.fold is None else len(trial.fold[1:]) / trial.fold[0]
         checkpoint = trial.flags(self.recipe)["model_name_or_path"]
         return training_gflop(self.settings(trial), held_out, self._texts, checkpoint)
 
     def train(self, trials: Sequence[Trial], keep_models: bool = False) -> None:
-        """Train those that are not finished.
+        """Train the trials that are not finished.
 
         Args:
-            keep_models: Keep the output folder of `run_classify.py`, as `run/`; else it goes when the trial is done.
+            keep_models: Keep each training's output folder, as `run/`. If false, it is removed when the trial is done.
 
         Raises:
-            InputError: if a training fails; says with what, and where its log is.
+            InputError: if a training fails; the message says why, and where its log is.
         """
         waiting = {}
         for trial in trials:

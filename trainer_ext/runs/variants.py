@@ -1,4 +1,4 @@
-"""Variants of a recipe: flags by name, checked, from a YAML file or the command line."""
+"""Read and check variants of a recipe: sets of flags by name, from a YAML file or the command line."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from ..recipe_file import Schema, check_recipe, read_recipe
 from ..recipes import RecipeParser, recipe_arguments
 from .run import CLASSIFY_ARGUMENTS
 
-# What may train a trial, by the key `program` among its flags: a module's name and the dataclasses of its flags. The
-# first of them may have `extra_columns`: the columns that it reads besides text and label.
+# Programs that can train a trial, chosen by the key `program` among its flags: module name, and dataclasses of its
+# flags. The first dataclass may have `extra_columns`, the columns that the program reads besides text and label.
 Programs = Mapping[str, Sequence[type]]
 CLASSIFY: Programs = {"run_classify": CLASSIFY_ARGUMENTS}
-INNER_VALIDATION = 20  # percent of the training writers, where a trial chooses its epoch
-# Flags of the rows: a variant changes how a model learns, not what it is scored on.
+INNER_VALIDATION = 20  # percent of the training writers, if a trial chooses its best epoch
+# Flags that choose the rows. Variants may not change them, since all are scored on the same rows.
 DATA_FLAGS = {
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "test_file", "train_split_name",
     "validation_split_name", "split_column_name", "text_column_name", "text_column_delimiter", "label_column_name",
@@ -42,19 +42,19 @@ def _of_rows(folds: int) -> int:
     return folds
 
 
-Flags = dict[str, Any]  # of a program, by name
+Flags = dict[str, Any]  # values by flag name
 Named = Annotated[dict[str, Flags | None], Field(min_length=1)]
 Names = Annotated[list[str], AfterValidator(_different)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), AfterValidator(_different)]
 
 
 class VariantsFile(Schema):
-    """What a file of variants may hold, besides what its kind has.
+    """The schema of a YAML file of variants.
 
     Attributes:
-        KEY: Of the variants.
-        recipe: A file of flags that all share, relative to this one.
-        settings: More of them, over the recipe's.
+        KEY: The key that holds the variants.
+        recipe: A file of flags that all variants share, relative to this file.
+        settings: More shared flags; they override those of the recipe.
     """
 
     KEY: ClassVar[str]
@@ -70,7 +70,7 @@ class Sum(Schema):
 
 
 class ComparisonFile(VariantsFile):
-    """run_compare.py's file."""
+    """The schema of run_compare.py's YAML file."""
 
     KEY = "variants"
     variants: Named
@@ -82,7 +82,7 @@ class ComparisonFile(VariantsFile):
 
 
 class FusionFile(VariantsFile):
-    """run_fuse.py's file."""
+    """The schema of run_fuse.py's YAML file."""
 
     KEY = "members"
     members: Named
@@ -97,10 +97,10 @@ F = TypeVar("F", bound=VariantsFile)
 
 
 def resolve(flags: dict[str, Any], source: str, programs: Programs = CLASSIFY) -> tuple[Any, ...]:
-    """Return the dataclasses of the program that the flags are for, filled from flags by name.
+    """Return the dataclasses of a program, filled from flags by name.
 
     Raises:
-        InputError: for an unknown program or flag, or a value that does not fit; begins with `source`.
+        InputError: if the program or a flag is unknown, or a value does not fit. The message begins with `source`.
     """
     program, flags = split_program(flags)
     if not isinstance(program, str) or program not in programs:
@@ -114,7 +114,7 @@ def resolve(flags: dict[str, Any], source: str, programs: Programs = CLASSIFY) -
 
 
 def split_program(flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The program's name, and its flags."""
+    """Return the name of the program, and the other flags."""
     rest = {name: value for name, value in flags.items() if name != "program"}
     return flags.get("program", "run_classify"), rest
 
@@ -129,10 +129,10 @@ def extra_columns(flags: dict[str, Any], source: str, programs: Programs = CLASS
 
 
 def flags_given(argv: list[str]) -> dict:
-    """Flags of run_classify.py on the command line, by name, as they were written.
+    """Return the flags of run_classify.py that the command line gives, by name.
 
     Raises:
-        InputError: for an unknown flag, or a value that does not fit.
+        InputError: if a flag is unknown, or a value does not fit.
     """
     checker = RecipeParser(CLASSIFY_ARGUMENTS)
     checker.parse(["--output_dir", "-", *argv])
@@ -145,14 +145,15 @@ def flags_given(argv: list[str]) -> dict:
 def read_variants(
     path: Path, kind: type[F], barred: set[str], programs: Programs = CLASSIFY
 ) -> tuple[Flags, dict[str, Flags], F]:
-    """Read a file of variants.
+    """Read a YAML file of variants.
 
     Returns:
-        The shared flags: those of the file's recipe, and its settings over them; the flags of each variant by its name;
-        and all that the file has.
+        The shared flags (from the file's recipe, overridden by its settings), the flags of each variant by name, and
+        the
+        whole content of the file.
 
     Raises:
-        InputError: for an unknown key or flag, a value that does not fit, or one of the flags in `barred`.
+        InputError: if a key or flag is unknown, a value does not fit, or a flag is in `barred`.
     """
     file = check_recipe(read_recipe(path), kind, path)
     settings: Flags = {}
@@ -173,10 +174,16 @@ def check_flags(
     key: str,
     programs: Programs = CLASSIFY,
 ) -> None:
-    """Check the flags that a file gives under `key`, by name.
+    """Check the flags of each variant in a YAML file.
+
+    Args:
+        variants: Flags by variant name.
+        settings: Flags that all variants share.
+        barred: Flags that a variant may not set.
+        key: Key of the variants in the file, for messages.
 
     Raises:
-        InputError: where they do not fit those that all share, or are among `barred`.
+        InputError: if a flag does not fit the shared ones, or is in `barred`.
     """
     for name, overrides in variants.items():
         if found := sorted(barred & overrides.keys()):
@@ -188,7 +195,12 @@ def check_flags(
 
 
 def inner_validation(flags: dict, folds: int, name: str) -> dict:
-    """What a variant that chooses its epoch needs: writers of its own training rows to choose on."""
+    """Return the flags to add for a variant that chooses its best epoch: a validation split of its own training
+    writers.
+
+    Raises:
+        InputError: without folds, since the variant would be scored on the rows that chose its epoch.
+    """
     if flags.get("select") != "best_on_dev":
         return {}
     if not folds:

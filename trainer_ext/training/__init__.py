@@ -1,1 +1,1 @@
-"""What a training is made of: the model it starts from, batches, masks, distillation, adapters."""
+"""The parts of a training: starting checkpoints, the head, batches, masking, distillation and LoRA."""

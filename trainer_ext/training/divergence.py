@@ -1,4 +1,4 @@
-"""A training that diverges ends there, and leaves no model."""
+"""Stop a training that diverges before it saves or publishes a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,24 @@ from ..errors import ProcessError
 
 
 class StopIfDiverged(TrainerCallback):
-    """Ends a training whose loss or weights are not finite, before they are saved or published."""
+    """A callback that stops the training when the loss, the logits or the weights are not finite.
+
+    Weights are checked before each save and at the end of training. Then the last batch is read once more, because its
+    loss was that of the weights before the last step.
+
+    Raises:
+        ProcessError: if one of them is not finite.
+    """
 
     def __init__(self):
         self._watched: Any = None
         self._when = "before the first step"
+        self._last_batch: tuple[tuple, dict] | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        state.compute_steps(args, state.max_steps)  # of this start's flags; a checkpoint brings those of the earlier
+        state.compute_steps(args, state.max_steps)  # from this run's flags, not from those saved in a checkpoint
         if self._watched is None:
-            self._watched = model.register_forward_hook(self._check_output)
+            self._watched = model.register_forward_hook(self._check_output, with_kwargs=True)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._when = f"step {state.global_step + 1}, --learning_rate {args.learning_rate:g}"
@@ -33,17 +41,18 @@ class StopIfDiverged(TrainerCallback):
         if control.should_save:
             self._check_weights(model)
 
-    def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
-        """The last step's loss was of the weights before it; so a batch is read once more with those after it."""
+    def on_train_end(self, args, state, control, model=None, **kwargs):
         self._check_weights(model)
-        batch = next(iter(train_dataloader), None)
-        if batch is not None:
+        if self._last_batch is not None:
+            (positional, named), self._last_batch = self._last_batch, None
             model.eval()
             with torch.no_grad():
-                model(**{name: value.to(args.device) for name, value in batch.items()})
+                model(*positional, **named)
 
-    def _check_output(self, module: torch.nn.Module, inputs: tuple, output: Any) -> None:
-        """Check the loss or, where there is none, the logits: what comes first in an output."""
+    def _check_output(self, module: torch.nn.Module, positional: tuple, named: dict, output: Any) -> None:
+        """Check the first entry of a model's output: the loss, or the logits where there is no loss."""
+        if module.training:
+            self._last_batch = positional, named
         first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
         if isinstance(first, torch.Tensor) and not torch.isfinite(first).all():
             self._stop("its loss is" if first.dim() == 0 else "logits are")

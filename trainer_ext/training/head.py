@@ -1,4 +1,4 @@
-"""The classification head (section 2.2 of the paper): its flags, and the configuration they give it."""
+"""The flags of the classification head (section 2.2 of the paper), and the configuration made from them."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,32 +12,33 @@ from .warm_start import CheckpointArguments
 
 @dataclass
 class ModelArguments(CheckpointArguments):
-    """What to start from, and the head."""
+    """Flags for the checkpoint to start from and the classification head."""
 
     pooling: Literal["mean", "cls"] | None = flag(
-        None, "Text vector: mean of the token states (the paper), or [CLS]; as in an EmoDeBERTa checkpoint, else mean."
+        None,
+        "Text vector: mean of the token states (the paper), or [CLS]. Default: the EmoDeBERTa checkpoint's, else mean.",
     )
     classifier_hidden_size: int | None = flag(
         None,
-        "Width of the head's hidden layer, 0 to leave it out; as in an EmoDeBERTa checkpoint, else 1024 (the paper's).",
+        "Width of the head's hidden layer; 0 for none. Default: the EmoDeBERTa checkpoint's, else 1024 (the paper's).",
     )
     classifier_dropout: float | None = flag(
-        None, "Dropout in the head; as in an EmoDeBERTa checkpoint, else 0.1 (the paper's)."
+        None, "Dropout in the head. Default: the EmoDeBERTa checkpoint's, else 0.1 (the paper's)."
     )
     class_weights: Literal["none", "balanced"] = flag(
-        "none", "Weights of the classes in the loss; balanced: by the inverse of their training counts, mean 1 a row."
+        "none", "Class weights in the loss. balanced: by inverse class frequency, 1 on average over the training rows."
     )
     lora_rank: int | None = flag(
         None,
-        "Train low-rank updates of this rank in the encoder's linear layers, and the head, in place of all weights "
-        "(LoRA, by PEFT); they are merged at the end. Wants a rate some ten times as high.",
+        "Train LoRA updates of this rank in the encoder's linear layers, and the head, instead of all weights; the "
+        "updates are merged at the end. Requires PEFT. Use about ten times the usual learning rate.",
     )
 
 
 def head_settings(model_args: ModelArguments, corpus: Corpus, label_smoothing: float) -> dict[str, Any]:
-    """Return the fields of `EmoDebertaConfig` that the flags and the corpus decide.
+    """Return the fields of `EmoDebertaConfig` that the flags and the corpus set, as keyword arguments.
 
-    The head gets the label smoothing because `Trainer`'s own would leave out class weights and soft labels.
+    Label smoothing is done in the head, because `Trainer`'s own ignores class weights and soft labels.
     """
     settings: dict[str, Any] = {
         "id2label": dict(enumerate(corpus.label_names)),
@@ -59,7 +60,10 @@ def head_settings(model_args: ModelArguments, corpus: Corpus, label_smoothing: f
 
 
 def balanced_class_weights(corpus: Corpus) -> list[float]:
-    """Return a weight for each class, by the inverse of its training rows, 1 in the mean over rows; 0 without rows."""
+    """Return one weight per class, inverse to its number of training rows.
+
+    The mean weight over the training rows is 1. A class without training rows gets 0.
+    """
     counts = np.array(list(corpus.class_counts("train").values()))
     present = counts > 0
     return np.where(present, counts.sum() / (present.sum() * counts.clip(min=1)), 0.0).tolist()

@@ -1,7 +1,7 @@
-"""A learning rate for each depth: a higher one for the new head, lower ones for the lower layers.
+"""Learning rates by depth: a higher rate for the new head, lower rates for the lower layers.
 
-Discriminative fine-tuning, Howard and Ruder 2018, https://aclanthology.org/P18-1031 (section 3.2): the rate of a layer
-is that of the layer above it, times a constant.
+This is discriminative fine-tuning (Howard and Ruder 2018, https://aclanthology.org/P18-1031, section 3.2): each layer's
+rate is that of the layer above it, times a constant.
 """
 
 import re
@@ -15,13 +15,13 @@ def depth_of(name: str, base_model_prefix: str, layers: int) -> int | None:
     """Return how deep in the encoder a parameter is.
 
     Args:
-        name: Of the parameter, within the whole model.
-        base_model_prefix: Of the encoder's parameters, for example `deberta`.
-        layers: How many the encoder has.
+        name: Name of the parameter in the whole model.
+        base_model_prefix: Prefix of the encoder's parameters, for example `deberta`.
+        layers: Number of encoder layers.
 
     Returns:
-        0 for embeddings and what all layers share, 1 for the lowest layer, `layers` for the highest. `None` for the
-        head.
+        0 for the embeddings and for parameters that all layers share, 1 for the lowest layer, `layers` for the highest,
+        and `None` for the head.
     """
     if not name.startswith(f"{base_model_prefix}."):
         return None
@@ -30,12 +30,12 @@ def depth_of(name: str, base_model_prefix: str, layers: int) -> int | None:
 
 
 class LearningRatesMixin:
-    """For a `Trainer`: its optimizer has a learning rate for each depth of the model.
+    """A mixin for `Trainer` that gives each depth of the model its own learning rate.
 
     Args:
-        head_learning_rate: Of the parameters outside the encoder. `None` for `args.learning_rate`.
-        layerwise_decay: What the rate of a layer is multiplied by to get that of the layer below. The highest layer
-            has `args.learning_rate`. 1 gives all layers the same.
+        head_learning_rate: Rate of the parameters outside the encoder; `None` for `args.learning_rate`.
+        layerwise_decay: Factor from a layer's rate to the rate of the layer below it. The highest layer has
+            `args.learning_rate`. With 1, all layers have the same rate.
     """
 
     def __init__(self, *args, head_learning_rate: float | None = None, layerwise_decay: float = 1.0, **kwargs):
@@ -43,7 +43,7 @@ class LearningRatesMixin:
         self.head_learning_rate, self.layerwise_decay = head_learning_rate, layerwise_decay
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """Return the library's optimizer, its parameter groups divided by learning rate."""
+        """Return the library's optimizer with its parameter groups split by learning rate."""
         existed = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if existed or (self.head_learning_rate is None and self.layerwise_decay == 1):

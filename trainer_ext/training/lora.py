@@ -1,16 +1,23 @@
-"""Low-rank updates in place of whole matrices (LoRA, Hu et al. 2022, https://arxiv.org/abs/2106.09685), by PEFT."""
+"""Train low-rank updates instead of whole matrices: LoRA (Hu et al. 2022, arXiv:2106.09685), with PEFT."""
 
 from transformers import PreTrainedModel
 
 from ..errors import InputError
 
-# Queries, keys and values, those of relative positions, and the layers after attention and of the feed-forward part.
+# Query, key and value projections, also those of relative positions; attention output and feed-forward layers.
 LAYERS = r".*\.encoder\.layer\.\d+\..*(query_proj|key_proj|value_proj|dense)"
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> None:
-    """Freeze the model but for its head, and give every linear layer of the encoder an update `B A` of `rank`, scaled
-    by 2 (`lora_alpha` is twice the rank), in place. B is zero at first: the model computes what it did.
+    """Add a trainable low-rank update to every linear layer of the encoder, in place, and freeze the rest but the head.
+
+    The update of a weight matrix is `2 B A`, since `lora_alpha` is twice the rank. B starts at zero, so the model's
+    output
+    does not change at first.
+
+    Args:
+        model: A model with a `classifier`.
+        rank: Rank of each update.
 
     Raises:
         InputError: if PEFT is not installed, or the rank is below 1.
@@ -27,7 +34,10 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Add the updates to their matrices and drop them, in place: the model is of its own class and size again."""
+    """Add the updates to their weight matrices and remove the adapters, in place.
+
+    Afterwards the model has its original class and size, and all its weights are trainable.
+    """
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):

@@ -1,4 +1,4 @@
-"""Texts as token ids with words masked, and the scores of a model that fills them in (paper, section 2.1)."""
+"""Tokenise texts, mask words, and score a model's predictions of them (masked language modelling; paper, 2.1)."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,15 +16,18 @@ from ..errors import InputError
 
 # ---- Tokens -------------------------------------------------------------------------------------------------------
 class Tokenising:
-    """Rows of token ids from texts, for `datasets`' batched `map`.
+    """A function from texts to rows of token ids, for `Dataset.map(batched=True)`.
+
+    A call returns `input_ids` and, if `words` is set, `words`: for each token the number of its word, -1 for special
+    tokens.
 
     Args:
-        max_seq_length: Longest row, special tokens included.
-        line_by_line: Cut a longer text; else it becomes several rows.
-        words: Also the number of each token's word, -1 for special tokens.
+        max_seq_length: Longest row in tokens, special tokens included.
+        line_by_line: If true, a longer text is cut. If false, it is split into several rows.
+        words: Also return word numbers, which whole-word masking needs.
 
     Raises:
-        InputError: if word numbers are wanted of a slow tokenizer.
+        InputError: if the tokenizer is slow and `words` is true or `line_by_line` is false.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, line_by_line: bool, words: bool):
@@ -55,19 +58,21 @@ class Tokenising:
 
 
 class Masking:
-    """Choose tokens to predict: BERT's way (paper, section 2.1), by the library's collator.
+    """A function that masks one row for masked language modelling, as in BERT (paper, section 2.1).
 
-    A share `probability` of a row's tokens, special ones never; of these 80% become `[MASK]`, 10% a random token, 10%
-    stay. The draw is keyed by seed, stream and the row's key, never by the global random state: it does not depend on
-    batch size or number of processes, and a resumed run sees that of the uninterrupted one.
+    It selects a share `probability` of a row's tokens, never special ones. Of these, 80% become `[MASK]`, 10% become a
+    random
+    token and 10% stay. The random draw depends only on `seed`, `stream` and the row's key. So it does not change with
+    the
+    batch size, the number of processes or a resume.
 
     Args:
-        probability: In (0, 1).
-        whole_words: Draw words, all of whose tokens are then chosen.
-        stream: Keeps draws for training and for evaluation apart.
+        probability: Share of tokens (or words) to select, between 0 and 1.
+        whole_words: Select whole words instead of single tokens.
+        stream: Separates the draws for training from those for evaluation.
 
     Raises:
-        InputError: for another probability, or a tokenizer without a mask token.
+        InputError: if the probability is out of range, or the tokenizer has no mask token.
     """
 
     def __init__(
@@ -88,7 +93,13 @@ class Masking:
         self._special = torch.tensor(tokenizer.all_special_ids)
 
     def __call__(self, row: dict[str, list[int]], key: int) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels`, `(length,)`, of a row with `input_ids` and, for whole words, `words`."""
+        """Return the masked `input_ids` and the `labels` of a row, both `(length,)`; labels are -100 where nothing is
+        predicted.
+
+        Args:
+            row: `input_ids` and, for whole words, `words`, as [`Tokenising`] returns them.
+            key: Number that fixes the random draw.
+        """
         drawn = hashlib.blake2b(f"{self.seed} {self.stream} {key}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(drawn) % 2**63)
         ids = torch.tensor(row["input_ids"])
@@ -103,7 +114,7 @@ class Masking:
 
 
 class MaskedTexts(torch.utils.data.Dataset):
-    """Tokenised rows, masked anew in every epoch; with `set_epoch` never called, the same way each time."""
+    """A dataset of tokenised rows that are masked anew in each epoch; without `set_epoch`, always in the same way."""
 
     def __init__(self, rows: Dataset, masking: Masking):
         self.rows, self.masking, self.epoch = rows, masking, 0
@@ -115,14 +126,17 @@ class MaskedTexts(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, position: int | str):
-        """A masked row; by name, a column as tokenised."""
+        """Return a masked row; for a column name, return that column without masking."""
         if isinstance(position, str):
             return self.rows[position]
         return self.masking(self.rows[position], self.epoch * len(self.rows) + position)
 
 
 class MaskedStream(torch.utils.data.IterableDataset):
-    """A stream of tokenised rows, masked by their number in it; starts again where it ends, in another order."""
+    """An endless stream of masked rows, which restarts in another order when it ends.
+
+    The number of a row in the stream is the key of its masking.
+    """
 
     def __init__(self, rows: IterableDataset, masking: Masking):
         self.rows, self.masking = rows, masking
@@ -141,7 +155,7 @@ class MaskedStream(torch.utils.data.IterableDataset):
 
 
 class MaskAnew(TrainerCallback):
-    """Tells a [`MaskedTexts`] which epoch begins."""
+    """A callback that tells a [`MaskedTexts`] which epoch begins."""
 
     def __init__(self, dataset: MaskedTexts):
         self.dataset = dataset
@@ -151,7 +165,7 @@ class MaskAnew(TrainerCallback):
 
 
 class PaddingCollator:
-    """Masked rows as a batch: padded to the longest, labels with -100."""
+    """A collator that pads masked rows to the longest row of the batch, labels with -100, and adds the padding mask."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.padding = tokenizer.pad_token_id
@@ -168,11 +182,12 @@ class PaddingCollator:
 
 # ---- Figures ------------------------------------------------------------------------------------------------------
 def masked_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """For each row of a batch: summed negative log-likelihood, right predictions, tokens predicted: `(batch, 3)`.
+    """Return `(batch, 3)`: for each row the summed negative log-likelihood, the correct predictions and the predicted
+    tokens.
 
     Args:
-        logits: `(tokens with a label, vocabulary)`, as `EmoDebertaForMaskedLM` gives them.
-        labels: `(batch, length)`.
+        logits: `(tokens with a label, vocabulary)`, as `EmoDebertaForMaskedLM` returns them.
+        labels: `(batch, length)`, -100 where nothing is predicted.
     """
     chosen = labels != -100
     rows = chosen.nonzero()[:, 0]
@@ -189,7 +204,11 @@ def masked_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def masked_metrics(scores: np.ndarray) -> dict[str, float]:
-    """Over all rows of [`masked_scores`]: `perplexity`, `masked_accuracy`, and how many tokens they are about."""
+    """Return `perplexity`, `masked_accuracy` and `masked_tokens` (their number) over all rows.
+
+    Args:
+        scores: `(rows, 3)`, as [`masked_scores`] returns them.
+    """
     loss, right, tokens = scores.astype(np.float64).sum(axis=0)
     return {
         "perplexity": float(np.exp(loss / max(tokens, 1))),

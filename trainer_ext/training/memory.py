@@ -1,4 +1,4 @@
-"""Give freed memory back to the system during long streams."""
+"""Return freed memory to the system during long streams."""
 
 import ctypes
 import os
@@ -11,13 +11,18 @@ _M_ARENA_MAX = -8  # malloc.h
 
 
 class ReturnMemory(TrainerCallback):
-    """Keeps the memory of a long stream flat.
+    """A callback that keeps memory use flat over a long stream.
 
-    Rows come and go by the million, in sizes that fit no gap that others left: without this, the process grows for
-    hours. Every five seconds, pages that the allocators (pyarrow's and glibc's) keep and do not use go back to the
-    system; and threads share two of glibc's arenas instead of eight a core, so that there are fewer gaps. Where the C
-    library is another, only pyarrow's go back. oneDNN keeps code for the last 1,024 shapes that it met, and nearly each
-    batch has new ones: it is told to keep 16, and heeds that if it has not begun. So make this before any computing.
+    Without it, the process grows for hours, because freed blocks leave gaps that new rows do not fit. Three things
+    help:
+
+    - Every five seconds, unused pages of pyarrow's and glibc's allocators go back to the system.
+    - All threads share two arenas of glibc, instead of eight per core, so there are fewer gaps.
+    - oneDNN caches code for the last 16 shapes instead of 1,024, since nearly every batch has a new shape.
+
+    oneDNN reads its setting at its first use, so create this callback before any computation. With another C library
+    than
+    glibc, only pyarrow's pages go back.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""A `Trainer` whose resumed run does what the uninterrupted one did, its log and its end included."""
+"""A `Trainer` whose resumed run gives the same weights, logs and final metrics as an uninterrupted one."""
 
 import json
 import os
@@ -12,17 +12,19 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 
 class ResumableTrainer(Trainer):
-    """A `Trainer` that closes four gaps in the library's resuming.
+    """A `Trainer` that closes four gaps in how the library resumes.
 
-    - Each checkpoint says what the losses and the time add up to so far. The library's next log, mean loss and runtime
-      are of the later steps alone.
-    - A checkpoint at an epoch's last step is saved before the epoch's evaluation. It is evaluated on resuming.
-    - From a checkpoint at the last step, training ends there. The library takes one more step, unless the epoch ended.
-    - The state, by which a checkpoint is complete, is written when every process has written its random state.
+    - Each checkpoint saves the loss sums and the time so far. In the library, the next log, the mean loss and the
+      runtime
+      cover only the steps after resuming.
+    - The checkpoint at an epoch's last step is saved before that epoch's evaluation, so the evaluation runs on
+      resuming.
+    - A run resumed from its last step ends at once. The library takes one more step, unless the epoch ended.
+    - The trainer state marks a checkpoint as complete. It is written after every process has saved its random state.
     """
 
     _latest: tuple[float | None, float | None] = (None, None)  # gradient norm and learning rate of the latest step
-    _begun = 0.0  # time.time(), less what earlier starts took
+    _begun = 0.0  # time.time() at the start, minus the seconds that earlier starts took
     _is_at_end = _is_at_epoch_end = False
 
     def _init_training_state(
@@ -44,7 +46,7 @@ class ResumableTrainer(Trainer):
         self._load_progress(checkpoint)
         if self._is_at_epoch_end and self.args.save_strategy == SaveStrategy.STEPS:
             self._end_epoch(**kwargs)
-            kwargs["resume_from_checkpoint"] = None  # else the random states would be those before the evaluation
+            kwargs["resume_from_checkpoint"] = None  # else the random state from before the evaluation would be loaded
         if self._is_at_end:
             self.control.should_training_stop = True
         else:
@@ -54,7 +56,7 @@ class ResumableTrainer(Trainer):
         return super()._finalize_training(trial, num_train_samples, self._begun or start_time)
 
     def _end_epoch(self, model: nn.Module, epoch: int, trial: Any, start_time: float, **kwargs: Any) -> None:
-        """Log and evaluate what the epoch's end asks for, as the library does after its last step."""
+        """Log and evaluate at the end of an epoch, as the library does after the epoch's last step."""
         self._load_rng_state(kwargs["resume_from_checkpoint"])
         self.control.should_log = self.control.should_evaluate = self.control.should_save = False
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
@@ -89,7 +91,7 @@ class ResumableTrainer(Trainer):
 
     def _load_progress(self, checkpoint: str) -> None:
         path = self._progress_path(checkpoint)
-        if not os.path.exists(path):  # of an earlier version, or another number of processes
+        if not os.path.exists(path):  # the checkpoint is from an earlier version or another number of processes
             return
         with open(path, encoding="utf-8") as file:
             progress = json.load(file)

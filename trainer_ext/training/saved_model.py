@@ -1,4 +1,4 @@
-"""A saved model, read: whatever is wrong with its files becomes one line, and nothing is drawn at random."""
+"""Load a saved model safely: damaged files give a one-line error, and no weight is left random."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ from .tokenizer import library_quiet
 
 @contextmanager
 def reading(name: str | Path, problem: str) -> Iterator[None]:
-    """Turn whatever the library raises over a file's content into an [`InputError`].
+    """Turn any exception that the library raises while reading a file into an [`InputError`].
 
-    A crafted or damaged file makes it raise nearly anything (`TypeError`, `KeyError`, `ZeroDivisionError`,
-    `RecursionError`, Rust's own), so this is the one place that catches every exception.
+    A damaged or crafted file can raise almost anything (`TypeError`, `KeyError`, `ZeroDivisionError`, `RecursionError`,
+    exceptions from Rust), so this is the one place that catches every exception.
 
     Args:
-        name: The folder or Hub id, as the message says it.
-        problem: What cannot be done and what would be right.
+        name: Folder or Hub id, for the message.
+        problem: What failed and what would be right, for the message.
     """
     try:
         with library_quiet():
@@ -37,8 +37,8 @@ def load_whole(kind: type, name: str | Path, **options: Any) -> PreTrainedModel:
     """Return `kind.from_pretrained(name, **options)`, read from safetensors.
 
     Raises:
-        InputError: If the weights cannot be read or do not fit the configuration, or if some are missing or not
-            finite, as after a training that diverged.
+        InputError: if the weights cannot be read or do not fit the configuration, or some are missing or not finite (as
+            after a training that diverged).
     """
     with reading(name, "its weights cannot be loaded; want safetensors that fit its config.json"):
         options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -55,10 +55,10 @@ def load_whole(kind: type, name: str | Path, **options: Any) -> PreTrainedModel:
 
 
 def check_config(name: str | Path, config: PretrainedConfig) -> None:
-    """Check what the library reads without a look: the labels, numbered from 0 on, and the names of the architectures.
+    """Check parts of a configuration that the library does not: `id2label` and `architectures`.
 
     Raises:
-        InputError: If they are something else.
+        InputError: if the labels are not different names numbered from 0, or `architectures` is not a list of names.
     """
     labels, architectures = config.id2label, config.architectures
     names = list(labels.values()) if isinstance(labels, dict) else []

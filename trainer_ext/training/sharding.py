@@ -1,5 +1,4 @@
-"""A model whose weights lie in shards on several GPUs (FSDP2): what it asks of the settings, and how it becomes one
-piece again."""
+"""Train a model that is sharded over several GPUs (FSDP2): check the settings, and join the shards afterwards."""
 
 import os
 
@@ -14,17 +13,18 @@ from ..errors import InputError
 
 
 def is_sharded(args: TrainingArguments) -> bool:
-    """Whether FSDP is asked for, by `--fsdp` or by the configuration that `accelerate launch` was given."""
+    """Return whether `--fsdp` or the configuration of `accelerate launch` asks for FSDP."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 
 def check_sharding(args: TrainingArguments) -> None:
-    """Refuse what would not shard, or would leave checkpoints that this project does not read; where no other class is
-    named, a shard is cut from each layer.
+    """Check that the FSDP settings shard the model and write whole checkpoints.
+
+    If the settings name no layer class to wrap, this sets `DebertaV2Layer`, so that each layer is sharded.
 
     Raises:
-        InputError: without several GPUs (the library would train whole copies and say nothing), under FSDP1, or if
-            checkpoints are to be written in shards.
+        InputError: on one device (the library would silently train without sharding), with FSDP1, or if checkpoints are
+            to be written in shards.
     """
     config = "see recipes/accelerate/fsdp2.yaml"
     if args.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
@@ -43,8 +43,10 @@ def check_sharding(args: TrainingArguments) -> None:
 
 
 class CheckpointsWithoutCode(TrainerCallback):
-    """A sharded model's class is made by torch, whose source files the library would put into every checkpoint as the
-    model's code."""
+    """A callback that keeps torch's source files out of the checkpoints of a sharded model.
+
+    Torch creates a sharded model's class, so the library would save the file of that class as the model's code.
+    """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if isinstance(model, FSDPModule):
@@ -53,10 +55,11 @@ class CheckpointsWithoutCode(TrainerCallback):
 
 @torch.no_grad()
 def join_shards(trainer: Trainer) -> None:
-    """Give a trainer whose model is sharded the same model in one piece and float32, on every process.
+    """Replace a trainer's sharded model by the whole model in float32, on every process.
 
-    Every process takes part. A whole copy has to fit beside the shards; it is of the model's own class, and is
-    evaluated and saved as any other.
+    Every process must call this. The whole copy has to fit in memory together with the shards. It has the model's
+    original
+    class, and is evaluated and saved like any other.
     """
     sharded = trainer.model
     own_class = next(

@@ -1,28 +1,33 @@
-"""Training batches of texts of like length, as many as fit a budget of tokens."""
+"""Training batches of texts of similar length, filled up to a budget of tokens."""
 
 import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from ..errors import InputError
 
-# Texts that are sorted together, in budgets: less would leave padding, more would leave batches that never change.
+# Size of a sorting window, in budgets. A smaller one leaves more padding, a larger one repeats the same batches.
 WINDOW = 16
 
 
 class TokenBudgetSampler(BatchRebalanceSampler):
-    """Batches of a random order, sorted by length within windows, that hold `tokens` at most, padding included.
+    """A sampler of batches that hold at most `tokens` tokens each, padding included.
 
-    Every text comes once an epoch. The order is keyed by seed and epoch, never by the global random state: all
-    processes share the batches out between them, and a resumed run sees those of the uninterrupted one. All epochs
-    have as many batches, as `Trainer` wants it: as the one that needs most; the others divide their largest.
-    (`Trainer` takes a sampler of batches only from this base class; nothing else of it is used.)
+    Texts are shuffled, and sorted by length within windows. Every text comes once per epoch. The order depends only on
+    the
+    seed and the epoch, so all processes agree on it and a resumed run sees the same batches. `Trainer` needs the same
+    number
+    of batches in all epochs. It is that of the epoch that needs most, and the other epochs split their largest batches.
+
+    The base class is there only because `Trainer` accepts a batch sampler of no other kind.
 
     Args:
-        lengths: Tokens of each text.
-        tokens: Budget of a batch; a longer text is a batch of its own.
-        epochs: How many epochs will be asked for; later ones start again at the first.
-        seed, rank, processes: The run's seed, this process and how many there are.
-        multiple: The number of batches is a multiple of it: gradient accumulation steps times processes.
+        lengths: Number of tokens of each text.
+        tokens: Budget of a batch. A text longer than this is a batch of its own.
+        epochs: Number of epochs of the run; later epochs repeat the order from the first on.
+        seed: Seed of the run.
+        rank: Number of this process.
+        processes: Number of processes.
+        multiple: The number of batches is a multiple of this: gradient accumulation steps times processes.
 
     Raises:
         InputError: if there are fewer texts than `multiple`.
@@ -48,11 +53,11 @@ class TokenBudgetSampler(BatchRebalanceSampler):
         self.count = min(-(-most // multiple) * multiple, len(lengths) // multiple * multiple)
 
     def __len__(self) -> int:
-        """Batches of this process in an epoch."""
+        """Return the number of batches of this process per epoch."""
         return self.count // self.processes
 
     def __iter__(self):
-        """This process's batches: lists of positions."""
+        """Yield the batches of this process, each a list of text positions."""
         epoch = self.epoch % self.epochs
         batches = self._cut(self._order(epoch))
         self._make_count(batches)
@@ -64,7 +69,7 @@ class TokenBudgetSampler(BatchRebalanceSampler):
         return torch.Generator().manual_seed(((self.seed * 1_000_003 + epoch) * 2 + stream) % 2**63)
 
     def _order(self, epoch: int) -> list[int]:
-        """A random order, falling by length within windows of about `WINDOW` budgets."""
+        """Return a random order of the texts, longest first within windows of about `WINDOW` budgets."""
         order = torch.randperm(len(self.lengths), generator=self._generator(epoch, 0))
         window = self.lengths[order].cumsum(0) // (WINDOW * self.tokens)
         falling = self.lengths[order].argsort(descending=True, stable=True)
@@ -82,7 +87,7 @@ class TokenBudgetSampler(BatchRebalanceSampler):
         return batches
 
     def _make_count(self, batches: list[list[int]]) -> None:
-        """Halve the largest batch until there are enough; or, where nearly every text is its own, join small ones."""
+        """Split the largest batch, or join the two smallest, until there are `count` batches."""
         while len(batches) < self.count:
             largest = max(range(len(batches)), key=lambda position: len(batches[position]))
             batch = batches[largest]
@@ -93,7 +98,7 @@ class TokenBudgetSampler(BatchRebalanceSampler):
 
 
 class TokenBudgetMixin:
-    """For a `Trainer`: its training batches follow a [`TokenBudgetSampler`] if `tokens_per_batch` is given."""
+    """A mixin for `Trainer` that uses a [`TokenBudgetSampler`] for training if `tokens_per_batch` is given."""
 
     def __init__(self, *args, tokens_per_batch: int | None = None, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint."""
+"""Load the tokenizer of a checkpoint and encode a corpus with it."""
 
 import logging
 from contextlib import contextmanager
@@ -26,16 +26,18 @@ def load_tokenizer(
     token: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """Return a checkpoint's tokenizer, which from now on cuts at `max_seq_length` where it is asked to cut.
+    """Return a checkpoint's tokenizer, set to truncate at `max_seq_length` where truncation is asked for.
 
     Args:
         name: Folder or Hub id.
-        max_seq_length: In tokens.
-        config: Of the model.
+        max_seq_length: Longest text, in tokens.
+        config: Configuration of the model.
         revision, cache_dir, token, trust_remote_code: As in `from_pretrained`.
 
     Raises:
-        InputError: if there is none, or it does not fit the model's configuration.
+        InputError: if there is no tokenizer, it does not fit the model's configuration, or `max_seq_length` is too
+            small or
+            too large.
     """
     path = resolve_checkpoint(name, revision=revision, cache_dir=cache_dir, token=token)
     access = {"cache_dir": cache_dir, "token": token}
@@ -46,7 +48,7 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(
                 path, trust_remote_code=trust_remote_code, **{k: v for k, v in access.items() if v}
             )
-    except Exception as error:  # of a damaged file, the library raises nearly anything
+    except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
     least = tokenizer.num_special_tokens_to_add() + 1
     if max_seq_length < least:
@@ -69,7 +71,7 @@ def load_tokenizer(
 def encode(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, processes: int | None = None
 ) -> tuple[Dataset, int]:
-    """Return the token ids (and labels) of a split's texts, and how many texts were cut at `max_seq_length` tokens."""
+    """Return the encoded texts (and labels) of a split, and how many texts were cut at `max_seq_length` tokens."""
 
     def begun(texts: list[str]) -> list[str]:
         return [beginning(text, tokenizer, max_seq_length) for text in texts]
@@ -88,7 +90,7 @@ def encode(
 def encode_splits(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, processes: int | None = None
 ) -> tuple[dict[str, Dataset], dict[str, int]]:
-    """[`encode`] each split of a corpus, and log how many texts are cut. Return both by split."""
+    """Return [`encode`]'s two results for each split, as two dicts by split, and log how many texts were cut."""
     encoded, truncated = {}, {}
     for split, rows in corpus.splits.items():
         encoded[split], truncated[split] = encode(rows, tokenizer, max_seq_length, processes)
@@ -100,8 +102,10 @@ def encode_splits(
 
 @contextmanager
 def library_quiet():
-    """Without the library's warnings: a table of every key, where `_check_loaded` says what matters in two lines, and
-    that it does not know the model's type."""
+    """Silence the library's warnings inside a `with` block.
+
+    They list every key of a checkpoint, where `_check_loaded` logs what matters in two lines.
+    """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Start an EmoDeBERTa from any checkpoint that has its shape: DeBERTa, BERT and its relatives, its own, or none."""
+"""Start an EmoDeBERTa model from a checkpoint: DeBERTa, BERT and its relatives, or EmoDeBERTa itself."""
 
 import logging
 import re
@@ -23,35 +23,35 @@ from .saved_model import check_config, reading
 
 @dataclass
 class CheckpointArguments:
-    """What to start from."""
+    """Flags for the checkpoint to start from."""
 
     _argument_group_name = "Model"
 
     model_name_or_path: str | None = flag(
         None,
         "Checkpoint to start from, a folder or a Hub id: DeBERTa-v2/v3, BERT-shaped (BERT, MiniLM, RoBERTa, "
-        "XLM-R, DistilBERT, ELECTRA, MPNet; the same function at step 0) or an EmoDeBERTa of an earlier stage.",
+        "XLM-R, DistilBERT, ELECTRA, MPNet; same outputs at step 0), or EmoDeBERTa from an earlier stage.",
     )
     model_revision: str | None = flag(None, "Branch, tag or commit of the checkpoint on the Hub.")
-    tokenizer_name: str | None = flag(None, "Tokenizer, if it is not the checkpoint's own.")
+    tokenizer_name: str | None = flag(None, "Folder or Hub id of the tokenizer. Default: the checkpoint's own.")
     from_scratch: bool = flag(
-        False, "Take only the checkpoint's configuration and tokenizer; weights are random (the paper's w/o PLM row)."
+        False, "Use only the checkpoint's configuration and tokenizer, with random weights (the paper's w/o PLM row)."
     )
     relative_attention: bool = flag(
-        False, "Give a BERT-shaped checkpoint DeBERTa's relative positions; it still computes the same at step 0."
+        False, "Add DeBERTa's relative positions to a BERT-shaped checkpoint. The outputs at step 0 stay the same."
     )
-    cache_dir: str | None = flag(None, "Where downloads from the Hub are kept.")
+    cache_dir: str | None = flag(None, "Folder for downloads from the Hub. Default: the Hub client's cache.")
     token: str | None = flag(None, "Hub token, if not the one of `hf auth login`.")
-    trust_remote_code: bool = flag(False, "Run the code that the checkpoint's tokenizer brings. Read it first.")
+    trust_remote_code: bool = flag(False, "Run the code in the checkpoint's tokenizer. Read that code first.")
 
     def hub_access(self) -> dict[str, Any]:
-        """Return how the checkpoint is reached on the Hub, as [`warm_start`] takes it."""
+        """Return `revision`, `cache_dir` and `token`, as keyword arguments for [`warm_start`]."""
         return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
 
     def tokenizer_source(self) -> tuple[str, dict[str, Any]]:
-        """Return the tokenizer's name or path, and how it is reached, as `load_tokenizer` takes it.
+        """Return the tokenizer's name or path, and keyword arguments for `load_tokenizer`.
 
-        The revision is that of the checkpoint alone.
+        `--model_revision` applies to the checkpoint only, so it is not used with `--tokenizer_name`.
         """
         access = {**self.hub_access(), "trust_remote_code": self.trust_remote_code}
         if self.tokenizer_name:
@@ -60,15 +60,15 @@ class CheckpointArguments:
 
 
 logger = logging.getLogger(__name__)
-# Heads that other models keep beside the encoder; dropped, and said.
+# Heads of other models. They are dropped, which is logged.
 _OTHER_HEADS = (
     *("classifier.", "pooler.", "cls.", "lm_predictions.", "mask_predictions.", "qa_outputs."),
     *("discriminator_predictions.", "generator_predictions.", "generator_lm_head.", "lm_head."),
     *("pre_classifier.", "vocab_transform.", "vocab_layer_norm.", "vocab_projector."),
 )
-# Besides, buffers, and a twin of the word embeddings that Microsoft's training code left in some checkpoints.
+# Also not loaded: buffers, and a copy of the word embeddings that Microsoft's training code left in some checkpoints.
 _NOT_READ = (*_OTHER_HEADS, "embeddings.position_", "embeddings.word_embeddings._weight")
-# Model types whose encoder is BERT's, and how their names become DeBERTa's.
+# Model types with BERT's encoder, and the patterns that rename their parameters to DeBERTa's names.
 _PROJECTIONS = {rf"attention\.self\.{name}\.": f"attention.self.{name}_proj." for name in ("query", "key", "value")}
 _ROBERTA = {r"^roberta\.": ""} | _PROJECTIONS
 _BERT_SHAPED = {
@@ -98,9 +98,9 @@ _BERT_SHAPED = {
         r"encoder\.relative_attention_bias\.": "encoder.position_bias.",
     },
 }
-_MPNET_BUCKETS = 32  # what the library's MPNetEncoder counts with, whatever its configuration says
-# The heads for masked words of BERT, RoBERTa, MPNet and DistilBERT, and the one the library makes for DeBERTa under
-# `legacy=True`: the same layers.
+_MPNET_BUCKETS = 32  # the library's MPNetEncoder always uses 32, whatever its configuration says
+# The masked-language-model heads of BERT, RoBERTa, MPNet, DistilBERT and (with `legacy=True`) the library's DeBERTa
+# have the same layers.
 _TO_LM_HEAD = {
     r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
     r"^cls\.predictions\.bias$": "lm_predictions.lm_head.bias",
@@ -123,34 +123,33 @@ def warm_start(
     token: str | None = None,
     **config_overrides,
 ) -> PreTrainedModel:
-    """Build `model_class` from a checkpoint.
+    """Return a `model_class` with the weights of a checkpoint.
 
-    - `deberta-v2` (v2 and v3; v2-xxlarge's convolution included): same parameter names, loaded as they are.
-    - `bert` (BERT, MiniLM), `roberta`, `xlm-roberta`, `distilbert` and `electra` (base and large; the small one's
-      narrow embeddings have no place here): renamed; computes the same function at step 0. With
-      `relative_attention=True` too: the position projections start at zero and the query projection is multiplied by
-      sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
-    - `mpnet`: likewise, with its position bias, which is added after the division and stays as it is.
-    - `emodeberta`: as it is; the classification head stays if the labels (`id2label`) are the same.
-    - For `EmoDebertaForMaskedLM` the head of DeBERTa v1/v2 and of BERT's relatives is taken over. One beside
-      `mask_predictions` is not: the checkpoint (DeBERTa-v3) was trained to tell replaced tokens, so that head was never
-      used.
-    - `from_scratch`: the configuration alone, weights drawn anew (the paper's "w/o PLM" row).
+    - `deberta-v2` (v2 and v3, also the convolution of v2-xxlarge): parameter names are the same; loaded unchanged.
+    - `bert` (BERT, MiniLM), `roberta`, `xlm-roberta`, `distilbert`, `electra` (base and large; small has narrow
+      embeddings, which are not supported): parameters are renamed, outputs at step 0 are the same. They stay the same
+      with
+      `relative_attention=True`: position projections start at zero, and the query projection is multiplied by sqrt(3),
+      since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
+    - `mpnet`: likewise. Its position bias is added after the division, so it is kept unchanged.
+    - `emodeberta`: loaded unchanged. The classification head is kept if the labels (`id2label`) are the same.
+    - `EmoDebertaForMaskedLM` takes the masked-language-model head of DeBERTa v1/v2 and of BERT's relatives. It does not
+      take that of DeBERTa-v3, which was never trained (v3 was trained to detect replaced tokens).
 
     Args:
         name_or_path: Folder or Hub id. Weights are read from safetensors only.
         model_class: `EmoDebertaForSequenceClassification`, `EmoDebertaForMaskedLM` or `EmoDebertaModel`.
-        from_scratch: Take nothing but the configuration.
+        from_scratch: Use only the configuration; all weights are random (the paper's "w/o PLM" row).
         revision, cache_dir, token: As in `from_pretrained`.
         config_overrides: Fields of `EmoDebertaConfig` to set, for example `id2label`, `pooling` or
-            `relative_attention` (of a BERT-shaped checkpoint).
+            `relative_attention` (for a BERT-shaped checkpoint).
 
     Returns:
-        The model; its attribute `drawn_anew` names the modules that the checkpoint did not have.
+        The model. Its attribute `drawn_anew` is the set of modules that the checkpoint did not have.
 
     Raises:
-        InputError: if there is no such checkpoint, it has another architecture, a setting is out of range, or the
-            checkpoint's parameters do not fit; the message names the keys.
+        InputError: if there is no such checkpoint, its architecture is not supported, a setting is out of range, or its
+            parameters do not fit. The message names them.
     """
     hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
     path = resolve_checkpoint(name_or_path, **hub)
@@ -167,7 +166,7 @@ def warm_start(
         model.drawn_anew = set()
         return model
 
-    # Parameters that may be missing from the checkpoint, by prefix.
+    # Prefixes of parameters that the checkpoint may lack.
     fresh = ["classifier.", "lm_predictions."]
     if source.model_type == "emodeberta" and model_class.__name__ in (source.architectures or ()):  # has its own head
         fresh = ["classifier.dense."] if source.classifier_hidden_size != config.classifier_hidden_size else []
@@ -191,7 +190,7 @@ def warm_start(
             output_loading_info=True,
             **hub,
         )
-    model._weight_conversions = None  # else `save_pretrained` would give the checkpoint's names back to the parameters
+    model._weight_conversions = None  # else `save_pretrained` would use the checkpoint's parameter names
     model.drawn_anew = _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
     if model_class is EmoDebertaForMaskedLM:
         if any(key.startswith("mask_predictions.") for key in info["unexpected_keys"]):
@@ -201,7 +200,7 @@ def warm_start(
         if any(module.startswith("lm_predictions") for module in model.drawn_anew):
             logger.info(f"{name_or_path}: no usable head for masked words; a new one is tied to the word embeddings")
     others_head = source.model_type == "emodeberta" and source.id2label != config.id2label
-    if source.model_type in _BERT_SHAPED:  # RoBERTa's has the names of ours; nobody knows in which order its labels are
+    if source.model_type in _BERT_SHAPED:  # RoBERTa's head has our parameter names, but its label order is unknown
         others_head = "classifier.out_proj" not in model.drawn_anew
     if others_head and hasattr(model, "classifier"):
         logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
@@ -243,7 +242,7 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
             "relative_attention": False,
             "position_biased_input": True,
         }
-        if source.model_type == "distilbert":  # other names for the same, no token types, a fixed epsilon
+        if source.model_type == "distilbert":  # other field names, no token types, a fixed epsilon
             fields |= {
                 "hidden_size": source.dim,
                 "num_hidden_layers": source.n_layers,
@@ -286,7 +285,7 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
 
 
 def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[str]:
-    """The modules that were drawn anew, and a line about them and one about what was not used."""
+    """Return the modules with new random weights; raise `InputError` if the checkpoint's parameters do not fit."""
 
     def fits(key: str, allowed: list[str] | tuple[str, ...]) -> bool:
         return any(f".{part}" in f".{key}" if part[0] != "." else part in key for part in allowed)
@@ -311,12 +310,12 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[s
 
 
 def _module(key: str, prefix: str) -> str:
-    """`deberta.encoder.layer.3.attention.self.pos_key_proj.weight` as `encoder.layer.*.attention.self.pos_key_proj`."""
+    """Turn `deberta.encoder.layer.3.attention.output.dense.weight` into `encoder.layer.*.attention.output.dense`."""
     return re.sub(r"\.\d+\.", ".*.", key.removeprefix(f"{prefix}.")).rpartition(".")[0]
 
 
 def _first_position(source: PretrainedConfig) -> int:
-    """Of a text's first token: RoBERTa counts from the token after padding's number on, MPNet from 2 on."""
+    """Return the position of a text's first token: RoBERTa starts after the padding id, MPNet at 2, others at 0."""
     if source.model_type == "mpnet":
         return 2
     return source.pad_token_id + 1 if source.model_type in ("roberta", "xlm-roberta") else 0
@@ -324,7 +323,7 @@ def _first_position(source: PretrainedConfig) -> int:
 
 @torch.no_grad()
 def _count_positions_from_0(model: PreTrainedModel, first: int) -> None:
-    """Drop the rows of positions that no token has."""
+    """Drop the position embeddings before `first`, which no token uses."""
     embeddings = model.base_model.embeddings
     rows = embeddings.position_embeddings.weight[first:].clone()
     embeddings.position_embeddings = nn.Embedding.from_pretrained(rows, freeze=False)
