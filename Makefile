@@ -33,8 +33,9 @@ $(BROWSER): $(STAMP)
 	  $(BIN)/playwright install chromium
 	touch $@
 
+# One worker more than cores: a quarter of the time, tests wait for processes, servers and browsers.
 test: $(STAMP) $(BROWSER)  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)") --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## lint and format check
 	$(BIN)/ruff check .
