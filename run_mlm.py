@@ -94,7 +94,6 @@ def main() -> None:
     settings = training_settings(model_args, data_args, args) | {
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
         "training data": files if data_args.streaming else digest(corpus.train["text"][:]),
-        "number of processes": args.world_size,
     }
     run = Run(output_dir, settings, args, parser.precision, data_args.overwrite_output_dir)
 

@@ -182,7 +182,7 @@ def test_it_is_found_wherever_it_stands(way, what, says, folder):
 @pytest.mark.parametrize(
     "path",
     [
-        *(r"C:\Users\somebody\rows.csv", "D:/work/rows.csv", "file:///data/rows.csv", "file://host/share/rows.csv"),
+        *(r"C:\Users\somebody\rows.csv", "D:/projects/rows.csv", "file:///data/rows.csv", "file://host/share/rows.csv"),
         *(r"\\server\share\rows.csv", "//server/share/rows/all.csv", "smb://server/rows", "host:/export/rows/all.csv"),
         *(
             "/Users/somebody/rows.csv",
