@@ -5,6 +5,7 @@ library reads when it starts or is imported (HF_HUB_OFFLINE, PYTHONPATH) is as i
 wants `subprocess`.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -16,23 +17,68 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# In the environment of a script: the trainings that it starts are forked as well. A test that kills it sets it to "".
+FORKS_TRAININGS = "EMODEBERTA_TESTS_FORK_TRAININGS"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score"])
 
 
 def _run(script: str, arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
+    multiprocessing.current_process()._config["daemon"] = False  # it may start processes, too
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     for path, number in ((os.devnull, 0), (out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
     sys.argv = [script, *arguments]
     if "OMP_NUM_THREADS" in env:
         import torch
 
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
-    runpy.run_path(script, run_name="__main__")
+    with trainings() if env.get(FORKS_TRAININGS) else contextlib.nullcontext():
+        if script.endswith(".py"):
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+
+
+class _Training:
+    """What the driver of trials starts instead of a new Python: the same script, forked off the same server."""
+
+    def __init__(self, command: list, env: dict[str, str], stdout, **options):
+        self.args = command
+        _, *rest = map(str, command)
+        script, *arguments = rest[1:] if rest[0] == "-m" else rest
+        self._process = _context.Process(
+            target=_run, args=(script, arguments, os.getcwd(), env, stdout.name, stdout.name), daemon=True
+        )
+        self._process.start()
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+@contextlib.contextmanager
+def trainings():
+    """Fork the trainings of a comparison or fusion, whose start takes longer than they do.
+
+    They do not hold their driver's lock, so a test that kills the driver wants new Pythons.
+    """
+    import subprocess
+
+    from trainer_ext.runs import trials
+
+    real = trials.subprocess
+    trials.subprocess = type("subprocess", (), vars(subprocess) | {"Popen": _Training})
+    try:
+        yield
+    finally:
+        trials.subprocess = real
 
 
 class Forked:
@@ -45,7 +91,7 @@ class Forked:
         self.args = [str(script), *map(str, arguments)]
         self.returncode: int | None = None
         self._said = tempfile.TemporaryDirectory()
-        env = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
+        env = os.environ | {"OMP_NUM_THREADS": "1", FORKS_TRAININGS: "1"} | (env or {})
         if ranks > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
