@@ -90,9 +90,9 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
             raise InputError(f"{path}, {name}: select best_on_dev is for single models; fix the epochs here")
     some = f"want a list of some of the members ({', '.join(members)})"
     for what, left_out in recipe.without.items():
-        if not isinstance(left_out, list) or not set(left_out) < members.keys():
+        if not set(left_out) < members.keys():
             raise InputError(f"{path}, without, {what}: {left_out!r}; {some}, not of all")
-    if "teachers" in rest and (not isinstance(recipe.teachers, list) or not set(recipe.teachers) <= members.keys()):
+    if not set(recipe.teachers) <= members.keys():
         raise InputError(f"{path}, teachers: {recipe.teachers!r}; {some}")
     if students and recipe.cv_folds < 3:
         raise InputError(f"{path}: a student's teachers train without two folds; want cv_folds of at least 3")
