@@ -96,6 +96,48 @@ def _comparison(variants: list[dict], names: list[str]) -> Figure:
     return figure
 
 
+def plot_search(source: Path, target: Path) -> None:
+    """Draw a search from `run_search.py`'s JSON: macro F1 by configuration, and by the value of each searched flag."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    own, *tried = content["configurations"]
+    finished = [row for row in (own, *tried) if row["state"] == "finished"]
+    flags = list(content["space"])
+    choices = {flag: list(map(str, values)) for flag, values in content["space"].items() if isinstance(values, list)}
+    with drawn_as_text([*flags, *(each for values in choices.values() for each in values)]) as texts:
+        names, shown = texts[: len(flags)], iter(texts[len(flags) :])
+        wide = min(4, 1 + len(flags))
+        deep = -(-(1 + len(flags)) // wide)
+        figure = Figure(figsize=(3.2 * wide, min(2.6 * deep, _LARGEST)), layout="constrained")
+        panels = figure.subplots(deep, wide, sharey=True, squeeze=False).ravel()
+        axes = panels[0]
+        low, high = content["nested"]["nested"]["interval"]
+        axes.axhspan(low, high, color=COLORS["quiet"], alpha=0.2, linewidth=0)
+        axes.axhline(content["nested"]["nested"]["macro_f1"], color=COLORS["quiet"], label="nested, 95% interval")
+        axes.axhline(own["scores"][-1], color="black", linewidth=0.8, linestyle="--", label="the recipe's own values")
+        for state, marker, color in (("finished", "o", COLORS["first"]), ("stopped", "x", COLORS["quiet"])):
+            points = [(place, row["scores"][-1]) for place, row in enumerate(tried, 1) if row["state"] == state]
+            if points:
+                axes.scatter(*zip(*points, strict=True), marker=marker, color=color, s=18, label=state)
+        axes.set(xlabel="configuration", ylabel="macro F1")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes, flag, name in zip(panels[1:], flags, names, strict=False):
+            points = [(row["values"][flag], row["scores"][-1]) for row in finished if flag in row["values"]]
+            if flag in choices:
+                points = [(choices[flag].index(str(value)), score) for value, score in points]
+                axes.set_xticks(range(len(choices[flag])), [next(shown) for _ in choices[flag]])
+                axes.set_xlim(-0.5, len(choices[flag]) - 0.5)
+            elif content["space"][flag]["log"]:
+                axes.set_xscale("log")
+            if points:
+                axes.scatter(*zip(*points, strict=True), color=COLORS["first"], s=18)
+            share = content["importance"].get(flag)
+            axes.set(xlabel=name if share is None else f"{name} ({share:.0%})")
+        for axes in panels[1 + len(flags) :]:
+            axes.set_axis_off()
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+        figure.savefig(target, dpi=150)
+
+
 def plot_pretraining(source: Path, target: Path) -> None:
     """Draw the training loss and the held-out perplexity by step, from the log history of masked-language-model
     training.

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.predictions import read_predictions
-from .trial_record import write_probabilities
+from ..files import RESULTS
+from ..training.saved_model import reading
+from .trial_record import PROBABILITIES, RECORD, check_trial, read_probabilities, write_probabilities
+
+RUN = "run"  # in a trial's folder, what its program leaves
 
 
 @dataclass
@@ -64,6 +68,24 @@ def last_loss(run: Path) -> float | None:
     """Return the training loss that was logged last, or `None` if none was logged."""
     history = json.loads((run / "learning_curve.json").read_text(encoding="utf-8"))
     return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
+
+
+def convert_run(path: Path) -> dict[str, Any]:
+    """Take over the predictions of a trial's finished run; return what the record says of it.
+
+    Raises:
+        InputError: if a file of the run is damaged.
+    """
+    run = path / RUN
+    with reading(run, "is damaged"):
+        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        # A driver killed right after a training leaves no time; that of the process alone is used instead.
+        left = {"seconds": round(results["train_runtime"], 1), "resumed": True, "last_loss": last_loss(run)}
+        left["rows"] = {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")}
+        (path / RECORD).unlink(missing_ok=True)  # what it says is not of what comes now
+        convert_predictions(run, path / PROBABILITIES)
+        check_trial(path.name, left, read_probabilities(path / PROBABILITIES), run)
+    return left
 
 
 def convert_predictions(run: Path, target: Path) -> None:
