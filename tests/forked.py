@@ -17,7 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score"])
+_context.set_forkserver_preload(
+    ["run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score", "run_search"]
+)
 
 
 def _run(script: str, arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:

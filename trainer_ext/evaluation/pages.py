@@ -104,7 +104,8 @@ def search_page(content: dict) -> str:
         "scored by the configuration that is best on the other folds. The selection score is the winner's own "
         f"cross-validation, which also chose it, so it is too high. {seen} 95% intervals, {drawn} resampled; "
         f"differences are paired, to {in_markdown(own)}.\n",
-        f"By fold, the other folds chose: {', '.join(map(in_markdown, nested['chosen']))}.\n",
+        f"By fold, the other folds chose: {', '.join(map(in_markdown, nested['chosen']))}. "
+        "(If all choose the winner, the two scores are equal.)\n",
         "## The winner\n",
         f"{in_markdown(named[0].upper() + named[1:])}. Train it on all training rows with "
         "`python run_classify.py best.yaml`, in this folder.\n",
