@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def last_loss(run: Path) -> float | None:
     """Return the training loss that was logged last, or `None` if none was logged."""
     history = json.loads((run / "learning_curve.json").read_text(encoding="utf-8"))
     return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
+
+
+def last_words(log: Path, before: int) -> str:
+    """Return the last error in a training's log after so many bytes, else the last line.
+
+    A progress bar that is closed when the program ends may stand before the error, or after it.
+    """
+    said = log.read_bytes()[before:].decode("utf-8", errors="replace").strip()
+    errors = re.findall(r"error: (.*)", said)
+    return errors[-1] if errors else said.splitlines()[-1] if said else ""
 
 
 def convert_run(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from ..training.distillation import OUT_OF_FOLD
 from .checkpoints import checkpoint_digest
 from .estimate import machine, matrix_gflops, measured_rate, training_gflop
 from .run import not_made, training_settings
-from .trial import RUN, Trial, convert_run
+from .trial import RUN, Trial, convert_run, last_words
 from .trial_archive import open_archives, write_archive
 from .trial_record import (
     RECORD,
@@ -379,6 +379,7 @@ class Trials:
         if device is None and self.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
         with open(path / "log.txt", "ab") as log:
+            before = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", program, path / "recipe.yaml"],
                 stdin=subprocess.DEVNULL,
@@ -393,6 +394,5 @@ class Trials:
             finally:
                 running.discard(process)
         if code:
-            lines = (path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1] if lines else f"exit status {code}"
-            raise InputError(f"training {name} failed: {said.removeprefix('error: ')} (its log: {path}/log.txt)")
+            said = last_words(path / "log.txt", before) or f"exit status {code}"
+            raise InputError(f"training {name} failed: {said} (its log: {path}/log.txt)")
