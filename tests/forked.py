@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 # In the environment of a script: the trainings that it starts are forked as well. A test that kills it sets it to "".
 FORKS_TRAININGS = "EMODEBERTA_TESTS_FORK_TRAININGS"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score"])
+_context.set_forkserver_preload(
+    ["run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score", "run_search"]
+)
 
 
 def _run(script: str, arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:

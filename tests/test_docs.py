@@ -199,7 +199,7 @@ def help_of(program: str) -> str:
 @pytest.mark.parametrize("program", sorted(program for program, flags in commands().items() if flags))
 def test_every_flag_in_pages_and_recipes_exists(program):
     texts = help_of(program)
-    if program in ("run_compare.py", "run_fuse.py"):  # hand the other flags on
+    if program in ("run_compare.py", "run_fuse.py", "run_search.py"):  # hand the other flags on
         texts += help_of("run_classify.py")
     assert not [flag for flag in sorted(commands()[program]) if not re.search(rf"{flag}\b", texts)]
 

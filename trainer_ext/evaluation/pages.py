@@ -1,4 +1,4 @@
-"""Write a comparison and an error analysis as Markdown pages."""
+"""Write a comparison, a search and an error analysis as Markdown pages."""
 
 from ..escape import in_code, in_markdown, table
 from .error_analysis import FEWEST_ROWS
@@ -56,6 +56,77 @@ def comparison_page(content: dict) -> str:
         "![macro F1 and differences](comparison.png)",
         "",
     ]
+    return "\n".join(lines)
+
+
+def changes(values: dict, own: dict) -> str:
+    """Return the values of flags, by name, that are not the recipe's own, as text."""
+    return ", ".join(f"{flag} {value}" for flag, value in values.items() if value != own.get(flag))
+
+
+def search_page(content: dict) -> str:
+    """Return a search as a Markdown page, from its JSON."""
+    nested, configurations = content["nested"], content["configurations"]
+    own, winner = configurations[0]["name"], content["winner"]
+    named = own if winner == own else f"configuration {winner}"
+    count = {state: sum(row["state"] == state for row in configurations) for state in ("finished", "stopped", "failed")}
+    drawn = f"{content['groups']} writers" if content["grouped"] else "rows"
+    scores = [
+        score_cells(nested["own"]),
+        score_cells(nested["nested"]),
+        [*score_cells(nested["selection"])[:2], "", ""],
+    ]
+    scores[2][0] = f"{named}, selection score"
+    seen = (
+        "Stopped configurations cannot be chosen, since they lack folds. The sampler, and the rule that stops, saw all "
+        "folds, so the nested score may still be a little too high; `--sampler random --pruner none` rules that out."
+        if content["sampler"] != "random" or content["pruner"] != "none"
+        else "The values were drawn without a look at scores, so nothing of a fold's rows is in the choice for it."
+    )
+    tried = []
+    for row in configurations:
+        score = row["scores"][-1] if row["scores"] else None
+        gain = None if score is None else score - configurations[0]["scores"][len(row["scores"]) - 1]
+        cells = ["", ""] if gain is None else [f"{score:.3f}", f"{gain:+.3f}" if row["name"] != own else ""]
+        minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
+        state = row["state"] if row["state"] != "stopped" else f"stopped after {len(row['scores'])}"
+        values = {} if row["name"] == own else configurations[0]["values"]
+        tried.append([row["name"], *cells, state, minutes, changes(row["values"], values)])
+    lines = [
+        f"# Search {in_markdown(content['name'])}\n",
+        f"{len(configurations)} configurations: {count['finished']} finished, {count['stopped']} stopped early, "
+        f"{count['failed']} failed. {content['rows']} rows of {in_markdown(content['source'])}, "
+        f"{content['folds']}-fold cross-validation, seed {content['seed']}, {content['minutes']:.0f} minutes.\n",
+        f"{in_code(content['command'])}\n",
+        *table(["", "macro F1", "difference", "p"], scores),
+        "",
+        "**Report the nested score.** It is what the search gains on rows that had no part in the choice: each fold is "
+        "scored by the configuration that is best on the other folds. The selection score is the winner's own "
+        f"cross-validation, which also chose it, so it is too high. {seen} 95% intervals, {drawn} resampled; "
+        f"differences are paired, to {in_markdown(own)}.\n",
+        f"By fold, the other folds chose: {', '.join(map(in_markdown, nested['chosen']))}. "
+        "(If all choose the winner, the two scores are equal.)\n",
+        "## The winner\n",
+        f"{in_markdown(named[0].upper() + named[1:])}. Train it on all training rows with "
+        "`python run_classify.py best.yaml`, in this folder.\n",
+        *table(["flag", "value"], [[flag, str(value)] for flag, value in content["best"].items()]),
+        "",
+        "## All configurations\n",
+        "A stopped one was behind: its score and difference are over the folds it was trained on. No fold chooses an "
+        "epoch. Values that are the recipe's own are left out.\n",
+        *table(["configuration", "macro F1", "difference", "folds", "minutes", "values"], tried),
+        "",
+    ]
+    if content["importance"]:
+        shares = [[flag, f"{share:.0%}"] for flag, share in content["importance"].items()]
+        lines += [
+            "## What mattered\n",
+            "Each flag's share in telling the better half of the finished configurations from the rest (PED-ANOVA). "
+            "With few configurations, it is a hint.\n",
+            *table(["flag", "share"], shares),
+            "",
+        ]
+    lines += [f"Measured on {in_markdown(content['machine'])}.", "", "![scores by configuration](search.png)", ""]
     return "\n".join(lines)
 
 

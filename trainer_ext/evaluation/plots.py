@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .fonts import drawn_as_text
@@ -94,6 +95,62 @@ def _comparison(variants: list[dict], names: list[str]) -> Figure:
         axes.locator_params(axis="x", nbins=6)
     difference_axes.set(xlabel="difference to the first line\norange: p (Holm) < .05")
     return figure
+
+
+def plot_search(source: Path, target: Path) -> None:
+    """Draw a search from `run_search.py`'s JSON: macro F1 by configuration, and by the value of each searched flag."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    own, *tried = content["configurations"]
+    finished = [row for row in (own, *tried) if row["state"] == "finished"]
+    flags = list(content["space"])
+    choices = {flag: list(map(str, values)) for flag, values in content["space"].items() if isinstance(values, list)}
+    with drawn_as_text([*flags, *(each for values in choices.values() for each in values)]) as texts:
+        names, shown = texts[: len(flags)], iter(texts[len(flags) :])
+        wide = min(4, 1 + len(flags))
+        deep = -(-(1 + len(flags)) // wide)
+        figure = Figure(figsize=(3.2 * wide, min(2.6 * deep, _LARGEST)), layout="constrained")
+        panels = figure.subplots(deep, wide, sharey=True, squeeze=False).ravel()
+        axes = panels[0]
+        low, high = content["nested"]["nested"]["interval"]
+        axes.axhspan(low, high, color=COLORS["quiet"], alpha=0.2, linewidth=0)
+        axes.axhline(content["nested"]["nested"]["macro_f1"], color=COLORS["quiet"], label="nested, 95% interval")
+        axes.axhline(own["scores"][-1], color="black", linewidth=0.8, linestyle="--", label="the recipe's own values")
+        for state, marker, color, label in (
+            ("finished", "o", COLORS["first"], "finished"),
+            ("stopped", "x", COLORS["quiet"], "stopped, on fewer folds"),
+        ):
+            points = [(place, row["scores"][-1]) for place, row in enumerate(tried, 1) if row["state"] == state]
+            if points:
+                axes.scatter(*zip(*points, strict=True), marker=marker, color=color, s=18, label=label)
+        axes.set(xlabel="configuration", ylabel="macro F1")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0, len(tried) + 1)
+        for axes, flag, name in zip(panels[1:], flags, names, strict=False):
+            points = [(row["values"][flag], row["scores"][-1]) for row in finished if flag in row["values"]]
+            if flag in choices:
+                points = [(choices[flag].index(str(value)), score) for value, score in points]
+                axes.set_xticks(range(len(choices[flag])), [next(shown) for _ in choices[flag]])
+                axes.set_xlim(-0.5, len(choices[flag]) - 0.5)
+            if points:
+                axes.scatter(*zip(*points, strict=True), color=COLORS["first"], s=18)
+            if flag not in choices:
+                _number_axis(axes, **content["space"][flag])
+            share = content["importance"].get(flag)
+            axes.set(xlabel=name if share is None else f"{name} ({share:.0%})")
+        for axes in panels[1 + len(flags) :]:
+            axes.set_axis_off()
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+        figure.savefig(target, dpi=150)
+
+
+def _number_axis(axes: Axes, low: float, high: float, log: bool, step: float | None) -> None:
+    """Show the range of a searched flag."""
+    middle = (low * high) ** 0.5 if log else (low + high) / 2
+    margin = (high / low) ** 0.05 if log else (high - low) * 0.05
+    axes.set_xscale("log" if log else "linear")
+    axes.set_xticks([low, middle, high], [f"{each:.3g}" for each in (low, middle, high)])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim((low / margin, high * margin) if log else (low - margin, high + margin))
 
 
 def plot_pretraining(source: Path, target: Path) -> None:

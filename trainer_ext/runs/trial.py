@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.predictions import read_predictions
-from .trial_record import write_probabilities
+from ..files import RESULTS
+from ..training.saved_model import reading
+from .trial_record import PROBABILITIES, RECORD, check_trial, read_probabilities, write_probabilities
+
+RUN = "run"  # in a trial's folder, what its program leaves
 
 
 @dataclass
@@ -64,6 +69,34 @@ def last_loss(run: Path) -> float | None:
     """Return the training loss that was logged last, or `None` if none was logged."""
     history = json.loads((run / "learning_curve.json").read_text(encoding="utf-8"))
     return next((entry["loss"] for entry in reversed(history) if "loss" in entry), None)
+
+
+def last_words(log: Path, before: int) -> str:
+    """Return the last error in a training's log after so many bytes, else the last line.
+
+    A progress bar that is closed when the program ends may stand before the error, or after it.
+    """
+    said = log.read_bytes()[before:].decode("utf-8", errors="replace").strip()
+    errors = re.findall(r"error: (.*)", said)
+    return errors[-1] if errors else said.splitlines()[-1] if said else ""
+
+
+def convert_run(path: Path) -> dict[str, Any]:
+    """Take over the predictions of a trial's finished run; return what the record says of it.
+
+    Raises:
+        InputError: if a file of the run is damaged.
+    """
+    run = path / RUN
+    with reading(run, "is damaged"):
+        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
+        # A driver killed right after a training leaves no time; that of the process alone is used instead.
+        left = {"seconds": round(results["train_runtime"], 1), "resumed": True, "last_loss": last_loss(run)}
+        left["rows"] = {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")}
+        (path / RECORD).unlink(missing_ok=True)  # what it says is not of what comes now
+        convert_predictions(run, path / PROBABILITIES)
+        check_trial(path.name, left, read_probabilities(path / PROBABILITIES), run)
+    return left
 
 
 def convert_predictions(run: Path, target: Path) -> None:

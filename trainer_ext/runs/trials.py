@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from importlib.metadata import version
@@ -33,17 +33,13 @@ from ..data.label_maps import transfer_digest
 from ..errors import InputError
 from ..files import RESULTS, digest, file_digest, handed_on, lock, read_object, write_json, write_text
 from ..training.distillation import OUT_OF_FOLD
-from ..training.saved_model import reading
 from .checkpoints import checkpoint_digest
 from .estimate import machine, matrix_gflops, measured_rate, training_gflop
 from .run import not_made, training_settings
-from .trial import Trial, convert_predictions, last_loss
+from .trial import RUN, Trial, convert_run, last_words
 from .trial_archive import open_archives, write_archive
 from .trial_record import (
-    PROBABILITIES,
     RECORD,
-    check_trial,
-    read_probabilities,
     read_record,
     read_trial,
     trial_name,
@@ -56,7 +52,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # losses than those recorded. A change of code that leaves them alone leaves finished trials valid.
 COMPUTATION = 1
 LIBRARIES = ("torch", "transformers", "accelerate", "scikit-learn")
-RUN = "run"
 
 
 def add_trials_dir(parser: argparse.ArgumentParser) -> None:
@@ -269,11 +264,6 @@ class Trials:
             path = self.path(trial)
             if not self.finished(trial) or (keep_models and not (path / RUN / RESULTS).exists()):
                 waiting[path] = trial
-        count = torch.cuda.device_count()
-        devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        for job in range(self.jobs):
-            devices.put(str(job % count) if count else None)
-        running: set[subprocess.Popen] = set()
         total = len({self.path(trial) for trial in trials})
         done = total - len(waiting)
         if done:
@@ -281,23 +271,50 @@ class Trials:
         if waiting:
             hours = self.estimate(list(waiting.values())) / 3600
             print(f"{len(waiting)} trainings to do, about {hours:.1f} h; logs in {self.folder}/*/log.txt", flush=True)
+        with tqdm(total=total, initial=done, desc="trainings", unit="training", smoothing=0) as bar:
 
-        def one(path: Path, trial: Trial) -> None:
+            def one(path: Path, trial: Trial, *how: Any) -> None:
+                self._train_one(path, trial, keep_models, *how)
+                bar.set_postfix_str(trial.name)
+                bar.update()
+
+            self._spread(waiting, one, bar)
+
+    def attempt(self, trials: Sequence[Trial], bar: tqdm) -> dict[str, InputError]:
+        """Train the trials that are not finished, and return the errors of those that failed, by the trial's name.
+
+        Args:
+            bar: The caller's progress bar, whose clock is kept going.
+        """
+        failed = {}
+
+        def one(path: Path, trial: Trial, *how: Any) -> None:
+            try:
+                self._train_one(path, trial, False, *how)
+            except InputError as error:
+                failed[trial.name] = error
+
+        self._spread({self.path(trial): trial for trial in trials if not self.finished(trial)}, one, bar)
+        return failed
+
+    def _spread(self, waiting: dict[Path, Trial], one: Callable[..., None], bar: tqdm) -> None:
+        """Call `one(path, trial, device, running)` for each trial, `jobs` at a time; stop at the first error."""
+        count = torch.cuda.device_count()
+        devices: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for job in range(self.jobs):
+            devices.put(str(job % count) if count else None)
+        running: set[subprocess.Popen] = set()
+
+        def on_a_device(path: Path, trial: Trial) -> None:
             device = devices.get()
             try:
-                self._train_one(path, trial, device, keep_models, running)
+                one(path, trial, device, running)
             finally:
                 devices.put(device)
 
-        with (
-            tqdm(total=total, initial=done, desc="trainings", unit="training", smoothing=0) as bar,
-            ThreadPoolExecutor(max_workers=self.jobs) as pool,
-        ):
-            futures = {pool.submit(one, path, trial): trial for path, trial in waiting.items()}
-            for future, trial in futures.items():
-                future.add_done_callback(lambda _, name=trial.name: (bar.set_postfix_str(name), bar.update()))
+        with ThreadPoolExecutor(max_workers=self.jobs) as pool:
+            left = {pool.submit(on_a_device, path, trial) for path, trial in waiting.items()}
             try:
-                left = set(futures)
                 while left:
                     over, left = wait(left, timeout=1, return_when=FIRST_EXCEPTION)
                     for future in over:
@@ -311,7 +328,7 @@ class Trials:
                 raise
 
     def _train_one(
-        self, path: Path, trial: Trial, device: str | None, keep_models: bool, running: set[subprocess.Popen]
+        self, path: Path, trial: Trial, keep_models: bool, device: str | None, running: set[subprocess.Popen]
     ) -> None:
         path.mkdir(parents=True, exist_ok=True)
         with lock(path / "lock", trial.name) as held:
@@ -321,7 +338,7 @@ class Trials:
             left = None
             if (run / RESULTS).exists() and not not_made(run):
                 try:
-                    left = self._convert(path)
+                    left = convert_run(path)
                 except InputError as error:
                     self._tell(trial, error)
                     (run / RESULTS).unlink()  # first: what a kill leaves of the folder does not pass for a finished run
@@ -335,7 +352,7 @@ class Trials:
                 start = time.time()
                 self._run_script(path, program, device, held, running, trial.name)
                 write_json(path / "time.json", {"seconds": round(time.time() - start, 1), "resumed": resumed})
-                left = self._convert(path)
+                left = convert_run(path)
             write_record(
                 path,
                 {
@@ -354,24 +371,6 @@ class Trials:
                 (run / RESULTS).unlink()  # first, as above
                 shutil.rmtree(run)
 
-    @staticmethod
-    def _convert(path: Path) -> dict[str, Any]:
-        """Take over the predictions of a trial's finished run; return what the record says of it.
-
-        Raises:
-            InputError: if a file of the run is damaged.
-        """
-        run = path / RUN
-        with reading(run, "is damaged"):
-            results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
-            # A driver killed right after a training leaves no time; that of the process alone is used instead.
-            left = {"seconds": round(results["train_runtime"], 1), "resumed": True, "last_loss": last_loss(run)}
-            left["rows"] = {k.removesuffix("_rows"): v for k, v in results.items() if k.endswith("_rows")}
-            (path / RECORD).unlink(missing_ok=True)  # what it says is not of what comes now
-            convert_predictions(run, path / PROBABILITIES)
-            check_trial(path.name, left, read_probabilities(path / PROBABILITIES), run)
-        return left
-
     def _run_script(
         self, path: Path, program: str, device: str | None, held: int, running: set[subprocess.Popen], name: str
     ) -> None:
@@ -380,6 +379,7 @@ class Trials:
         if device is None and self.jobs > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
         with open(path / "log.txt", "ab") as log:
+            before = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", program, path / "recipe.yaml"],
                 stdin=subprocess.DEVNULL,
@@ -394,6 +394,5 @@ class Trials:
             finally:
                 running.discard(process)
         if code:
-            lines = (path / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            said = lines[-1] if lines else f"exit status {code}"
-            raise InputError(f"training {name} failed: {said.removeprefix('error: ')} (its log: {path}/log.txt)")
+            said = last_words(path / "log.txt", before) or f"exit status {code}"
+            raise InputError(f"training {name} failed: {said} (its log: {path}/log.txt)")
