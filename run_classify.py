@@ -40,7 +40,7 @@ from trainer_ext.files import digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
-from trainer_ext.release.run_card import write_run_card
+from trainer_ext.release.run_card import unshown_texts, write_run_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.final_weights import keep_weights
 from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
@@ -168,7 +168,7 @@ def main() -> None:
     print_results(results, evaluated(corpus), {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
     print(f"\nsaved to {output_dir}/")
     if args.hub_model_id:
-        texts = (text for rows in corpus.splits.values() for text in rows["text"])
+        texts = unshown_texts(corpus, run_args.card_examples)
         hub.push_run(output_dir, args, publish_restricted=run_args.publish_restricted, texts=texts)
 
 

@@ -63,8 +63,9 @@ from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
 from trainer_ext.evaluation.fusion_table import compare_fusions, plain_votes, voters
 from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
 from trainer_ext.files import RESULTS, check_free, claim, write_json
+from trainer_ext.recipes import CardArguments, add_card_flags
+from trainer_ext.release.ensemble_card import restricting_terms, write_ensemble_card
 from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble, write_fused_predictions
-from trainer_ext.release.model_card import write_ensemble_card
 from trainer_ext.runs.fusion_recipe import (
     STUDENT,
     FusionRecipe,
@@ -90,11 +91,12 @@ def main() -> None:
     args, rest = parser().parse_known_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_arguments(args, rest)
-    command = command_line()
+    command, card = command_line(), CardArguments(language=args.language, license=args.license)
 
     # ---- Members, and what each fusion of them scores (paper, section 2.4) ----------------------------------------
     if args.members is not None:
         members = read_members(args.members, args.names)
+        card.check_terms("one of the members", restricting_terms(members))
         figures = compare_folders(members, args.fusion)
         print_figures(figures)
         kept = picked(figures)
@@ -102,6 +104,7 @@ def main() -> None:
     else:
         recipe = read_fusion_recipe(args.recipe, flags_given(rest))
         corpus = load_target(recipe)
+        card.check_terms(corpus.source, corpus.licence)
         results_dir = args.results_dir or Path("results") / "fuse" / args.recipe.stem
         archives = archives_for(results_dir)
         trials = Trials(args.trials_dir, recipe.shared, corpus, str(args.recipe), args.jobs, archives)
@@ -129,7 +132,7 @@ def main() -> None:
             rows = corpus.splits["train"]
             write_out_of_fold(folder, rows["id"][:], rows["text"][:], fused, corpus.label_names)
         write_figures(folder, figures | {"command": command})
-        write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command)
+        write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command, card)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
         write_json(folder / RESULTS, results)
     print(f"saved to {args.output_dir}/")
@@ -195,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--overwrite_output_dir", action="store_true", help="replace an ensemble in --output_dir")
     add_trials_dir(made)
     made.add_argument("--results_dir", type=Path, help="folder for a recipe's figures (default: results/fuse/RECIPE)")
+    add_card_flags(made)
     made.add_argument("--jobs", type=int, help="trainings at a time (default: one per GPU, or one on CPU)")
     made.add_argument("--plan", action="store_true", help="print how many trainings and hours it would take, and stop")
     return made

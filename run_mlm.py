@@ -35,7 +35,7 @@ from trainer_ext.files import digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
-from trainer_ext.release.model_card import write_pretraining_card
+from trainer_ext.release.pretraining_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
@@ -85,6 +85,7 @@ def main() -> None:
             f"--push_to_hub: {source} is for {terms}; if its terms let you publish what saw it, give "
             "--publish_restricted"
         )
+    data_args.check_terms(corpus.source, corpus.target_licence or upstream)
     report_corpus(corpus, data_args)
     if corpus.validation is None:
         args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
@@ -167,17 +168,14 @@ def main() -> None:
             write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
             with run.part("the card"):
                 write_pretraining_card(
-                    folder / "README.md",
-                    model_name=output_dir.name,
-                    repo_id=args.hub_model_id or output_dir.name,
-                    base_model=model_args.model_name_or_path,
-                    upstream_licence=upstream,
-                    corpus=corpus,
-                    mask_token=tokenizer.mask_token,
-                    probability=data_args.mlm_probability,
-                    whole_words=whole_words,
-                    results=results,
-                    **run.provenance,
+                    folder,
+                    corpus,
+                    results,
+                    name=output_dir.name,
+                    trainer=trainer,
+                    provenance=run.provenance,
+                    flags=(model_args, data_args),
+                    upstream_terms=upstream,
                 )
         print_results(results, 0 if validation is None else len(validation), output_dir)
         if args.hub_model_id:

@@ -103,16 +103,19 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
+import pathlib
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
 import modeling_emodeberta
 import run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score, run_search
 from trainer_ext.data import label_maps
-from trainer_ext.release import model_card
+from trainer_ext.release import ensemble_card, model_card, pretraining_card, run_card
 scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score, run_search)
 for module in (modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
-assert model_card.TEMPLATE.is_file() and model_card.PRETRAINING_TEMPLATE.is_file()
-assert model_card.ENSEMBLE_TEMPLATE.is_file()
+release = pathlib.Path(model_card.__file__).parent
+for part in ("model_card", "ensemble_card", "pretraining_card", "training", "terms", "log", "sections", "citation"):
+    assert (release / f"{{part}}_template.md").is_file()
+assert (release / "citations.bib").is_file()
 assert len(list(label_maps.LABEL_MAPS.glob("*.yaml"))) == 2
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}

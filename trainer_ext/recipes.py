@@ -7,10 +7,11 @@ flag overrides it, and both are checked in the same way.
 import difflib
 import json
 import os
+import re
 import sys
-from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,14 +24,66 @@ from .files import CHECKPOINTS, begun_settings
 from .precision import Choice, choose
 from .recipe_file import read_recipe
 
-PUBLISH_RESTRICTED = (
-    "With --push_to_hub: also publish a model that saw data with restricted use. Give it only after reading the data's "
-    "terms, if they allow it. The card names them."
-)
+# A language as the Hub has it (ISO 639: two or three letters, perhaps with a region), and the id of a licence.
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual")
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class CardArguments:
+    """Flags for what the model card says, and whether the model may be published.
+
+    Raises:
+        InputError: if a language or licence is not in the form that the Hub reads.
+    """
+
+    language: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Language of the texts for the model card, one or several, as ISO 639 codes: en, de. Default: the "
+            "built-in corpus', else the base model's. If that is not known either, the card leaves it out."
+        },
+    )
+    license: str | None = flag(
+        None,
+        "Licence of the model for its card, as the Hub writes it: apache-2.0, mit, cc-by-4.0. Default: the base "
+        "model's. A model that saw data with restricted use has the licence other.",
+    )
+    publish_restricted: bool = flag(
+        False,
+        "With --push_to_hub: also publish a model that saw data with restricted use. Give it only after reading the "
+        "data's terms, if they allow it. The card names them.",
+    )
+
+    def __post_init__(self):
+        for code in self.language:
+            if not _LANGUAGE.fullmatch(code):
+                raise InputError(f"--language {code}: want codes of ISO 639, for example en, de or pt-BR")
+        if self.license is not None and not _LICENCE.fullmatch(self.license):
+            raise InputError(
+                f"--license {self.license}: want an id of https://hf.co/docs/hub/repositories-licenses, for example "
+                "apache-2.0, mit or cc-by-4.0"
+            )
+
+    def check_terms(self, source: str, terms: str | None) -> None:
+        """Check that the licence does not promise more than the terms of what the model saw, if these restrict it.
+
+        Raises:
+            InputError: if it does.
+        """
+        if terms and self.license not in (None, "other"):
+            raise InputError(f"--license {self.license}: {source} is for {terms}; leave it out, the card says other")
+
+
+def add_card_flags(parser: ArgumentParser) -> None:
+    """Add `--language` and `--license` of [`CardArguments`] to a parser of other flags."""
+    of = CardArguments.__dataclass_fields__
+    parser.add_argument("--language", nargs="+", default=[], metavar="CODE", help=of["language"].metadata["help"])
+    parser.add_argument("--license", metavar="ID", help=of["license"].metadata["help"])
 
 
 class RecipeParser(HfArgumentParser):

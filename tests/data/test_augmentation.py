@@ -1,6 +1,7 @@
 """Supervised transfer: mappings, Random and Balanced Augmentation, joined texts, and what a run makes of them."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import check_card
 from safetensors.torch import load_file
 from support import ESSAY_FLAGS, ESSAYS, ROOT
 from transformers import AutoTokenizer
@@ -356,6 +358,10 @@ def test_a_stage_leaves_a_folder_whose_head_the_next_stage_keeps(in_process, sma
     assert results["train_rows"] + results["validation_rows"] == results["transfer_rows"] == 7 * 18 + 2
     assert 0 <= results["eval_macro_f1"] <= 1
     assert sum(map(sum, card_counts(tmp_path / "out").values())) == results["transfer_rows"]
+    card = check_card(tmp_path / "out" / "README.md")
+    assert card.data.language == "en"
+    assert card.data.datasets == ["google-research-datasets/go_emotions", "Helsinki-NLP/xed_en_fi"]
+    assert {"go_emotions", "xed"} <= set(re.findall(r"@\w+\{(.*),", card.code[-1][1]))
     found = json.loads((tmp_path / "out" / "left_out.json").read_text())["copies_of_target_texts"]
     assert [entry["row"] for entry in found] == ["go_emotions, train.tsv, row 87"]
     flags = [flag for flag in ESSAY_FLAGS if flag not in ("--classifier_hidden_size", 32)]

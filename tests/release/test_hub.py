@@ -393,7 +393,7 @@ def test_a_card_whose_code_fails_is_found(model_folder):
 
 def test_a_restricted_model_wants_the_users_word(model_folder):
     card = model_folder / "README.md"
-    card.write_text(card.read_text().replace("language: en\n", "language: en\nlicense: other\n"))
+    card.write_text(card.read_text().replace("library_name:", "license: other\nlibrary_name:"))
     with pytest.raises(InputError, match="--publish_restricted if they let you"):
         push_folder(model_folder, "owner/restricted", dry_run=True)
 

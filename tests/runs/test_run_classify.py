@@ -89,7 +89,7 @@ def test_the_card_reads_back(finished):
     card = ModelCard.load(folder / "README.md")
     figures = {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
     assert figures["test", "macro F1"] == pytest.approx(results["test_macro_f1"], abs=1e-4)
-    assert "Child-Tuning F" in card.text
+    assert "| Child-Tuning | F, p = 0.3, masks the gradient |" in card.text
     assert "--child_tuning F" in card.text
 
 
@@ -206,7 +206,7 @@ def test_best_on_dev_keeps_the_best_epoch(in_process, tmp_path):
     scores = [entry["eval_macro_f1"] for entry in curve if "eval_macro_f1" in entry]
     assert len(scores) == 4
     assert results["eval_macro_f1"] == pytest.approx(max(scores))
-    assert "so this is a selection score" in (tmp_path / "out" / "README.md").read_text()
+    assert "so that line is a selection score" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_bagging_draws_writers(in_process):

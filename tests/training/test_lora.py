@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from pages import check_card
 from safetensors.torch import load_file
 from support import ESSAY_FLAGS, call
 
@@ -58,6 +59,9 @@ def test_a_run_leaves_a_plain_model_and_goes_on_bit_exactly(v3_folder, tmp_path)
     model, report = EmoDebertaForSequenceClassification.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not any(report.values())
     assert not any("lora" in name for name in model.state_dict())
+    found = check_card(tmp_path / "whole" / "README.md")
+    assert ["LoRA rank", str(RANK)] in next(table for table in found.tables if table[0][0] == "hyperparameter")
+    assert {"lora"} <= set(found.data.tags)
 
     shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "again" / "checkpoints")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "checkpoint-8")

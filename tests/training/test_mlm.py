@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset
+from pages import check_card
 from safetensors.torch import load_file, save_file
 from support import ESSAY_FLAGS, ESSAYS, ROOT, TINY, call, once
 from torch import nn
@@ -361,6 +362,10 @@ def test_the_output_folder_is_whole_and_says_what_was_left_out(pretrained):
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     card = (folder / "README.md").read_text()
     assert "15% of the tokens" in card
+    found = check_card(folder / "README.md")
+    assert [row[1] for row in found.tables[1][1:]] == ["8", "16", "24", "32", "40"]
+    assert found.tables[1][0][2:] == ["training loss", "validation loss", "perplexity", "masked accuracy"]
+    assert found.data.tags == ["emodeberta", "deberta-v2"]
     assert "Left out: 2 (texts.txt: empty line)" in card
     with open(ESSAYS, newline="", encoding="utf-8") as file:
         essays = [row["text"] for row in csv.DictReader(file, delimiter="\t")][:120]

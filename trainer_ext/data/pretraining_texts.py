@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
 
 from ..errors import InputError, first_line
-from ..recipes import PUBLISH_RESTRICTED, flag
+from ..recipes import CardArguments, flag
 from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
@@ -22,7 +22,7 @@ from .tables import read_file, text_columns
 
 
 @dataclass
-class PretrainingArguments(TargetArguments):
+class PretrainingArguments(CardArguments, TargetArguments):
     """Flags of `run_mlm.py` for the texts to read, their masking and the training."""
 
     _argument_group_name = "Pre-training"
@@ -94,7 +94,6 @@ class PretrainingArguments(TargetArguments):
         False,
         "Replace a finished run in --output_dir, or an unfinished one with other settings. Omit it to resume later.",
     )
-    publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
 
 
 logger = logging.getLogger(__name__)

@@ -119,7 +119,8 @@ def push_folder(
 
 def name_model(card: str, repo_id: str) -> str:
     """Return the card with the repository's name in its snippets, in time linear in the card's length."""
-    return re.sub(r'(pipeline\([^()\n]*?model=)"(?:[^"\\\n]|\\.)*"', rf'\g<1>"{repo_id}"', card)
+    named = r'(pipeline\([^()\n]*?model=|EmotionClassifier\.from_pretrained\()"(?:[^"\\\n]|\\.)*"'
+    return re.sub(named, rf'\g<1>"{repo_id}"', card)
 
 
 def push_space(

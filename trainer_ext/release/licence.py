@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
@@ -13,21 +13,31 @@ from ..files import CHECKPOINTS
 NOT_PUBLISHED = re.compile(rf"{CHECKPOINTS}/.*|predictions.*\.tsv|(.*/)?(\.|__pycache__).*")
 
 
-def licence_of(folder: Path) -> str | None:
-    """Return the licence in a folder's model card, or `None` without one; `other` means that its use is restricted.
+def card_of(folder: Path) -> ModelCardData | None:
+    """Return the metadata of a folder's model card, or `None` without one.
 
     Raises:
         InputError: if the card cannot be read.
     """
     card = folder / "README.md"
     try:
-        return ModelCard.load(card).data.license if card.is_file() else None
+        return ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{card}: cannot be read ({first_line(error)}), so its licence is unknown; mend its YAML or remove the file"
         ) from error
     except ValueError:  # not a model card
         return None
+
+
+def licence_of(folder: Path) -> str | None:
+    """Return the licence in a folder's model card, or `None` without one; `other` means that its use is restricted.
+
+    Raises:
+        InputError: as [`card_of`].
+    """
+    card = card_of(folder)
+    return None if card is None else card.license
 
 
 def restricted_upstream(*folders: str | None) -> str | None:

@@ -164,6 +164,11 @@ def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments
             f"--push_to_hub: {corpus.source} is for {corpus.licence}; if its terms let you publish what saw it, "
             "give --publish_restricted"
         )
+    run_args.check_terms(corpus.source, corpus.licence)
+    if run_args.card_examples < 0:
+        raise InputError(f"--card_examples is {run_args.card_examples}; want 0 or more")
+    if run_args.card_examples and corpus.licence:
+        raise InputError(f"--card_examples: {corpus.source} is for {corpus.licence}; leave it out")
     if run_args.tfidf_baseline and corpus.multi_label:
         raise InputError("--tfidf_baseline compares single-label classifiers; leave it out for several classes a row")
     if not corpus.is_labelled("validation"):

@@ -34,7 +34,7 @@ from ..files import (
     write_json,
 )
 from ..precision import Choice
-from ..recipes import PUBLISH_RESTRICTED, flag
+from ..recipes import CardArguments, flag
 from ..training.divergence import StopIfDiverged
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
@@ -47,7 +47,8 @@ NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
-    "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
+    "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory", "language", "license",
+    "card_examples",
 }  # fmt: skip
 # Settings that may change when a run resumes, though they are part of a trial's identity: what is evaluated, logged and
 # saved on the way, and paths of files (a hash of the rows is a setting of its own).
@@ -70,7 +71,7 @@ _LATER = {
 
 
 @dataclass
-class RunArguments:
+class RunArguments(CardArguments):
     """Flags for a training run, besides model, data and the library's own."""
 
     _argument_group_name = "Run"
@@ -115,7 +116,9 @@ class RunArguments:
             "essays. Training texts that copy one of their texts are removed."
         },
     )
-    publish_restricted: bool = flag(False, PUBLISH_RESTRICTED)
+    card_examples: int = flag(
+        0, "Show this many training rows per label in the model card. Give it only for texts that anybody may read."
+    )
 
 
 # The dataclasses of run_classify.py's flags.

