@@ -48,8 +48,9 @@ format: $(STAMP)  ## format the code
 bench: $(STAMP)  ## measure speed and memory against transformers, about 10 minutes (ARGS=--full: an hour or more)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(STAMP)  ## fill README, docs/ and recipes/README.md from results/, and draw the plots
+docs: $(STAMP)  ## fill README, docs/ and recipes/README.md from results/, draw the plots, and write the flags of --help
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.generate.flags
 
 # The site has the clone's own layout, so that every relative link of a page works there, too.
 docs-site: $(STAMP)  ## build the documentation site in outputs/site/

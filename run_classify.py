@@ -17,6 +17,11 @@ The output folder has the model with its code, tokenizer and card, all_results.j
 two plots. If a run is killed, the same command resumes it from its last checkpoint.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_classify")  # --help and wrong flags end here; the imports below take seconds
+
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -231,10 +236,5 @@ def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_
     print(f"\nsaved to {run.folder}/")
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -30,6 +30,11 @@ The results are:
 - predictions.parquet: the predictions of every training, from which the tables can be rebuilt without training
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_compare")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 from pathlib import Path
@@ -302,10 +307,5 @@ def check_reference(content: dict, path: Path) -> None:
         raise InputError(f"{path}: reference {content['reference']!r}; want one of {', '.join(rows)}")
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -9,6 +9,11 @@ also writes model_int8.onnx, but only if it predicts the same labels as float32 
 `onnx` extra: pip install 'emodeberta[onnx]'.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_export")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 import shutil
@@ -210,10 +215,5 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
     }
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

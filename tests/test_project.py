@@ -32,11 +32,15 @@ def imports_of(path) -> set[str]:
 
 # What each wing of trainer_ext may import. The ground: escape, errors, files, precision and child_tuning.
 GROUND = {"escape", "errors", "files", "precision"}
-RECIPES = GROUND | {"child_tuning", "recipe_file", "recipes"}
+FLAGS = {"errors", "flag_parser", "recipe_file"}
+RECIPES = GROUND | FLAGS | {"child_tuning", "library_flags", "recipes"}
 ARROWS = {
     "escape": set(),
     "errors": {"escape"},
     "recipe_file": {"errors"},
+    "flag_parser": FLAGS,
+    "front_door": FLAGS,
+    "library_flags": set(),
     "child_tuning": {"child_tuning"},
     "precision": set(),
     "files": GROUND,

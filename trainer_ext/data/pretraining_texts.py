@@ -26,6 +26,7 @@ class PretrainingArguments(TargetArguments):
     """Flags of `run_mlm.py` for the texts to read, their masking and the training."""
 
     _argument_group_name = "Pre-training"
+    _refused_flags = ("fsdp", "fsdp_config", "label_smoothing_factor", "train_sampling_strategy", "length_column_name")
 
     dataset_name: list[str] = field(
         default_factory=list,

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from ..files import digest, shown
 from ..precision import Choice
-from ..recipes import read_recipe
+from ..recipe_file import read_recipe
 
 
 # ---- What a run was ----------------------------------------------------------------------------------------------

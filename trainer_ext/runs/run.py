@@ -74,6 +74,7 @@ class RunArguments:
     """Flags for a training run, besides model, data and the library's own."""
 
     _argument_group_name = "Run"
+    _refused_flags = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")  # --select says it
 
     select: Literal["last", "best_on_dev", "average"] = flag(
         "last",

@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, Field
 
 from ..errors import InputError
+from ..flag_parser import recipe_arguments
 from ..recipe_file import Schema, check_recipe, read_recipe
-from ..recipes import RecipeParser, recipe_arguments
+from ..recipes import RecipeParser
 from .run import CLASSIFY_ARGUMENTS
 
 # Programs that can train a trial, chosen by the key `program` among its flags: module name, and dataclasses of its
