@@ -41,7 +41,7 @@ from pathlib import Path
 
 import numpy as np
 
-from baselines import mtl
+from trainer_ext.baselines import mtl
 from trainer_ext.data.folds import check_trainable, cross_validation_folds
 from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command

@@ -31,10 +31,11 @@ from texts_emodeberta import token_budget_batches
 from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.files import check_free, claim, open_to_readers, release, write_json
+from trainer_ext.recipe_file import SHIPPED
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
 from trainer_ext.training.saved_model import check_config, load_whole, reading
 
-ESSAYS = Path(__file__).parent / "examples" / "essays.tsv"
+ESSAYS = SHIPPED / "examples" / "essays.tsv"
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one
 EQUAL_DECISIONS = 0.995
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--check_file",
         type=Path,
-        default=ESSAYS if ESSAYS.exists() else None,
+        default=ESSAYS,
         help="texts to compare on: .csv, .tsv, .json, .jsonl or .parquet (default: the project's examples)",
     )
     parser.add_argument(
@@ -61,8 +62,6 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_extra()
-    if args.check_file is None:
-        raise InputError("give --check_file, texts to compare the export with PyTorch on")
     texts = read_texts(args.check_file, args.text_column_name)
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
     before = [path for path in output_dir.glob("*") if not path.name.startswith(".")]

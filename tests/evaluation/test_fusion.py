@@ -25,11 +25,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import run_classify
 import run_fuse
-from baselines.tfidf import fit_tfidf
 from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.baselines.tfidf import fit_tfidf
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.folds import cross_validation_folds, group_folds
 from trainer_ext.data.label_maps import TransferRows

@@ -19,8 +19,8 @@ from support import ESSAY_FLAGS, ESSAYS, TINY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import baselines.mtl
 import run_classify
+import trainer_ext.baselines.mtl
 from trainer_ext.runs.trials import COMPUTATION
 
 RECORDED = Path(__file__).parents[1] / "reference" / "losses.json"
@@ -89,7 +89,7 @@ def losses(flags: list, checkpoint: Path, essays: Path, folder: Path, monkeypatc
     """Of each step, and at last on validation, which the final weights decide."""
     program, shared = run_classify, ESSAY_FLAGS
     if "--number_targets" in flags:
-        program, at = baselines.mtl, ESSAY_FLAGS.index("--classifier_hidden_size")
+        program, at = trainer_ext.baselines.mtl, ESSAY_FLAGS.index("--classifier_hidden_size")
         shared = ESSAY_FLAGS[:at] + ESSAY_FLAGS[at + 2 :]
     command = [
         *(program.__name__, "--model_name_or_path", checkpoint, *shared, "--learning_rate", 2e-2),

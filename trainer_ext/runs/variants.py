@@ -14,7 +14,8 @@ from ..recipes import RecipeParser
 from .run import CLASSIFY_ARGUMENTS
 
 # Programs that can train a trial, chosen by the key `program` among its flags: module name, and dataclasses of its
-# flags. The first dataclass may have `extra_columns`, the columns that the program reads besides text and label.
+# flags. All but run_classify are in trainer_ext. The first dataclass may have `extra_columns`, the columns that the
+# program reads besides text and label.
 Programs = Mapping[str, Sequence[type]]
 CLASSIFY: Programs = {"run_classify": CLASSIFY_ARGUMENTS}
 INNER_VALIDATION = 20  # percent of the training writers, if a trial chooses its best epoch
