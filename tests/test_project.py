@@ -40,7 +40,7 @@ ARROWS = {
     "errors": {"escape"},
     "recipe_file": {"errors"},
     "flag_parser": FLAGS,
-    "front_door": FLAGS,
+    "front_door": FLAGS | {"runs"},
     "library_flags": set(),
     "child_tuning": {"child_tuning"},
     "precision": set(),

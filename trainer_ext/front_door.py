@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, run_command
-from .flag_parser import NO_OUTPUT_DIR, FlagFormatter, FlagParser, UnknownFlag, refuse, true_or_false
-from .recipe_file import read_recipe
+from .flag_parser import NO_OUTPUT_DIR, FlagFormatter, FlagParser, UnknownFlag, recipe_arguments, refuse, true_or_false
+from .recipe_file import check_recipe, read_recipe
+from .runs.variants_file import ComparisonFile, FusionFile, VariantsFile
 
 PACKAGE = Path(__file__).parent
 FLAGS = PACKAGE / "flags.json"
 # Types of values by their names in the file. Any other type is checked by the script itself.
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "true_or_false": true_or_false}
+# Recipes that name many trainings, by script.
+_VARIANTS: dict[str, type[VariantsFile]] = {"run_compare": ComparisonFile, "run_fuse": FusionFile}
 _OLD_NAMES = {"emodeberta-push": "run_publish"}
 
 
@@ -67,13 +70,25 @@ def check(script: str, argv: list[str]) -> None:
             return
         values, rest = parser.parse_known_args(argv)
         if frozen["recipe"] and (path := getattr(values, frozen["recipe"])):
-            read_recipe(Path(path))
+            content = read_recipe(Path(path))
+            if script in _VARIANTS:
+                _check_variants(check_recipe(content, _VARIANTS[script], Path(path)), Path(path), more)
         if frozen["hands_on"]:
             _, rest = more.parse_known_args(rest)
         refuse(rest, known)
     except UnknownFlag as error:
         if not _is_defined(error.name):
             raise
+
+
+def _check_variants(file: VariantsFile, path: Path, parser: FlagParser) -> None:
+    """Check the names and values of the flags in a file of variants. Whether they fit together, the script says."""
+    if file.recipe:
+        read_recipe(path.parent / file.recipe)
+    variants = {name: flags or {} for name, flags in getattr(file, file.KEY).items()}
+    for name, flags in {"settings": file.settings or {}, **variants}.items():
+        if "program" not in {*flags, *(file.settings or {})}:  # which has flags of its own
+            recipe_arguments(parser, flags, f"{path}, {name}")
 
 
 def parser_of(script: str, content: dict[str, Any]) -> FlagParser:
