@@ -79,7 +79,7 @@ def main() -> None:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     if not trains(args):
-        run = Run(output_dir, {}, args, parser.precision, run_args.overwrite_output_dir)
+        run = Run(output_dir, {}, args, parser.precision, run_args)
         evaluate_finished(model_args, data_args, run_args, run)
         return
 
@@ -94,7 +94,7 @@ def main() -> None:
         "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
         **({"sharded": True} if is_sharded(args) else {}),
     }
-    run = Run(output_dir, settings, args, parser.precision, run_args.overwrite_output_dir)
+    run = Run(output_dir, settings, args, parser.precision, run_args)
 
     # ---- Encoder, mean pooling and head (section 2.2) -------------------------------------------------------------
     set_seed(args.seed)

@@ -100,7 +100,7 @@ def main() -> None:
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
         "training data": files if data_args.streaming else digest(corpus.train["text"][:]),
     }
-    run = Run(output_dir, settings, args, parser.precision, data_args.overwrite_output_dir)
+    run = Run(output_dir, settings, args, parser.precision, data_args)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)

@@ -28,6 +28,11 @@ PUBLISH_RESTRICTED = (
     "terms, if they allow it. The card names them."
 )
 
+KEEP_CHECKPOINTS = (
+    "Keep the checkpoints when the run is finished (--save_total_limit says how many). By default they are removed, "
+    "because the model is saved and a finished run is not resumed."
+)
+
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})

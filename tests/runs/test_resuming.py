@@ -19,7 +19,7 @@ from trainer_ext.errors import InputError
 from trainer_ext.runs.checkpoints import checkpoints, checkpoints_of_weights, is_complete
 from trainer_ext.training.resuming import ResumableTrainer
 
-FLAGS = [*ESSAY_FLAGS, "--bf16", "false"]
+FLAGS = [*ESSAY_FLAGS, "--bf16", "false", "--keep_checkpoints"]
 FLAGS += ["--max_train_samples", 60, "--max_eval_samples", 10, "--max_predict_samples", 5]
 
 

@@ -33,7 +33,7 @@ from ..data.load import DataArguments
 from ..errors import InputError, run_command
 from ..evaluation.metrics import EmotionMetric
 from ..files import write_json
-from ..recipes import RecipeParser
+from ..recipes import KEEP_CHECKPOINTS, RecipeParser, flag
 from ..training.resuming import ResumableTrainer
 from ..training.tokenizer import load_tokenizer
 from ..training.warm_start import CheckpointArguments, warm_start
@@ -62,6 +62,7 @@ class MultiTaskArguments(CheckpointArguments):
     emotion_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy in the loss."})
     number_weight: float = field(default=1.0, metadata={"help": "Weight of each number's squared error in the loss."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
 
     @property
     def extra_columns(self) -> list[str]:

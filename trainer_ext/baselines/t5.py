@@ -31,7 +31,7 @@ from transformers import (
 from ..data.load import DataArguments
 from ..errors import InputError, run_command
 from ..evaluation.metrics import EmotionMetric
-from ..recipes import RecipeParser
+from ..recipes import KEEP_CHECKPOINTS, RecipeParser, flag
 from ..training.resuming import ResumableTrainer
 from .training import begin, train_and_report, trainer_arguments
 
@@ -54,6 +54,7 @@ class T5Arguments:
         default=False, metadata={"help": "Weight each row's loss by the inverse frequency of its class."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
 
 
 def label_log_likelihoods(

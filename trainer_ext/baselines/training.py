@@ -63,7 +63,7 @@ def begin(
     settings = training_settings(model_args, data_args, args) | {
         "training data": digest(corpus.splits["train"].to_list())
     }
-    return corpus, Run(output_dir, settings, args, chosen, model_args.overwrite_output_dir)
+    return corpus, Run(output_dir, settings, args, chosen, model_args)
 
 
 def trainer_arguments(

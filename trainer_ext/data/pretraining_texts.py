@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
 
 from ..errors import InputError, first_line
-from ..recipes import PUBLISH_RESTRICTED, flag
+from ..recipes import KEEP_CHECKPOINTS, PUBLISH_RESTRICTED, flag
 from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
@@ -91,6 +91,7 @@ class PretrainingArguments(TargetArguments):
         "Pack texts of similar length into batches of at most this many tokens, without padding or attention between "
         "texts. Replaces --per_device_train_batch_size. Use it for speed.",
     )
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
     overwrite_output_dir: bool = flag(
         False,
         "Replace a finished run in --output_dir, or an unfinished one with other settings. Omit it to resume later.",
