@@ -17,13 +17,18 @@ The output folder has the model with its code, tokenizer and card, all_results.j
 two plots. If a run is killed, the same command resumes it from its last checkpoint.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_classify")  # --help and wrong flags end here; the imports below take seconds
+
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
 
-from baselines.tfidf import tfidf_figures
+from trainer_ext.baselines.tfidf import tfidf_figures
 from trainer_ext.child_tuning import ChildTuningTrainer
 from trainer_ext.data.augmentation import as_corpus, check_transfer, choose_rows, report_rows, with_rows
 from trainer_ext.data.corpus import Corpus
@@ -74,7 +79,7 @@ def main() -> None:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     if not trains(args):
-        run = Run(output_dir, {}, args, parser.precision, run_args.overwrite_output_dir)
+        run = Run(output_dir, {}, args, parser.precision, run_args)
         evaluate_finished(model_args, data_args, run_args, run)
         return
 
@@ -89,7 +94,7 @@ def main() -> None:
         "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
         **({"sharded": True} if is_sharded(args) else {}),
     }
-    run = Run(output_dir, settings, args, parser.precision, run_args.overwrite_output_dir)
+    run = Run(output_dir, settings, args, parser.precision, run_args)
 
     # ---- Encoder, mean pooling and head (section 2.2) -------------------------------------------------------------
     set_seed(args.seed)
@@ -231,10 +236,5 @@ def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_
     print(f"\nsaved to {run.folder}/")
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -30,13 +30,18 @@ The results are:
 - predictions.parquet: the predictions of every training, from which the tables can be rebuilt without training
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_compare")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 from pathlib import Path
 
 import numpy as np
 
-from baselines import mtl
+from trainer_ext.baselines import mtl
 from trainer_ext.data.folds import check_trainable, cross_validation_folds
 from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
@@ -49,17 +54,8 @@ from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.trial import Trial, one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
 from trainer_ext.runs.trials import Trials, add_trials_dir
-from trainer_ext.runs.variants import (
-    CLASSIFY,
-    DATA_FLAGS,
-    DRIVER_FLAGS,
-    ComparisonFile,
-    extra_columns,
-    flags_given,
-    inner_validation,
-    read_variants,
-    resolve,
-)
+from trainer_ext.runs.variants import CLASSIFY, extra_columns, flags_given, inner_validation, read_variants, resolve
+from trainer_ext.runs.variants_file import DATA_FLAGS, DRIVER_FLAGS, ComparisonFile
 
 PROGRAMS = CLASSIFY | {"baselines.mtl": mtl.ARGUMENTS}
 
@@ -302,10 +298,5 @@ def check_reference(content: dict, path: Path) -> None:
         raise InputError(f"{path}: reference {content['reference']!r}; want one of {', '.join(rows)}")
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -9,6 +9,11 @@ also writes model_int8.onnx, but only if it predicts the same labels as float32 
 `onnx` extra: pip install 'emodeberta[onnx]'.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_export")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 import shutil
@@ -26,10 +31,11 @@ from texts_emodeberta import token_budget_batches
 from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.files import check_free, claim, open_to_readers, release, write_json
+from trainer_ext.recipe_file import SHIPPED
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
 from trainer_ext.training.saved_model import check_config, load_whole, reading
 
-ESSAYS = Path(__file__).parent / "examples" / "essays.tsv"
+ESSAYS = SHIPPED / "examples" / "essays.tsv"
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one
 EQUAL_DECISIONS = 0.995
 
@@ -47,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--check_file",
         type=Path,
-        default=ESSAYS if ESSAYS.exists() else None,
+        default=ESSAYS,
         help="texts to compare on: .csv, .tsv, .json, .jsonl or .parquet (default: the project's examples)",
     )
     parser.add_argument(
@@ -56,8 +62,6 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_extra()
-    if args.check_file is None:
-        raise InputError("give --check_file, texts to compare the export with PyTorch on")
     texts = read_texts(args.check_file, args.text_column_name)
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
     before = [path for path in output_dir.glob("*") if not path.name.startswith(".")]
@@ -210,10 +214,5 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
     }
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

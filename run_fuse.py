@@ -45,6 +45,11 @@ trained on all rows. The predictions.parquet there contains all predictions, so 
 training.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_fuse")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 from collections.abc import Collection
@@ -52,7 +57,7 @@ from pathlib import Path
 
 import numpy as np
 
-from baselines.tfidf import held_out_probabilities
+from trainer_ext.baselines.tfidf import held_out_probabilities
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.folds import check_trainable, cross_validation_folds
 from trainer_ext.data.load import corpus_arguments, load_corpus
@@ -271,10 +276,5 @@ def print_figures(figures: dict) -> None:
         print(f"{one_line(row['name']):40} macro F1 {row['macro_f1']:.3f} ({low:.3f} to {high:.3f})", flush=True)
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

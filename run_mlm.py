@@ -17,6 +17,11 @@ contains perplexity and masked accuracy (all_results.json), their curve, and wha
 a run is killed, the same command resumes it from its last checkpoint.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_mlm")  # --help and wrong flags end here; the imports below take seconds
+
 import logging
 from copy import copy
 from pathlib import Path
@@ -96,7 +101,7 @@ def main() -> None:
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
         "training data": files if data_args.streaming else digest(corpus.train["text"][:]),
     }
-    run = Run(output_dir, settings, args, parser.precision, data_args.overwrite_output_dir)
+    run = Run(output_dir, settings, args, parser.precision, data_args)
 
     # ---- Model and tokenizer --------------------------------------------------------------------------------------
     set_seed(args.seed)
@@ -271,10 +276,5 @@ def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTunin
     set_seed(args.seed)
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -14,6 +14,11 @@ Readers see either the old revision or the complete new one. If the upload is in
 large files that arrived are not sent again.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_publish")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 from pathlib import Path
 
@@ -68,10 +73,5 @@ def main() -> None:
             print("the Space reads a private model with a token: add it as the secret HF_TOKEN in the Space's settings")
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

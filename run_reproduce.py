@@ -21,6 +21,11 @@ outputs/trials. A folder that another command or another recipe made is an error
 is estimated from the time so far.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_reproduce")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 import os
@@ -268,10 +273,5 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -30,6 +30,11 @@ Without --output, labels are printed, one per line. A row with an error prints a
 error.
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_score")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import os
 import queue
@@ -299,10 +304,5 @@ def as_they_come(source: TextSource) -> Iterator[list[Row]]:
             return
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

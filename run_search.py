@@ -32,6 +32,11 @@ The results are:
 - predictions.parquet and study.jsonl: the predictions of every training, and Optuna's study
 """
 
+from trainer_ext.front_door import check_flags
+
+if __name__ == "__main__":
+    check_flags("run_search")  # --help and wrong flags end here; the imports below take seconds
+
 import argparse
 import logging
 from pathlib import Path
@@ -184,10 +189,5 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def command() -> None:
-    """Run `main`; the console entry point."""
-    run_command(main)
-
-
 if __name__ == "__main__":
-    command()
+    run_command(main)

@@ -50,8 +50,7 @@ class _Training:
 
     def __init__(self, command: list, env: dict[str, str], stdout, **options):
         self.args = command
-        _, *rest = map(str, command)
-        script, *arguments = rest[1:] if rest[0] == "-m" else rest
+        script, *arguments = (part for part in map(str, command[1:]) if part not in ("-P", "-m"))
         self._process = _context.Process(
             target=_run, args=(script, arguments, os.getcwd(), env, stdout.name, stdout.name), daemon=True
         )

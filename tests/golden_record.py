@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "reference" / "golden.json"
 ESSAYS = ROOT / "examples" / "essays.tsv"
 MODULES = (
-    "baselines.mtl",
-    "baselines.t5",
-    "baselines.probe",
-    "baselines.small_checkpoint",
+    "trainer_ext.baselines.mtl",
+    "trainer_ext.baselines.t5",
+    "trainer_ext.baselines.probe",
+    "trainer_ext.baselines.small_checkpoint",
     "benchmarks",
 )
 ESSAY_FLAGS = [
@@ -96,7 +96,7 @@ def folders() -> dict[str, object]:
     """Return what a run, a run on masked words, an ensemble and a score folder hold."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        run("-m", "baselines.small_checkpoint", "electra", str(work / "small"))
+        run("-m", "trainer_ext.baselines.small_checkpoint", "electra", str(work / "small"))
         # An ELECTRA is no backbone of ours: the tokenizer is its, the weights are random from its configuration.
         config = json.loads((work / "small" / "config.json").read_text(encoding="utf-8"))
         config |= {"model_type": "bert", "architectures": ["BertModel"]}

@@ -45,7 +45,7 @@ BLOCK_PROJECT = """
 import sys
 
 class Blocker:
-    names = {"baselines", "run_classify", "trainer_ext"}
+    names = {"run_classify", "trainer_ext"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names or name.endswith("_emodeberta") and "." not in name:
@@ -112,4 +112,6 @@ def write_comparison(folder, v3_folder) -> None:
     }
     variants = {"mean": {}, "first token": {"pooling": "cls"}}
     content = {"settings": settings, "variants": variants, "cv_folds": 2, "columns": ["length"]}
+    # What is in the user's folder does not take the place of the project's.
+    (folder / "run_classify.py").write_text("raise SystemExit('a file of the user')", encoding="utf-8")
     (folder / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

@@ -223,13 +223,13 @@ def test_every_file_of_the_project_that_code_names_exists(page):
     parts = (
         [heading_comment(page)] if page.suffix == ".yaml" else [*code_blocks(text), *re.findall(r"`([^`\n]+)`", text)]
     )
-    folders = "baselines|benchmarks|docs|examples|recipes|results|space|tests|trainer_ext"
+    folders = "benchmarks|docs|examples|recipes|results|space|tests|trainer_ext"
     for part in parts:
         for name in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./*<>-]*|run_\w+\.py)", part):
             if not re.search(r"[*<>]|[A-Z]{4,}", name):
                 assert any((folder / name.rstrip(".")).exists() for folder in (ROOT, page.parent)), name
         for module in re.findall(r"python -m ([a-z][\w.]+)", part):
-            if module.partition(".")[0] in ("baselines", "benchmarks", "docs", "trainer_ext"):
+            if module.partition(".")[0] in ("benchmarks", "docs", "trainer_ext"):
                 path = ROOT / module.replace(".", "/")
                 assert path.is_dir() or path.with_suffix(".py").is_file(), f"{module}: no such module"
         for target in re.findall(r"(?m)^(?:\w+=\S+ )?make ([a-z-]+)", part):

@@ -7,13 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from support import ROOT
 
-SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
+SCRIPTS = {path.stem for path in ROOT.glob("run_*.py")}
 TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))
 MODULES = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts for path in TRAINER_EXT}
 OURS = SCRIPTS | {"benchmarks", "docs", "trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
@@ -32,11 +33,15 @@ def imports_of(path) -> set[str]:
 
 # What each wing of trainer_ext may import. The ground: escape, errors, files, precision and child_tuning.
 GROUND = {"escape", "errors", "files", "precision"}
-RECIPES = GROUND | {"child_tuning", "recipe_file", "recipes"}
+FLAGS = {"errors", "flag_parser", "recipe_file"}
+RECIPES = GROUND | FLAGS | {"child_tuning", "library_flags", "recipes"}
 ARROWS = {
     "escape": set(),
     "errors": {"escape"},
     "recipe_file": {"errors"},
+    "flag_parser": FLAGS,
+    "front_door": FLAGS | {"runs"},
+    "library_flags": set(),
     "child_tuning": {"child_tuning"},
     "precision": set(),
     "files": GROUND,
@@ -45,6 +50,7 @@ ARROWS = {
     "training": RECIPES | {"data", "training"},
     "evaluation": RECIPES | {"data", "evaluation"},
     "runs": RECIPES | {"data", "training", "evaluation", "runs"},
+    "baselines": RECIPES | {"baselines", "data", "training", "evaluation", "runs"},
     "scoring": RECIPES | {"data", "training", "evaluation", "scoring"},
     "release": RECIPES | {"data", "training", "evaluation", "release"},
     "hub": set(),  # the old spelling of run_publish.py
@@ -72,7 +78,7 @@ def test_arrows_point_one_way():
         assert "import_module" not in path.read_text(encoding="utf-8"), path  # would hide an arrow
         wing = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts[0]
         assert {imported[0] for imported in package_imports(path)} <= ARROWS[wing], path
-    for path in (*ROOT.glob("run_*.py"), *(ROOT / "baselines").glob("*.py")):
+    for path in ROOT.glob("run_*.py"):
         assert not imports_of(path) & {"benchmarks", "docs"}, path
     for path in (ROOT / "benchmarks").glob("*.py"):
         assert "docs" not in imports_of(path), path
@@ -95,13 +101,23 @@ def test_everything_installed_is_pinned():
 
 
 def test_the_wheel_imports_away_from_the_clone(tmp_path):
-    """The imports of the README's usage sections, from the wheel alone. (Its dependencies are this environment's.)"""
+    """The imports of the README's usage sections and the commands, from the wheel alone.
+
+    (Its dependencies are this environment's.)
+    """
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, clone], check=True)
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path, clone]
+    subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel], check=True)
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {path.name for pattern in ("run_*.py", "*emodeberta.py") for path in ROOT.glob(pattern)}
+    top = {name.partition("/")[0] for name in names}
+    assert top == {"trainer_ext", "emodeberta-0.1.0.dist-info", *modules}  # nothing with a name that others use
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert {f"trainer_ext/shipped/{name}" for name in recipes} <= set(names)
     code = f"""
 import pathlib
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
@@ -117,9 +133,30 @@ for part in ("model_card", "ensemble_card", "pretraining_card", "training", "ter
     assert (release / f"{{part}}_template.md").is_file()
 assert (release / "citations.bib").is_file()
 assert len(list(label_maps.LABEL_MAPS.glob("*.yaml"))) == 2
+from pathlib import Path
+from trainer_ext.recipe_file import read_recipe
+from trainer_ext.recipes import RecipeParser
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
+_, data, _, run, _ = RecipeParser(CLASSIFY_ARGUMENTS).parse(["recipes/quickstart.yaml", "--output_dir", "o"])
+assert all(Path(path).is_file() for path in [data.train_file, *run.extra_tests])
+run_compare.read_comparison(Path("recipes/compare/pooling.yaml"))  # its `recipe: ../plain.yaml`
+assert run_export.ESSAYS.is_file()
 """
     env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
+    (tmp_path / "run_mlm.py").write_text("raise SystemExit('a file of the user')")  # is not the command's
+    for command, status, says in (
+        (["emodeberta-classify", "--help"], 0, "usage: emodeberta-classify [RECIPE.yaml]"),
+        (
+            ["emodeberta-mlm", "recipes/quickstart.yaml"],
+            2,
+            "recipes/quickstart.yaml: not in this folder; using the one that comes with emodeberta\n"
+            "error: recipes/quickstart.yaml: unknown key 'split_column_name'",
+        ),
+    ):
+        start = [sys.executable, tmp_path / "site" / "bin" / command[0], *command[1:]]
+        done = subprocess.run(start, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert (done.returncode, (done.stdout or done.stderr).startswith(says)) == (status, True), done.stderr
 
 
 def test_the_code_in_readme_and_guides_runs(finished, fused, tmp_path):

@@ -126,15 +126,16 @@ def check_free(folder: Path, name: object = None) -> None:
         release(folder)
 
 
-def open_to_readers(folder: Path) -> None:
-    """Give the files of a folder the default permissions, because some libraries make theirs private."""
+def open_to_readers(path: Path) -> None:
+    """Give a file, or all files of a folder, the permissions of the umask; safetensors makes its files private."""
+    folder = path if path.is_dir() else path.parent
     probe = folder / f".{uuid4().hex}"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
+    for each in path.rglob("*") if path.is_dir() else [path]:
+        if each.is_file():
+            each.chmod(mode)
 
 
 def file_digest(path: Path) -> str:

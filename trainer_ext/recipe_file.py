@@ -1,6 +1,8 @@
 """Read YAML files of names and values safely, and check them against a schema."""
 
+import os
 import re
+import sys
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .errors import InputError
 
+_PACKAGE = Path(__file__).parent
+# The folder with recipes/ and examples/: a part of the installed package, and otherwise the clone.
+SHIPPED = _PACKAGE / "shipped" if (_PACKAGE / "shipped").is_dir() else _PACKAGE.parent
+_told: set[Path] = set()
 _LONGEST, _DEEPEST = 1_000_000, 40
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # these cannot be in a path or on a command line
 # By pydantic's error type, the value that would be right.
@@ -34,14 +40,43 @@ class Schema(BaseModel):
 S = TypeVar("S", bound=Schema)
 
 
+def found(path: Path) -> Path:
+    """Return a recipe's path if there is such a file, else that of the project's own recipe of this name.
+
+    The second is said in a line on standard error. If neither exists, the path comes back as it is.
+    """
+    own = Path(os.path.normpath(SHIPPED / path))
+    if path.exists() or path.is_absolute() or not own.is_relative_to(SHIPPED / "recipes") or not own.is_file():
+        return path
+    if own not in _told and os.environ.get("RANK", "0") == "0":
+        _told.add(own)
+        name = own.relative_to(SHIPPED)
+        print(f"{name}: not in this folder; using the one that comes with emodeberta", file=sys.stderr)
+    return own
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return the names and values in a YAML file: text, numbers, true, false, null, and lists and mappings of these.
 
-    Names are always text, even `1`, `no` and `2022-01-01`.
+    Names are always text, even `1`, `no` and `2022-01-01`. The file is the one that [`found`] returns. In the project's
+    own recipes, a file of `examples/` that is not in the working folder is the project's own, too.
 
     Raises:
         InputError: if there is no such file, or its content has another form.
     """
+    given, path = path, found(path)
+    content = _read(path)
+    return content if path == given else {key: _with_own_examples(value) for key, value in content.items()}
+
+
+def _with_own_examples(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_with_own_examples, value))
+    own = isinstance(value, str) and value.startswith("examples/") and not Path(value).exists()
+    return str(SHIPPED / value) if own else value
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such recipe")

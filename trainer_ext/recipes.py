@@ -4,12 +4,10 @@ A recipe is a YAML file of flag names and values. It is read as if its entries c
 flag overrides it, and both are checked in the same way.
 """
 
-import difflib
-import json
 import os
 import re
 import sys
-from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,16 +15,23 @@ from typing import Any, get_type_hints
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from .child_tuning import ChildTuningArguments
-from .errors import InputError, expand_home
+from .errors import InputError
 from .files import CHECKPOINTS, begun_settings
+from .flag_parser import FlagFormatter, FlagParser, true_or_false
+from .library_flags import HELP, HIDDEN
 from .precision import Choice, choose
-from .recipe_file import read_recipe
 
 # A language as the Hub has it (ISO 639: two or three letters, perhaps with a region), and the id of a licence.
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+KEEP_CHECKPOINTS = (
+    "Keep the checkpoints when the run is finished (--save_total_limit says how many). By default they are removed, "
+    "because the model is saved and a finished run is not resumed."
+)
 
 
 def flag(default: Any, help: str, **metadata: Any) -> Any:
@@ -86,7 +91,7 @@ def add_card_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--license", metavar="ID", help=of["license"].metadata["help"])
 
 
-class RecipeParser(HfArgumentParser):
+class RecipeParser(FlagParser, HfArgumentParser):
     """An `HfArgumentParser` whose first argument may be a YAML recipe, and whose errors are one line.
 
     Attributes:
@@ -98,33 +103,47 @@ class RecipeParser(HfArgumentParser):
     def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
         super().__init__(
             dataclass_types,
-            formatter_class=_HelpFormatter,
+            formatter_class=FlagFormatter,
             allow_abbrev=False,
             usage="%(prog)s [RECIPE.yaml] [--flag value ...]",
             **kwargs,
         )
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
-        """Add the flags of a dataclass; a subclass of `TrainingArguments` gets two sections, its own fields first."""
-        if not issubclass(dtype, TrainingArguments) or dtype is TrainingArguments:
+        """Add the flags of a dataclass. Those of `TrainingArguments` get two sections, the ones in `HELP` first."""
+        if not issubclass(dtype, TrainingArguments):
             super()._add_dataclass_arguments(dtype)
             return
         library, hints = {f.name for f in fields(TrainingArguments)}, get_type_hints(dtype)
         name = "Child-Tuning" if issubclass(dtype, ChildTuningArguments) else "Sequence to sequence"
-        for title, own in ((name, True), ("Training", False)):
-            section = self.add_argument_group(title)
-            for f in fields(dtype):
-                if f.init and own == (f.name not in library):
-                    f.type = hints[f.name]
-                    self._parse_dataclass_field(section, f)
+        hidden = HIDDEN.union(*(getattr(kind, "_refused_flags", ()) for kind in self.dataclass_types))
+        settable = {f.name: f for f in fields(dtype) if f.init}
+        own = [name for name in settable if name not in library]
+        sections = {
+            name: own,
+            "Training": [name for name in HELP if name in settable],
+            "Further flags of transformers.TrainingArguments": [name for name in settable if name not in {*own, *HELP}],
+        }
+        for title, names in sections.items():
+            section = self.add_argument_group(title) if names else self
+            for name in names:
+                f = settable[name]
+                f.type = hints[name]
+                self._parse_dataclass_field(section, f)
+                action = self._option_string_actions[f"--{name}"]
+                action.help = SUPPRESS if name in hidden else HELP.get(name, action.help)
 
     def _parse_dataclass_field(self, parser, field):
         """Add the flags of a field, and hide the redundant `--no_x` from the help."""
         before = set(map(id, parser._actions))
         HfArgumentParser._parse_dataclass_field(parser, field)
         for action in parser._actions:
-            if id(action) not in before and action.nargs == 0:  # --no_x, which --x false says too
+            if id(action) in before:
+                continue
+            if action.nargs == 0:  # --no_x, which --x false says too
                 action.help = SUPPRESS
+            elif action.type is string_to_bool:
+                action.type = true_or_false
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Return the dataclasses, filled from a recipe (if the first argument is not a flag) and the flags after it.
@@ -132,23 +151,12 @@ class RecipeParser(HfArgumentParser):
         Raises:
             InputError: if the recipe cannot be read, a key or flag is unknown, or a value does not fit.
         """
-        argv = list(sys.argv[1:] if argv is None else argv)
-        recipe = []
-        if argv and not argv[0].startswith("-"):
-            path = Path(argv.pop(0))
-            recipe = recipe_arguments(self, read_recipe(path), path)
-        namespace, unknown = self.parse_known_args([*recipe, *argv])
-        if unknown:
-            flags = [flag for flag in self._option_string_actions if "_" in flag or "-" not in flag[2:]]
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
-            raise InputError(
-                f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
-            )
+        namespace, arguments = self.read(sys.argv[1:] if argv is None else argv)
         values = vars(namespace)
         if "output_dir" in values and values["output_dir"] is None:
             values["output_dir"] = ""  # with `None`, the library chooses a name
         if "bf16" in values:
-            tokens = (token.partition("=")[0] for token in [*recipe, *argv])
+            tokens = (token.partition("=")[0] for token in arguments)
             given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
             self.precision = choose_precision(values, given)
         try:
@@ -160,45 +168,6 @@ class RecipeParser(HfArgumentParser):
             )
         except (ValueError, ImportError, OSError, ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
-
-    def error(self, message: str) -> None:
-        """Raise an `InputError`; argparse calls this for a value that does not fit."""
-        raise InputError(message)
-
-
-def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: object) -> list[str]:
-    """Return flags by name as command-line arguments.
-
-    Args:
-        source: Where the flags come from, for messages.
-
-    Raises:
-        InputError: if a name is unknown, or a value does not fit. The message begins with `source`.
-    """
-    arguments: list[str] = []
-    for key, value in recipe.items():
-        known = [flag[2:] for flag in parser._option_string_actions if flag != "--help"]
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            raise InputError(f"{source}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        if value is None:
-            continue  # use the flag's default
-        if isinstance(value, list):
-            if any(isinstance(each, list | dict) for each in value):
-                raise InputError(f"{source}, {key}: {value!r}; want a list of plain values")
-            arguments += [f"--{key}", *map(str, value)]
-        elif isinstance(value, dict):
-            arguments.append(f"--{key}={json.dumps(value)}")
-        else:
-            arguments.append(f"--{key}={value}")
-        arguments = expand_home(arguments)
-        try:
-            _, left = parser.parse_known_args(arguments)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from error
-        if left:
-            raise InputError(f"{source}, {key}: {value!r}; want one value")
-    return arguments
 
 
 def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
@@ -240,14 +209,3 @@ def _begun_precision(values: dict[str, Any]) -> str | None:
     if not settings:
         return None
     return "bf16" if settings.get("bf16") else "fp16" if settings.get("fp16") else "float32"
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """A help formatter that shows defaults, keeps line breaks of the description, and hides `--max-steps` spellings."""
-
-    def _format_action_invocation(self, action):
-        shown = [flag for flag in action.option_strings if "-" not in flag[2:]] or action.option_strings
-        metavar = (
-            "" if action.nargs == 0 else f" {self._format_args(action, self._get_default_metavar_for_optional(action))}"
-        )
-        return ", ".join(shown) + metavar

@@ -13,10 +13,10 @@ from scipy.stats import pearsonr
 from support import ESSAYS, ROOT, call
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments
 
-from baselines import mtl, small_checkpoint, t5
-from baselines.mtl import MultiTaskModel
-from baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
 from modeling_emodeberta import EmoDebertaModel
+from trainer_ext.baselines import mtl, small_checkpoint, t5
+from trainer_ext.baselines.mtl import MultiTaskModel
+from trainer_ext.baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
 from trainer_ext.data.load import DataArguments
 from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError

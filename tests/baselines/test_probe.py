@@ -10,7 +10,7 @@ import torch
 from support import ESSAYS, ROOT, call
 from transformers import DebertaV2Model
 
-from baselines import probe
+from trainer_ext.baselines import probe
 from trainer_ext.errors import InputError
 
 FLAGS = ("--train_file", ESSAYS, "--id_column_name", "id", "--group_column_name", "writer", "--max_seq_length", 32)
@@ -29,10 +29,10 @@ def test_vectors_are_the_masked_mean_in_the_order_of_the_texts(v3_folder, tokeni
 def test_checkpoints_are_compared_on_the_same_folds(v3_folder, bert_folder, tmp_path):
     output = tmp_path / "probe.json"
     flags = map(str, [*FLAGS, "--models", v3_folder, bert_folder, "--cv_folds", 2, "--output", output])
-    command = [sys.executable, "-m", "baselines.probe", *flags]
+    command = [sys.executable, "-m", "trainer_ext.baselines.probe", *flags]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     content = json.loads(output.read_text())
-    assert content["command"].startswith("python -m baselines.probe --train_file ")
+    assert content["command"].startswith("python -m trainer_ext.baselines.probe --train_file ")
     first, second = content["models"]
     assert content["folds"] == 2
     assert second["difference"]["macro_f1"] == pytest.approx(second["macro_f1"] - first["macro_f1"], abs=1e-3)

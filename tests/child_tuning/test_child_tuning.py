@@ -484,7 +484,7 @@ import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         first = name.partition(".")[0]
-        ours = first in {"baselines", "benchmarks", "trainer_ext"} or first.startswith("run_")
+        ours = first in {"benchmarks", "trainer_ext"} or first.startswith("run_")
         allowed = name == "trainer_ext" or f"{name}.".startswith("trainer_ext.child_tuning.")
         if (ours or first.endswith("_emodeberta")) and not allowed:
             raise ImportError(f"{name} is blocked in this process")

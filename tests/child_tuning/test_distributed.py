@@ -40,7 +40,8 @@ def sharding() -> dict[str, str]:
 def classify(folder, *flags, env=None, script=SCRIPTS / "sharded_classify.py", check=True):
     """Two processes that train on the essays; the folder holds the run."""
     return forked.run(
-        *(script, *ESSAY_FLAGS, "--bf16", "false", "--max_steps", 12, "--save_steps", 6, "--output_dir", folder),
+        *(script, *ESSAY_FLAGS, "--bf16", "false", "--max_steps", 12, "--save_steps", 6),
+        *("--keep_checkpoints", "--output_dir", folder),
         *flags,
         cwd=folder.parent,
         ranks=2,

@@ -25,11 +25,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import run_classify
 import run_fuse
-from baselines.tfidf import fit_tfidf
 from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.baselines.tfidf import fit_tfidf
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.folds import cross_validation_folds, group_folds
 from trainer_ext.data.label_maps import TransferRows
@@ -59,7 +59,8 @@ from trainer_ext.release.ensemble_folder import read_members
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.runs.fusion_recipe import bagged_votes, read_fusion_recipe
 from trainer_ext.runs.trials import Trials
-from trainer_ext.runs.variants import DATA_FLAGS, DRIVER_FLAGS, FusionFile, read_variants
+from trainer_ext.runs.variants import read_variants
+from trainer_ext.runs.variants_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 from trainer_ext.training.distillation import soften_labels, write_out_of_fold
 
 

@@ -19,8 +19,8 @@ from support import ESSAY_FLAGS, ESSAYS, TINY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import baselines.mtl
 import run_classify
+import trainer_ext.baselines.mtl
 from trainer_ext.runs.trials import COMPUTATION
 
 RECORDED = Path(__file__).parents[1] / "reference" / "losses.json"
@@ -89,12 +89,13 @@ def losses(flags: list, checkpoint: Path, essays: Path, folder: Path, monkeypatc
     """Of each step, and at last on validation, which the final weights decide."""
     program, shared = run_classify, ESSAY_FLAGS
     if "--number_targets" in flags:
-        program, at = baselines.mtl, ESSAY_FLAGS.index("--classifier_hidden_size")
+        program, at = trainer_ext.baselines.mtl, ESSAY_FLAGS.index("--classifier_hidden_size")
         shared = ESSAY_FLAGS[:at] + ESSAY_FLAGS[at + 2 :]
     command = [
         *(program.__name__, "--model_name_or_path", checkpoint, *shared, "--learning_rate", 2e-2),
         *("--logging_steps", 1, "--save_steps", STEPS, "--bf16", "false", "--output_dir", folder, "--seed", 1),
         *("--max_eval_samples", 40, "--max_predict_samples", 2, "--train_file", essays),
+        "--keep_checkpoints",
         *([] if "--num_train_epochs" in flags else ["--max_steps", STEPS]),
         *flags,
     ]

@@ -14,12 +14,12 @@ from support import ESSAY_FLAGS, ESSAYS, ROOT, call
 
 import run_classify as script
 import run_mlm
-from baselines import mtl
+from trainer_ext.baselines import mtl
 from trainer_ext.errors import InputError
 from trainer_ext.runs.checkpoints import checkpoints, checkpoints_of_weights, is_complete
 from trainer_ext.training.resuming import ResumableTrainer
 
-FLAGS = [*ESSAY_FLAGS, "--bf16", "false"]
+FLAGS = [*ESSAY_FLAGS, "--bf16", "false", "--keep_checkpoints"]
 FLAGS += ["--max_train_samples", 60, "--max_eval_samples", 10, "--max_predict_samples", 5]
 
 
@@ -234,9 +234,9 @@ def test_continued_pre_training_and_the_baselines_stop_too(v3_folder, bert_folde
 
 
 def test_the_trainers_of_every_script_resume_alike():
-    from baselines.t5 import LabelNameTrainer
     from run_classify import EmotionTrainer
     from run_mlm import PretrainingTrainer
+    from trainer_ext.baselines.t5 import LabelNameTrainer
 
     assert issubclass(EmotionTrainer, ResumableTrainer)
     assert issubclass(PretrainingTrainer, ResumableTrainer)

@@ -49,6 +49,7 @@ def test_the_output_folder_is_whole(finished):
         *("reliability.json", "reliability.png", "run.json", "tokenizer.json", "tokenizer_config.json"),
         *("texts_emodeberta.py", "training_args.json"),
     }
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["run.json"]  # what the run is known by
     for name in ("confusion_matrix.png", "learning_curve.png", "reliability.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
@@ -186,10 +187,12 @@ def test_average_is_the_mean_of_the_last_epochs(in_process, tmp_path):
     path.write_text("text,label\n" + "".join(f"gate {i},{'joy' if i % 2 else 'fear'}\n" for i in range(16)))
     in_process(
         *("--train_file", path, "--select", "average", "--average_epochs", 2, "--num_train_epochs", 3),
-        *("--learning_rate", "1e-2"),
+        *("--learning_rate", "1e-2", "--keep_checkpoints"),
     )
     saved = [load_file(p / "model.safetensors") for p in checkpoints(tmp_path / "out")]
     assert len(saved) == 2
+    kept = {path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "checkpoints").rglob("*") if path.is_file()}
+    assert kept == {(tmp_path / "rows.csv").stat().st_mode & 0o777}  # readable by others, as the rest
     for name, weight in load_file(tmp_path / "out" / "model.safetensors").items():
         torch.testing.assert_close(weight, (saved[0][name] + saved[1][name]) / 2)
     assert not torch.equal(saved[0]["classifier.out_proj.weight"], saved[1]["classifier.out_proj.weight"])
@@ -258,7 +261,7 @@ def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
 
 def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(16)))
-    flags = ["--train_file", tmp_path / "rows.csv", "--max_steps", 2, "--save_steps", 1]
+    flags = ["--train_file", tmp_path / "rows.csv", "--max_steps", 2, "--save_steps", 1, "--keep_checkpoints"]
     in_process(*flags)
     (tmp_path / "out" / "all_results.json").unlink()  # as if it had been killed before the end
     with pytest.raises(InputError, match="unfinished run with another learning_rate; give the same"):

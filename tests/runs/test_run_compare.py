@@ -22,7 +22,7 @@ import run_classify
 import run_compare
 from trainer_ext import recipes
 from trainer_ext.data.load import load_corpus
-from trainer_ext.errors import InputError
+from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors, banded
 from trainer_ext.evaluation.pages import comparison_page, errors_page
@@ -307,7 +307,7 @@ def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run_compare.py", "mine.yaml", *flags])
     with pytest.raises(SystemExit) as stopped:
-        run_compare.command()
+        run_command(run_compare.main)
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line

@@ -13,6 +13,7 @@ from support import ESSAY_FLAGS, ROOT, call
 import run_classify
 import run_reproduce
 from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.errors import run_command
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.runs.checkpoints import checkpoints
 
@@ -80,7 +81,7 @@ def test_a_folder_that_another_command_made_is_no_stage(v3_folder, tmp_path, mon
         assert "another run  first" in call(run_reproduce.main, "whole.yaml", "--plan")
         monkeypatch.setattr(sys, "argv", ["run_reproduce.py", "whole.yaml"])
         with pytest.raises(SystemExit):
-            run_reproduce.command()
+            run_command(run_reproduce.main)
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("error: outputs/first: was made by ")
         assert "want stage first: run_classify.py small.yaml" in line
@@ -119,7 +120,7 @@ def test_errors_are_one_line(content, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run_reproduce.py", "whole.yaml"])
     with pytest.raises(SystemExit) as stopped:
-        run_reproduce.command()
+        run_command(run_reproduce.main)
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert says in line

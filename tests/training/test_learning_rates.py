@@ -56,7 +56,7 @@ def test_by_default_there_is_one_rate(rates):
 
 
 def run(folder, checkpoint, *flags):
-    flags = ["--model_name_or_path", checkpoint, *ESSAY_FLAGS, *flags, "--output_dir", folder]
+    flags = ["--model_name_or_path", checkpoint, *ESSAY_FLAGS, *flags, "--output_dir", folder, "--keep_checkpoints"]
     call(run_classify.main, *flags, "--eval_strategy", "no", "--max_predict_samples", 4, "--bf16", "false")
     return load_file(folder / "model.safetensors")
 

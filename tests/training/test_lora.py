@@ -55,6 +55,7 @@ def test_it_starts_as_the_model_and_merges_into_one(v3_folder, batch):
 
 def test_a_run_leaves_a_plain_model_and_goes_on_bit_exactly(v3_folder, tmp_path):
     flags = [*ESSAY_FLAGS, "--model_name_or_path", v3_folder, "--lora_rank", RANK, "--max_steps", 8, "--save_steps", 4]
+    flags += ["--keep_checkpoints"]
     call(run_classify.main, *flags, "--output_dir", tmp_path / "whole")
     model, report = EmoDebertaForSequenceClassification.from_pretrained(tmp_path / "whole", output_loading_info=True)
     assert not any(report.values())

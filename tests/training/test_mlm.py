@@ -31,7 +31,7 @@ from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM
 from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.data.pretraining_texts import PretrainingArguments, load_pretraining_corpus
-from trainer_ext.errors import InputError
+from trainer_ext.errors import InputError, run_command
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.training.masking import (
     MaskedTexts,
@@ -575,7 +575,7 @@ def test_errors_are_one_line(flags, says, v3_folder, tmp_path, monkeypatch, caps
     start = ["run_mlm.py", "--model_name_or_path", str(v3_folder), "--output_dir", "out", "--use_cpu"]
     monkeypatch.setattr(sys, "argv", [*start, *flags])
     with pytest.raises(SystemExit) as stopped:
-        script.command()
+        run_command(script.main)
     assert stopped.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")

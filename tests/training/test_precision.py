@@ -133,6 +133,7 @@ def test_a_killed_run_goes_on_as_it_began_and_records_why(v3_folder, tmp_path):
     cache.parent.mkdir(parents=True)
     flags = [
         *ESSAY_FLAGS,
+        "--keep_checkpoints",
         "--model_name_or_path",
         v3_folder,
         "--output_dir",

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
 
 from ..errors import InputError, first_line
-from ..recipes import CardArguments, flag
+from ..recipes import KEEP_CHECKPOINTS, CardArguments, flag
 from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
@@ -26,6 +26,7 @@ class PretrainingArguments(CardArguments, TargetArguments):
     """Flags of `run_mlm.py` for the texts to read, their masking and the training."""
 
     _argument_group_name = "Pre-training"
+    _refused_flags = ("fsdp", "fsdp_config", "label_smoothing_factor", "train_sampling_strategy", "length_column_name")
 
     dataset_name: list[str] = field(
         default_factory=list,
@@ -90,6 +91,7 @@ class PretrainingArguments(CardArguments, TargetArguments):
         "Pack texts of similar length into batches of at most this many tokens, without padding or attention between "
         "texts. Replaces --per_device_train_batch_size. Use it for speed.",
     )
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
     overwrite_output_dir: bool = flag(
         False,
         "Replace a finished run in --output_dir, or an unfinished one with other settings. Omit it to resume later.",

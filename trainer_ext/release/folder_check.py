@@ -182,7 +182,7 @@ def _of_run(folder: Path) -> Iterator[str]:
     if not snippets:
         yield "README.md: no ```python block that shows how to use the model"
     root = Path(__file__).parents[2]
-    alone = _ALONE.format(names=["trainer_ext", "baselines", *(path.stem for path in root.glob("*_emodeberta.py"))])
+    alone = _ALONE.format(names=["trainer_ext", *(path.stem for path in root.glob("*_emodeberta.py"))])
     with tempfile.TemporaryDirectory() as elsewhere:
         for name in {name for snippet in snippets for name in re.findall(r"model=\"([^\"/][^\"]*)\"", snippet)}:
             link = Path(elsewhere, name)

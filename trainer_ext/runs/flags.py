@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
+from ..flag_parser import NO_OUTPUT_DIR
 from ..training.head import ModelArguments
 from ..training.sharding import check_sharding, is_sharded
 from .checkpoints import is_complete
@@ -59,7 +60,7 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
     if not args.output_dir:
-        raise InputError("give --output_dir, the folder for what the run leaves")
+        raise InputError(NO_OUTPUT_DIR)
     check_training(args)
     output_dir = Path(args.output_dir)
     if output_dir.resolve() == Path(model_name_or_path).resolve():

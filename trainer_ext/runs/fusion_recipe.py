@@ -14,7 +14,8 @@ from ..files import digest, lock
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds
 from .trials import Trials
-from .variants import DATA_FLAGS, DRIVER_FLAGS, FusionFile, check_flags, read_variants
+from .variants import check_flags, read_variants
+from .variants_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 
 STUDENT = "student"
 

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from ..files import digest, shown
 from ..precision import Choice
-from ..recipes import read_recipe
+from ..recipe_file import found, read_recipe
 
 
 # ---- What a run was ----------------------------------------------------------------------------------------------
@@ -45,9 +45,9 @@ def command_line() -> str:
 
 def recipe_digest(arguments: list[str]) -> str | None:
     """Return a hash of the content of the recipe (the first of a script's arguments), or `None` without a recipe."""
-    if not arguments or arguments[0].startswith("-") or not Path(arguments[0]).is_file():
+    if not arguments or arguments[0].startswith("-") or not (path := found(Path(arguments[0]))).is_file():
         return None
-    return digest(json.dumps(read_recipe(Path(arguments[0])), default=str, sort_keys=True))
+    return digest(json.dumps(read_recipe(path), default=str, sort_keys=True))
 
 
 def flags_of(command: str, ignored: set[str]) -> tuple[str, dict[str, list[str]]]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -34,7 +34,7 @@ from ..files import (
     write_json,
 )
 from ..precision import Choice
-from ..recipes import CardArguments, flag
+from ..recipes import KEEP_CHECKPOINTS, CardArguments, flag
 from ..training.divergence import StopIfDiverged
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
@@ -47,8 +47,8 @@ NOT_SETTINGS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "token", "hub_token", "cache_dir", "disable_tqdm",
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
-    "tfidf_baseline", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory", "language", "license",
-    "card_examples",
+    "tfidf_baseline", "keep_checkpoints", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
+    "language", "license", "card_examples",
 }  # fmt: skip
 # Settings that may change when a run resumes, though they are part of a trial's identity: what is evaluated, logged and
 # saved on the way, and paths of files (a hash of the rows is a setting of its own).
@@ -75,6 +75,7 @@ class RunArguments(CardArguments):
     """Flags for a training run, besides model, data and the library's own."""
 
     _argument_group_name = "Run"
+    _refused_flags = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")  # --select says it
 
     select: Literal["last", "best_on_dev", "average"] = flag(
         "last",
@@ -99,6 +100,7 @@ class RunArguments(CardArguments):
         False,
         "Replace a finished run in --output_dir, or an unfinished one with other settings. Omit it to resume later.",
     )
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
     tokens_per_batch: int | None = flag(
         None,
         "Fill training batches with texts of similar length up to this many tokens, padding included, instead of a "
@@ -245,6 +247,13 @@ def staged(folder: Path, last: bool = True) -> Iterator[Path]:
         release(folder)
 
 
+class FolderFlags(Protocol):
+    """The flags of a script that say what happens to its output folder."""
+
+    overwrite_output_dir: bool
+    keep_checkpoints: bool
+
+
 class Run:
     """One training and its output folder, from the first check of the folder to the results.
 
@@ -253,18 +262,19 @@ class Run:
         settings: Settings that decide the result, as JSON values.
         args: Arguments of the trainer. `args.output_dir` is a subfolder for checkpoints.
         chosen: The precision of training, and why it was chosen.
-        overwrite: Whether an earlier run in the folder may be removed.
+        flags: Whether an earlier run in the folder may be removed, and whether checkpoints stay at the end.
 
     Raises:
         InputError: as [`check_usable`], or if another process is writing to the folder.
     """
 
-    def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, overwrite: bool):
+    def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, flags: FolderFlags):
         settings = {**settings, PROCESSES: args.world_size}
-        check_usable(folder, settings, overwrite)
+        check_usable(folder, settings, flags.overwrite_output_dir)
         if args.process_index == 0:  # this process claims the folder for all processes of the run
             check_free(folder)
-        self.folder, self.settings, self.args, self.overwrite = folder, settings, args, overwrite
+        self.folder, self.settings, self.args = folder, settings, args
+        self.overwrite, self.keep_checkpoints = flags.overwrite_output_dir, flags.keep_checkpoints
         self.provenance = provenance(args, chosen)
         self._not_made: list[str] = []
 
@@ -333,7 +343,7 @@ class Run:
     @contextmanager
     def results(self, figures: dict[str, Any]) -> Iterator[Path]:
         """Yield a folder for the other results. All its files move into the run's folder together, the file of
-        `figures` last.
+        `figures` last. Then the run is finished, and its checkpoints are removed unless they are to be kept.
 
         Raises:
             InputError: if a loss among the figures is not finite.
@@ -341,6 +351,12 @@ class Run:
         for name, value in figures.items():
             if name.endswith("loss") and not math.isfinite(value):
                 raise InputError(f"the training diverged: {name} is {value}; nothing is published; want a lower rate")
-        with staged(self.folder) as folder:
+        with staged(self.folder, last=False) as folder:
             yield folder
             write_json(folder / RESULTS, figures | ({NOT_MADE: self._not_made} if self._not_made else {}))
+        if self.keep_checkpoints:
+            open_to_readers(self.folder / CHECKPOINTS)
+        elif not self._not_made:  # else the same command resumes, and makes what is missing
+            for path in (self.folder / CHECKPOINTS).glob("checkpoint-*"):
+                shutil.rmtree(path)
+        release(self.folder)

@@ -21,7 +21,7 @@ from ..files import digest
 from .search_space import Range, SearchRecipe
 from .trial import Trial, one_a_fold
 from .trials import Trials
-from .variants import Flags
+from .variants_file import Flags
 
 try:
     import optuna

@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig
 from ..errors import InputError, first_line
 from ..recipe_file import Schema, check_recipe, read_recipe
 from ..training.checkpoint_source import PINNED, resolve_checkpoint
-from .variants import DATA_FLAGS, DRIVER_FLAGS, Flags, inner_validation, resolve
+from .variants import inner_validation, resolve
+from .variants_file import DATA_FLAGS, DRIVER_FLAGS, Flags
 
 SMALL_CHECKPOINT = next(iter(PINNED))  # where training starts if nothing else is said
 # Flags that are paths, with respect to the working directory. `best.yaml` has them in full.

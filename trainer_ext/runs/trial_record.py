@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from ..errors import InputError
 from ..evaluation.decisions import ROUNDING
-from ..files import digest, write_json
+from ..files import digest, open_to_readers, write_json
 from ..recipe_file import Schema, check_recipe
 from ..training.saved_model import reading
 
@@ -76,6 +76,7 @@ def write_probabilities(
     partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         save_file(values, partial, metadata={METADATA: described})
+        open_to_readers(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -374,6 +374,7 @@ class Trials:
     def _run_script(
         self, path: Path, program: str, device: str | None, held: int, running: set[subprocess.Popen], name: str
     ) -> None:
+        module = program if program in CLASSIFY else f"trainer_ext.{program}"
         environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         if device is None and self.jobs > 1:
@@ -381,7 +382,8 @@ class Trials:
         with open(path / "log.txt", "ab") as log:
             before = log.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", program, path / "recipe.yaml"],
+                # -P: a run_classify.py or trainer_ext/ in the working folder is not this project's
+                [sys.executable, "-P", "-m", module, path / "recipe.yaml"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

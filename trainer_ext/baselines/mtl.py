@@ -1,7 +1,7 @@
 """Predict emotion, empathy and distress together, after Fornaciari et al. 2021 ("MilaNLP @ WASSA").
 
-    python -m baselines.mtl recipes/baselines/mtl2.yaml --data_dir FOLDER         # from the text alone
-    python -m baselines.mtl recipes/baselines/mi3_mtl2.yaml --data_dir FOLDER     # and gender, income and IRI
+    python -m trainer_ext.baselines.mtl recipes/baselines/mtl2.yaml --data_dir FOLDER        # from the text alone
+    python -m trainer_ext.baselines.mtl recipes/baselines/mi3_mtl2.yaml --data_dir FOLDER    # and gender, income, IRI
 
 One encoder has two linear layers on top: one for the emotion (cross-entropy), one for the numbers (mean squared error,
 in units of the training rows' standard deviation). Additional inputs are standardised in the same way and appended to
@@ -27,16 +27,16 @@ from torch.nn import functional as F
 from transformers import TrainingArguments, set_seed
 
 from modeling_emodeberta import EmoDebertaModel
-from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.load import DataArguments
-from trainer_ext.errors import InputError, run_command
-from trainer_ext.evaluation.metrics import EmotionMetric
-from trainer_ext.files import write_json
-from trainer_ext.recipes import RecipeParser
-from trainer_ext.training.resuming import ResumableTrainer
-from trainer_ext.training.tokenizer import load_tokenizer
-from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
+from ..data.corpus import Corpus
+from ..data.load import DataArguments
+from ..errors import InputError, run_command
+from ..evaluation.metrics import EmotionMetric
+from ..files import write_json
+from ..recipes import KEEP_CHECKPOINTS, RecipeParser, flag
+from ..training.resuming import ResumableTrainer
+from ..training.tokenizer import load_tokenizer
+from ..training.warm_start import CheckpointArguments, warm_start
 from .training import begin, train_and_report, trainer_arguments
 
 logger = logging.getLogger("baselines.mtl")
@@ -62,6 +62,7 @@ class MultiTaskArguments(CheckpointArguments):
     emotion_weight: float = field(default=1.0, metadata={"help": "Weight of the cross-entropy in the loss."})
     number_weight: float = field(default=1.0, metadata={"help": "Weight of each number's squared error in the loss."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
 
     @property
     def extra_columns(self) -> list[str]:

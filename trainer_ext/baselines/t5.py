@@ -1,7 +1,7 @@
 """T5 that generates the emotion's name, after Butala et al. 2021 ("Team Phoenix at WASSA 2021").
 
-    python -m baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER
-    python -m baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER --model_name_or_path outputs/small-t5
+    python -m trainer_ext.baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER
+    python -m trainer_ext.baselines.t5 recipes/baselines/t5.yaml --data_dir FOLDER --model_name_or_path outputs/small-t5
 
 The encoder reads the essay, and the decoder is trained to write the name of the label. For a prediction, the decoder
 scores the name of every label, log p(name, end | essay), so that only labels can be predicted. A row's probabilities
@@ -28,12 +28,11 @@ from transformers import (
     set_seed,
 )
 
-from trainer_ext.data.load import DataArguments
-from trainer_ext.errors import InputError, run_command
-from trainer_ext.evaluation.metrics import EmotionMetric
-from trainer_ext.recipes import RecipeParser
-from trainer_ext.training.resuming import ResumableTrainer
-
+from ..data.load import DataArguments
+from ..errors import InputError, run_command
+from ..evaluation.metrics import EmotionMetric
+from ..recipes import KEEP_CHECKPOINTS, RecipeParser, flag
+from ..training.resuming import ResumableTrainer
 from .training import begin, train_and_report, trainer_arguments
 
 
@@ -55,6 +54,7 @@ class T5Arguments:
         default=False, metadata={"help": "Weight each row's loss by the inverse frequency of its class."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace a finished run in --output_dir."})
+    keep_checkpoints: bool = flag(False, KEEP_CHECKPOINTS)
 
 
 def label_log_likelihoods(

@@ -1,6 +1,6 @@
 """Measure what a checkpoint knows before fine-tuning: logistic regression on its frozen text vectors.
 
-    python -m baselines.probe --dataset_name wassa2022 --data_dir FOLDER --output results/probe.json \\
+    python -m trainer_ext.baselines.probe --dataset_name wassa2022 --data_dir FOLDER --output results/probe.json \\
         --models sentence-transformers/all-MiniLM-L6-v2 outputs/mlm outputs/transfer
 
 The encoder reads each training text once and is not trained. Its text vectors (masked mean of the token states, or
@@ -23,17 +23,17 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from modeling_emodeberta import EmoDebertaModel
-from trainer_ext.data.folds import check_trainable, cross_validation_folds, limit_rows
-from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
-from trainer_ext.errors import InputError, run_command
-from trainer_ext.evaluation.comparison import compare
-from trainer_ext.evaluation.pages import score_cells
-from trainer_ext.files import shown, write_json
-from trainer_ext.recipes import RecipeParser
-from trainer_ext.runs.provenance import command_line
-from trainer_ext.training.tokenizer import load_tokenizer
-from trainer_ext.training.warm_start import warm_start
 
+from ..data.folds import check_trainable, cross_validation_folds, limit_rows
+from ..data.load import DataArguments, corpus_arguments, load_corpus
+from ..errors import InputError, run_command
+from ..evaluation.comparison import compare
+from ..evaluation.pages import score_cells
+from ..files import shown, write_json
+from ..recipes import RecipeParser
+from ..runs.provenance import command_line
+from ..training.tokenizer import load_tokenizer
+from ..training.warm_start import warm_start
 from .tfidf import fit_logistic, held_out_probabilities
 
 TEXTS_AT_A_TIME = 64

@@ -1,7 +1,7 @@
 """Make small checkpoints with random weights, to try a recipe where the Hub cannot be reached.
 
-    python -m baselines.small_checkpoint electra outputs/small-electra
-    python -m baselines.small_checkpoint t5 outputs/small-t5
+    python -m trainer_ext.baselines.small_checkpoint electra outputs/small-electra
+    python -m trainer_ext.baselines.small_checkpoint t5 outputs/small-t5
 
 The tokenizer is trained on the project's own essays.
 """
@@ -20,9 +20,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from trainer_ext.errors import InputError, run_command
+from ..errors import InputError, run_command
+from ..recipe_file import SHIPPED
 
-ESSAYS = Path(__file__).parents[1] / "examples" / "essays.tsv"
+ESSAYS = SHIPPED / "examples" / "essays.tsv"
 VOCABULARY = 2000
 
 

@@ -11,21 +11,21 @@ from torch.nn import Module
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.folds import check_trainable, hold_out_folds, limit_rows
-from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
-from trainer_ext.errors import InputError
-from trainer_ext.evaluation.predictions import (
+from ..data.corpus import Corpus
+from ..data.folds import check_trainable, hold_out_folds, limit_rows
+from ..data.load import DataArguments, corpus_arguments, load_corpus
+from ..errors import InputError
+from ..evaluation.predictions import (
     evaluated,
     predict_splits,
     print_results,
     write_plots,
     write_predictions,
 )
-from trainer_ext.files import digest
-from trainer_ext.precision import Choice
-from trainer_ext.runs.flags import complete_folders
-from trainer_ext.runs.run import Run, training_settings
+from ..files import digest
+from ..precision import Choice
+from ..runs.flags import complete_folders
+from ..runs.run import Run, training_settings
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def begin(
     settings = training_settings(model_args, data_args, args) | {
         "training data": digest(corpus.splits["train"].to_list())
     }
-    return corpus, Run(output_dir, settings, args, chosen, model_args.overwrite_output_dir)
+    return corpus, Run(output_dir, settings, args, chosen, model_args)
 
 
 def trainer_arguments(

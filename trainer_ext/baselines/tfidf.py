@@ -11,10 +11,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from tqdm.auto import tqdm
 
-from trainer_ext.data.corpus import Corpus
-from trainer_ext.errors import InputError
-from trainer_ext.evaluation.metrics import EmotionMetric
-from trainer_ext.evaluation.predictions import evaluated, prefix_of
+from ..data.corpus import Corpus
+from ..errors import InputError
+from ..evaluation.metrics import EmotionMetric
+from ..evaluation.predictions import evaluated, prefix_of
 
 
 def fit_tfidf(texts: Sequence[str], classes: np.ndarray, groups: Sequence[str] | None, seed: int) -> Pipeline:
