@@ -94,8 +94,6 @@ def main() -> None:
     print(f"{recipe.source}: from {recipe.settings['model_name_or_path']}, {recipe.cv_folds} folds; searches")
     for flag, values in recipe.space.items():
         print(f"  {flag}: {', '.join(map(str, values)) if isinstance(values, list) else values.shown()}")
-    minutes = trials.estimate(search.own.trials) / len(search.own.trials) / 60
-    print(f"a training takes about {minutes:.1f} min; logs in {args.trials_dir}/*/log.txt", flush=True)
     search.run(args.trials, budget)
 
     # ---- Figures --------------------------------------------------------------------------------------------------
@@ -164,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
         "--budget",
         metavar="TIME",
         help="how long to search, all starts together: 2h, 90m, 1h30m or 300s. A training that would not fit into the "
-        "rest is not started",
+        "rest is not started, by the speed of those so far",
     )
     made.add_argument(
         "--trials", type=int, metavar="N", help="number of configurations to try, the recipe's own values among them"

@@ -128,7 +128,7 @@ def test_the_best_flags_run_as_they_are_from_another_folder(searched, tmp_path, 
 class Scored:
     """A cache whose trainings take no time: the score of a fold follows from the flags."""
 
-    jobs = 1
+    jobs, folder = 1, Path("trials")
 
     def __init__(self, until: int = 10**6):
         self.trained, self.until = {}, until
@@ -209,7 +209,8 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(recipe, tmp_path):
     assert summary(found_by(recipe, tmp_path / "parts", cache)) == summary(whole)
 
 
-def test_a_training_that_would_not_fit_into_the_budget_is_not_started(recipe, tmp_path, capsys):
+def test_a_training_that_would_not_fit_into_the_budget_is_not_started(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainer_ext.runs.search.measured_rate", lambda folder, jobs: 1.0)
     cache = Scored()
     search = Search(recipe, cache, cache.score, tmp_path)
     with pytest.raises(InputError, match=r"the next training takes about 10 s; the recipe's own values have 0 of 5"):

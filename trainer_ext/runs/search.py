@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError, first_line
 from ..evaluation.pages import changes
 from ..files import digest
+from .estimate import measured_rate
 from .search_space import Range, SearchRecipe
 from .trial import Trial, one_a_fold
 from .trials import Trials
@@ -147,13 +148,19 @@ class Search:
 
         def too_long(trials: list[Trial]) -> str | None:
             """Return why these trainings are not started, or `None`."""
-            needed, left = self._trials.estimate(trials), (budget or 0) - spend()
-            if budget is None or needed == 0 or needed <= left:
+            if budget is None or (not self._measured() and spend() <= budget):
+                return None  # without a measured speed, the estimate is too rough to refuse a training
+            needed, left = self._trials.estimate(trials), budget - spend()
+            if needed == 0 or needed <= left:
                 return None
             return f"{_minutes(max(left, 0))} of the budget are left, and the next training takes about " + _minutes(
                 needed
             )
 
+        left = [trial for trial in self.own.trials if not self._trials.finished(trial)]
+        if left:
+            took = f"{_minutes(self._trials.estimate(left[:1]))}{'' if self._measured() else ', roughly guessed'}"
+            print(f"a training of {OWN} takes about {took}; logs in {self._trials.folder}/*/log.txt", flush=True)
         bar = tqdm(total=most or round(budget / 60), desc="search", unit="configuration" if most else "min")
         with bar:
             active: list[Configuration] = [self.own]
@@ -181,6 +188,10 @@ class Search:
                     bar.set_postfix_str(f"best macro F1 {max(each.scores[-1] for each in finished):.3f}")
             spend()
         self.configurations = [each for each in self.configurations if each.state != "running"]
+
+    def _measured(self) -> bool:
+        """Return whether a training was timed on this machine."""
+        return measured_rate(self._trials.folder, self._trials.jobs) is not None
 
     def finished(self) -> list[Configuration]:
         """Return the configurations that were trained on all folds, the recipe's own first."""
