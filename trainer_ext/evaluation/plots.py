@@ -12,6 +12,8 @@ from .fonts import drawn_as_text
 # The demo's colours: `space/palette.json` is a copy of this file, because a Space has no checkout.
 COLORS = json.loads(Path(__file__).with_name("palette.json").read_text(encoding="utf-8"))["plots"]
 _LARGEST = 30.0  # inches; a picture of hundreds of labels takes gigabytes, or has more pixels than a file may hold
+_SHOWN = 8.5  # inches; pages shrink wider pictures to about this, so letters grow with them
+_LONGEST_LABEL = 24  # characters, beside a matrix
 _MOST_NUMBERED = 60  # labels of a matrix whose cells hold their counts; its JSON holds them always
 
 
@@ -26,18 +28,23 @@ def plot_confusion_matrix(source: Path, target: Path) -> None:
     counts = np.array(content["counts"])
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     size = min(2 + 0.62 * len(counts), _LARGEST)
-    with drawn_as_text([content["split"], *content["labels"]]) as (split, *labels):
+    names = [name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…" for name in content["labels"]]
+    with drawn_as_text([content["split"], *names]) as (split, *labels):
         figure = Figure(figsize=(size, size * 0.9), layout="constrained")
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        small = {"fontsize": min(10, 72 * 0.6 * size / len(counts))}
+        letters = {"fontsize": 10 * max(1, size / _SHOWN)}
+        small = {"fontsize": min(letters["fontsize"], 72 * 0.6 * size / len(counts))}
+        number = min(small["fontsize"], 72 * size / len(counts) / len(str(counts.max())))  # fits into its cell
         if len(counts) <= _MOST_NUMBERED:
             for (row, column), count in np.ndenumerate(counts):
                 color = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, count, ha="center", va="center", color=color)
+                axes.text(column, row, count, ha="center", va="center", color=color, fontsize=number)
         axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", **small)
         axes.set_yticks(range(len(labels)), labels, **small)
-        axes.set(xlabel="predicted", ylabel="gold", title=f"{split}: {counts.sum()} rows")
+        axes.set_xlabel("predicted", **letters)
+        axes.set_ylabel("gold", **letters)
+        axes.set_title(f"{split}: {counts.sum()} rows", fontsize=1.2 * letters["fontsize"])
         figure.savefig(target, dpi=150)
 
 

@@ -45,7 +45,8 @@ def check_folder(
     right.
 
     In addition to [`check_files`], the configuration, card and weights must exist. If `run` is true, a new process
-    without access to this project loads the model with its code, and runs the Python snippets of the card. This
+    without access to this project loads the model with its code, and runs the card's snippets that begin with
+    ```python. Those that need this project begin with ```py. This
     executes code from the folder, so only check folders that you trust.
 
     Args:

@@ -85,8 +85,8 @@ def push_folder(
     """
     if licence_of(folder) == "other" and not publish_restricted:
         raise InputError(
-            f"{folder}: its card says that it saw data whose terms restrict its use; read them, and give "
-            "--publish_restricted if they let you publish the model"
+            f"{folder}: its card has the licence other: the terms of data or of a model that it came from restrict its "
+            "use; read them, and give --publish_restricted if they let you publish the model"
         )
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as staging:

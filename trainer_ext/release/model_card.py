@@ -128,7 +128,7 @@ class CardFacts:
             base_model=hub_ids[0] if len(hub_ids) == 1 else hub_ids or None,
             base_model_relation="finetune" if hub_ids else None,
             metrics=sorted({result.metric_type for result in self.evaluations}) or None,
-            model_name=self.name,
+            model_name=self.name if self.evaluations else None,
             widget=[{"text": text} for text in self.texts] or None if self.pipeline_tag != "fill-mask" else None,
             eval_results=list(self.evaluations) or None,
         )

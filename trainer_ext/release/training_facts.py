@@ -67,8 +67,9 @@ def training_log(history: Iterable[dict], columns: dict[str, str]) -> list[list[
     if len(lines) > _LOG_ROWS:
         lines = [lines[round(i * (len(lines) - 1) / (_LOG_ROWS - 1))] for i in range(_LOG_ROWS)]
     shown = [name for name in ("training loss", *columns.values()) if any(line.get(name) is not None for line in lines)]
-    rows = [
-        [f"{line['epoch']:.3g}", str(line["step"]), *("" if line.get(n) is None else f"{line[n]:.4g}" for n in shown)]
-        for line in lines
-    ]
+    rows = [[f"{line['epoch']:.3g}", str(line["step"]), *(_figure(line.get(name)) for name in shown)] for line in lines]
     return [["epoch", "step", *shown], *rows] if rows else []
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}" if value >= 1000 else f"{value:.4g}"
