@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -38,9 +38,13 @@ class RecipeParser(HfArgumentParser):
 
     Attributes:
         precision: After parsing, the precision of training and why it was chosen; `None` if nothing is trained.
+        recipe: After parsing, the recipe, or `None` without one.
+        given: After parsing, the names of the flags that the recipe or the command line set.
     """
 
     precision: Choice | None = None
+    recipe: Path | None = None
+    given: frozenset[str] = frozenset()
 
     def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
         super().__init__(
@@ -82,7 +86,7 @@ class RecipeParser(HfArgumentParser):
         argv = list(sys.argv[1:] if argv is None else argv)
         recipe = []
         if argv and not argv[0].startswith("-"):
-            path = Path(argv.pop(0))
+            self.recipe = path = Path(argv.pop(0))
             recipe = recipe_arguments(self, read_recipe(path), path)
         namespace, unknown = self.parse_known_args([*recipe, *argv])
         if unknown:
@@ -92,12 +96,14 @@ class RecipeParser(HfArgumentParser):
                 f"unknown argument {unknown[0]!r}" + (f"; did you mean {close[0]}?" if close else "; see --help")
             )
         values = vars(namespace)
+        tokens = (token.partition("=")[0] for token in [*recipe, *argv])
+        self.given = frozenset(
+            self._option_string_actions[token].dest for token in tokens if token in self._option_string_actions
+        )
         if "output_dir" in values and values["output_dir"] is None:
             values["output_dir"] = ""  # with `None`, the library chooses a name
         if "bf16" in values:
-            tokens = (token.partition("=")[0] for token in [*recipe, *argv])
-            given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
-            self.precision = choose_precision(values, given)
+            self.precision = choose_precision(values, self.given)
         try:
             return tuple(
                 kind(
@@ -148,7 +154,7 @@ def recipe_arguments(parser: RecipeParser, recipe: dict[str, Any], source: objec
     return arguments
 
 
-def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
+def choose_precision(values: dict[str, Any], given: Set[str]) -> Choice:
     """Return the precision of training, and set `bf16` in `values`.
 
     In order of priority, it is that of the flags, of the launcher, of the run to resume, or the faster one on this
