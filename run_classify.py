@@ -4,9 +4,8 @@ One stage, one Trainer. Examples:
 
     python run_classify.py recipes/quickstart.yaml
     python run_classify.py recipes/plain.yaml --data_dir ../shared/data --seed 2
-    python run_classify.py --train_file mine.csv --output_dir outputs/mine
-    python run_classify.py recipes/transfer.yaml --data_dir ../shared/data --class_weights balanced \\
-        --output_dir outputs/transfer-balanced
+    python run_classify.py --train_file mine.csv --output_dir outputs/mine            # chooses the rest, and says how
+    python run_classify.py recipes/transfer.yaml --class_weights balanced --output_dir outputs/transfer-balanced
     python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data       # starts from there
     python run_classify.py recipes/plain.yaml --augmentation BA --transfer_datasets go_emotions xed
     accelerate launch run_classify.py recipes/plain.yaml --child_tuning F --child_tuning_p 0.3
@@ -151,9 +150,8 @@ def main() -> None:
         with run.part("the plots"):
             write_plots(folder, corpus, probabilities, trainer.state.log_history)
         if len(guard) or transferred is not None:
-            write_json(
-                folder / "left_out.json", left_out_rows({} if transferred is None else transferred.left_out, guard)
-            )
+            left_out = {} if transferred is None else transferred.left_out
+            write_json(folder / "left_out.json", left_out_rows(left_out, guard))
         with run.part("the card"):
             write_run_card(
                 folder,

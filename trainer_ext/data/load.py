@@ -53,7 +53,12 @@ class DataArguments:
             "help": "Folder with wassa2022/, goemotions/ and xed/. Default: the environment variable EMODEBERTA_DATA."
         },
     )
-    train_file: str | None = flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet; also as .gz.")
+    train_file: str | None = flag(
+        None,
+        "Training file: .csv, .tsv, .json, .jsonl or .parquet; also as .gz. Without a recipe, run_classify.py chooses "
+        "columns, holds out validation rows, and sets rates and epochs that no flag gives; it says how, and run.json "
+        "records it. The same holds for a Hub dataset that is not built in.",
+    )
     validation_file: str | None = flag(None, "Validation file.")
     test_file: str | None = flag(None, "Test file; its labels may be missing.")
     train_split_name: str | None = flag(None, "Name of the training split of the Hub dataset, if it is not train.")
@@ -63,7 +68,9 @@ class DataArguments:
         None, "Column of the training file that says train, validation (or dev) or test for each row."
     )
     validation_split_percentage: float = flag(
-        0.0, "If there is no validation split, move about this percentage of the training rows there, in whole groups."
+        0.0,
+        "If there is no validation split, move about this percentage of the training rows there, in whole groups. "
+        "Without a recipe, 10 if it is not given (20 of fewer than 500 rows).",
     )
     cv_folds: int | None = flag(
         None,
@@ -82,14 +89,16 @@ class DataArguments:
     quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     text_column_name: str | None = flag(
         None,
-        "Column with the text. Several, separated by commas, are joined; empty cells are left out. Default: text.",
+        "Column with the text. Several, separated by commas, are joined; empty cells are left out. Default: text, or "
+        "without a recipe a column with a usual name.",
         aliases=["--text_column_names"],
     )
     text_column_delimiter: str = flag(" ", TEXT_DELIMITER_HELP)
     label_column_name: str | None = flag(
         None,
         "Column with the label: a name, an integer, a list of names (several classes) or of numbers (one-hot, or a "
-        "distribution); or several columns separated by commas, one per label. Default: label.",
+        "distribution); or several columns separated by commas, one per label. Default: label, "
+        "or without a recipe a column with a usual name.",
     )
     group_column_name: str | None = flag(
         None,
