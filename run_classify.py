@@ -4,10 +4,8 @@ One stage, one Trainer. Examples:
 
     python run_classify.py recipes/quickstart.yaml
     python run_classify.py recipes/plain.yaml --data_dir ../shared/data --seed 2
-    python run_classify.py --model_name_or_path microsoft/deberta-v3-base --train_file train.csv \\
-        --validation_file dev.csv --text_column_name text --label_column_name emotion --output_dir outputs/mine
-    python run_classify.py recipes/transfer.yaml --data_dir ../shared/data --class_weights balanced \\
-        --output_dir outputs/transfer-balanced
+    python run_classify.py --train_file mine.csv --output_dir outputs/mine            # chooses the rest, and says how
+    python run_classify.py recipes/transfer.yaml --class_weights balanced --output_dir outputs/transfer-balanced
     python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data       # starts from there
     python run_classify.py recipes/plain.yaml --augmentation BA --transfer_datasets go_emotions xed
     accelerate launch run_classify.py recipes/plain.yaml --child_tuning F --child_tuning_p 0.3
@@ -23,7 +21,6 @@ if __name__ == "__main__":
     check_flags("run_classify")  # --help and wrong flags end here; the imports below take seconds
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -44,14 +41,16 @@ from trainer_ext.evaluation.predictions import evaluated, predict_splits, print_
 from trainer_ext.files import digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
-from trainer_ext.release.licence import restricted_upstream
+from trainer_ext.release.licence import with_upstream_licence
 from trainer_ext.release.run_card import unshown_texts, write_run_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
-from trainer_ext.runs.final_weights import keep_weights
+from trainer_ext.runs.defaults import Defaults
+from trainer_ext.runs.final_weights import keep_weights, weights_to_mix_in
 from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
 from trainer_ext.scoring.evaluate import evaluate, label_names_of
 from trainer_ext.training.distillation import soften_labels
+from trainer_ext.training.epochs import watch_epochs
 from trainer_ext.training.head import ModelArguments, head_settings
 from trainer_ext.training.learning_rates import LearningRatesMixin
 from trainer_ext.training.lora import add_lora
@@ -74,6 +73,7 @@ def main() -> None:
     model_args, data_args, transfer_args, run_args, args = parser.parse()
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(parser.precision)
+    defaults = Defaults.begin(parser, model_args, data_args, trains(args))
     output_dir = complete_arguments(model_args, run_args, args)
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
@@ -84,9 +84,9 @@ def main() -> None:
         return
 
     # ---- Rows of the target and of other corpora: supervised transfer (paper, section 2.3.1) ----------------------
-    corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed)
-    upstream = restricted_upstream(model_args.model_name_or_path, transfer_args.distill_from)
-    corpus = replace(corpus, licence=corpus.licence or upstream)
+    corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed, defaults)
+    defaults.complete(corpus, model_args, run_args, args)
+    corpus = with_upstream_licence(corpus, model_args.model_name_or_path, transfer_args.distill_from)
     check_corpus(corpus, run_args, args)
     report_rows(corpus, transferred, guard)
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
@@ -94,7 +94,7 @@ def main() -> None:
         "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
         **({"sharded": True} if is_sharded(args) else {}),
     }
-    run = Run(output_dir, settings, args, parser.precision, run_args)
+    run = Run(output_dir, settings, args, parser.precision, run_args, defaults.chosen)
 
     # ---- Encoder, mean pooling and head (section 2.2) -------------------------------------------------------------
     set_seed(args.seed)
@@ -103,9 +103,7 @@ def main() -> None:
     model = warm_start(
         model_args.model_name_or_path, from_scratch=model_args.from_scratch, **model_args.hub_access(), **head
     )
-    pretrained = {}  # the encoder's weights before training
-    if run_args.pretrained_share:
-        pretrained = {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
+    pretrained = weights_to_mix_in(model, run_args)
     if model_args.lora_rank is not None:
         add_lora(model, model_args.lora_rank)
     tokenizer_name, access = model_args.tokenizer_source()
@@ -127,6 +125,7 @@ def main() -> None:
         callbacks=[CheckpointsWithoutCode()],
         compute_metrics=metrics_of_logits(corpus),
     )
+    watch_epochs(trainer, run_args.early_stopping_patience)
     warn_of_clipping(model, args)
     trained = run.train(trainer, resume)
     keep_weights(trainer, output_dir, run_args, model_args.lora_rank is not None, pretrained)
@@ -183,6 +182,7 @@ def read_rows(
     transfer_args: TransferArguments,
     run_args: RunArguments,
     seed: int,
+    defaults: Defaults,
 ) -> tuple[Corpus, TransferRows | None, LeakageGuard]:
     """Return the corpus to train on, its rows from other corpora, and the guard that kept copies of test texts out."""
     described = corpus_arguments(data_args, model_args.cache_dir, model_args.token)
@@ -201,7 +201,7 @@ def read_rows(
     target = corpus
     if data_args.cv_folds is not None:
         corpus = hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
-    corpus = split_off_validation(corpus, data_args.validation_split_percentage, seed)
+    corpus = defaults.with_validation(split_off_validation(corpus, data_args.validation_split_percentage, seed), seed)
     corpus = limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
     if data_args.bagging:
         corpus = bootstrap_groups(corpus, seed)

@@ -106,7 +106,7 @@ def write_comparison(folder, v3_folder) -> None:
         "num_train_epochs": 3,
         "learning_rate": 1e-3,
         "save_strategy": "epoch",
-        "logging_steps": 2,
+        "logging_strategy": "epoch",
         "use_cpu": True,
         "bf16": False,
     }

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -96,9 +96,13 @@ class RecipeParser(FlagParser, HfArgumentParser):
 
     Attributes:
         precision: After parsing, the precision of training and why it was chosen; `None` if nothing is trained.
+        recipe: After parsing, the recipe, or `None` without one.
+        given: After parsing, the names of the flags that the recipe or the command line set.
     """
 
     precision: Choice | None = None
+    recipe: Path | None = None
+    given: frozenset[str] = frozenset()
 
     def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
         super().__init__(
@@ -151,14 +155,19 @@ class RecipeParser(FlagParser, HfArgumentParser):
         Raises:
             InputError: if the recipe cannot be read, a key or flag is unknown, or a value does not fit.
         """
-        namespace, arguments = self.read(sys.argv[1:] if argv is None else argv)
+        argv = list(sys.argv[1:] if argv is None else argv)
+        if argv and not argv[0].startswith("-"):
+            self.recipe = Path(argv[0])
+        namespace, arguments = self.read(argv)
         values = vars(namespace)
+        tokens = (token.partition("=")[0] for token in arguments)
+        self.given = frozenset(
+            self._option_string_actions[token].dest for token in tokens if token in self._option_string_actions
+        )
         if "output_dir" in values and values["output_dir"] is None:
             values["output_dir"] = ""  # with `None`, the library chooses a name
         if "bf16" in values:
-            tokens = (token.partition("=")[0] for token in arguments)
-            given = {token[2:].replace("-", "_") for token in tokens if token[:2] == "--"}
-            self.precision = choose_precision(values, given)
+            self.precision = choose_precision(values, self.given)
         try:
             return tuple(
                 kind(
@@ -170,7 +179,7 @@ class RecipeParser(FlagParser, HfArgumentParser):
             raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def choose_precision(values: dict[str, Any], given: set[str]) -> Choice:
+def choose_precision(values: dict[str, Any], given: Set[str]) -> Choice:
     """Return the precision of training, and set `bf16` in `values`.
 
     In order of priority, it is that of the flags, of the launcher, of the run to resume, or the faster one on this

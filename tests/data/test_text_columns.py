@@ -143,5 +143,5 @@ def test_a_classifier_is_trained_and_tested_on_joined_columns(in_process, tmp_pa
         *("--train_file", "train.csv", "--text_column_names", "title,body", "--text_column_delimiter", ": "),
         *("--extra_tests", "more.jsonl", "--max_steps", 1, "--save_strategy", "no"),
     )
-    assert (results["train_rows"], results["more_rows"]) == (12, 12)
+    assert (results["train_rows"], results["validation_rows"], results["more_rows"]) == (10, 2, 12)
     assert "--text_column_delimiter" in (tmp_path / "out" / "README.md").read_text()

@@ -96,6 +96,7 @@ def losses(flags: list, checkpoint: Path, essays: Path, folder: Path, monkeypatc
         *("--logging_steps", 1, "--save_steps", STEPS, "--bf16", "false", "--output_dir", folder, "--seed", 1),
         *("--max_eval_samples", 40, "--max_predict_samples", 2, "--train_file", essays),
         "--keep_checkpoints",
+        *("--warmup_steps", 0, "--weight_decay", 0, "--eval_strategy", "no"),  # as in a recipe that leaves them out
         *([] if "--num_train_epochs" in flags else ["--max_steps", STEPS]),
         *flags,
     ]

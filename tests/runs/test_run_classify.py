@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -238,10 +239,11 @@ def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     variants of Child-Tuning are killed and resumed on two processes, in tests/distributed/ddp_child.py."""
     options = ["--child_tuning", "D", "--child_tuning_target", "update", "--tokens_per_batch", 1500]
     flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 18, "--save_steps", 6, *options]
-    flags += ["--gradient_accumulation_steps", 2, "--logging_steps", 1]
+    flags += ["--gradient_accumulation_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
+    flags += ["--max_eval_samples", 4]
     run_classify(*flags, "--output_dir", tmp_path / "straight")
     process = forked.Forked(ROOT / "run_classify.py", *flags, "--output_dir", tmp_path / "killed", cwd=tmp_path)
-    while process.stdout.count("'loss'") < 15:  # one log line a step
+    while len(re.findall(r"^ +[\d.]+/\d+ ", process.stderr, re.MULTILINE)) < 15:  # one line per step
         assert process.poll() is None, process.stderr[-3000:]
         time.sleep(0.01)
     process.kill()

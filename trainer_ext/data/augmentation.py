@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import InputError
+from .class_table import class_table
 from .corpus import Corpus
 from .emotion_corpora import text_groups
 from .label_maps import TransferArguments, TransferRows
@@ -156,9 +157,9 @@ def with_rows(corpus: Corpus, rows: TransferRows) -> Corpus:
 
 
 def report_rows(corpus: Corpus, transferred: TransferRows | None, guard: LeakageGuard) -> None:
-    """Log the number of rows of each split, of other corpora by class, and of the rows that were left out."""
-    for split, rows in corpus.splits.items():
-        logger.info(f"{split}: {len(rows)} rows{'' if corpus.is_labelled(split) else ', unlabelled'}")
+    """Log the rows of each split by class, those of other corpora, and the rows that were left out."""
+    for line in class_table(corpus):
+        logger.info(line)
     for name, counts in ({} if transferred is None else transferred.counts()).items():
         by_class = ", ".join(f"{label} {count}" for label, count in counts.items())
         logger.info(f"of {name}: {sum(counts.values())} rows ({by_class})")

@@ -10,9 +10,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from ..errors import InputError
 from .corpus import Corpus
+from .emotion_corpora import text_groups
 
 logger = logging.getLogger(__name__)
 _MANY_GROUPS = 5000
+_ATTEMPTS = 20  # draws of a validation split until every class keeps training rows
 
 
 def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus:
@@ -45,6 +47,36 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         kept, held_out = next(splitter.split(classes, classes, groups))
     return corpus.with_splits(train=train.select(kept), validation=train.select(held_out))
+
+
+def hold_out_validation(corpus: Corpus, percentage: int, seed: int) -> Corpus:
+    """Return the corpus with about `percentage` percent of the training rows moved to `validation`, where that can be.
+
+    Unlike [`split_off_validation`], it never refuses, and takes whole groups such that every class keeps training rows.
+    Without a group column, rows whose texts differ in case and punctuation only stay together. Every n-th group is held
+    out, with groups in the order of their first row's class and drawn at random within it, so class shares are kept
+    also in few rows. If classes cannot be kept, or fewer than three groups can be chosen from, the corpus is returned
+    unchanged.
+    """
+    train = corpus.splits["train"]
+    groups = train["group"] if "group" in train.column_names else text_groups(train["text"])
+    _, first, group_of = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    classes = corpus.classes("train")
+    class_of = (classes.argmax(axis=1) if classes.ndim == 2 else classes)[first]
+    candidates = np.flatnonzero(np.bincount(class_of)[class_of] > 1)  # the only group of a class stays
+    step = min(round(100 / percentage), len(candidates))
+    present = {name for name, count in corpus.class_counts("train").items() if count}
+    for attempt in range(_ATTEMPTS if len(candidates) > 2 else 0):
+        drawn = np.random.default_rng((seed, attempt)).permutation(candidates)
+        chosen = np.zeros(len(first), dtype=bool)
+        chosen[drawn[np.argsort(class_of[drawn], kind="stable")][step // 2 :: step]] = True
+        held_out = chosen[group_of]
+        divided = corpus.with_splits(
+            train=train.select(np.flatnonzero(~held_out)), validation=train.select(np.flatnonzero(held_out))
+        )
+        if present == {name for name, count in divided.class_counts("train").items() if count}:
+            return divided
+    return corpus
 
 
 def _split_many_groups(

@@ -17,7 +17,15 @@ from .corpus import Corpus
 from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
 from .labels import read_labels
 from .rows import readable
-from .tables import check_column, check_extra_columns, divide_by_split, read_common_columns, read_file, read_hub_dataset
+from .tables import (
+    Table,
+    check_column,
+    check_extra_columns,
+    divide_by_split,
+    read_common_columns,
+    read_file,
+    read_hub_dataset,
+)
 from .wassa2022 import load_wassa2022
 
 QUOTING_HELP = (
@@ -45,7 +53,12 @@ class DataArguments:
             "help": "Folder with wassa2022/, goemotions/ and xed/. Default: the environment variable EMODEBERTA_DATA."
         },
     )
-    train_file: str | None = flag(None, "Training file: .csv, .tsv, .json, .jsonl or .parquet; also as .gz.")
+    train_file: str | None = flag(
+        None,
+        "Training file: .csv, .tsv, .json, .jsonl or .parquet; also as .gz. Without a recipe, run_classify.py chooses "
+        "columns, holds out validation rows, and sets rates and epochs that no flag gives; it says how, and run.json "
+        "records it. The same holds for a Hub dataset that is not built in.",
+    )
     validation_file: str | None = flag(None, "Validation file.")
     test_file: str | None = flag(None, "Test file; its labels may be missing.")
     train_split_name: str | None = flag(None, "Name of the training split of the Hub dataset, if it is not train.")
@@ -55,7 +68,9 @@ class DataArguments:
         None, "Column of the training file that says train, validation (or dev) or test for each row."
     )
     validation_split_percentage: float = flag(
-        0.0, "If there is no validation split, move about this percentage of the training rows there, in whole groups."
+        0.0,
+        "If there is no validation split, move about this percentage of the training rows there, in whole groups. "
+        "Without a recipe, 10 if it is not given (20 of fewer than 500 rows).",
     )
     cv_folds: int | None = flag(
         None,
@@ -74,14 +89,16 @@ class DataArguments:
     quoting: Literal["auto", "minimal", "none"] = flag("auto", QUOTING_HELP)
     text_column_name: str | None = flag(
         None,
-        "Column with the text. Several, separated by commas, are joined; empty cells are left out. Default: text.",
+        "Column with the text. Several, separated by commas, are joined; empty cells are left out. Default: text, or "
+        "without a recipe a column with a usual name.",
         aliases=["--text_column_names"],
     )
     text_column_delimiter: str = flag(" ", TEXT_DELIMITER_HELP)
     label_column_name: str | None = flag(
         None,
         "Column with the label: a name, an integer, a list of names (several classes) or of numbers (one-hot, or a "
-        "distribution); or several columns separated by commas, one per label. Default: label.",
+        "distribution); or several columns separated by commas, one per label. Default: label, "
+        "or without a recipe a column with a usual name.",
     )
     group_column_name: str | None = flag(
         None,
@@ -183,16 +200,8 @@ def load_corpus(
         if dataset_name == "wassa2022":
             return load_wassa2022(data_dir, group_column or "response_id", extra_columns)
         return _load_emotion_corpus(dataset_name, data_dir, cache_dir, token)
-    if dataset_name and files:
-        raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
-    if dataset_name:
-        tables = read_hub_dataset(dataset_name, dataset_config_name, split_names or {}, cache_dir, token)
-        source = dataset_name
-    elif files:
-        tables = {split: read_file(path, quoting) for split, path in files.items()}
-        source = ", ".join(readable(Path(path).name) for path in files.values())
-    else:
-        raise InputError("no data: give --dataset_name (wassa2022, or a Hub dataset) or --train_file")
+    tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, cache_dir, token)
+    source = dataset_name or ", ".join(readable(Path(path).name) for path in files.values())
     if split_column:
         tables = divide_by_split(tables, split_column)
 
@@ -208,6 +217,35 @@ def load_corpus(
     credited = " ".join(dict.fromkeys(table.attribution for table in tables.values() if table.attribution)) or None
     splits = {split: Dataset.from_dict(content) for split, content in columns.items()}
     return Corpus(splits, names, problem_type, source, attribution=credited)
+
+
+def read_tables(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Table]:
+    """Return the rows of the flags' files or Hub dataset as they are, by split.
+
+    Raises:
+        InputError: if there is no data, or it cannot be read.
+    """
+    described = corpus_arguments(data_args, cache_dir, token)
+    names = ("dataset_name", "dataset_config_name", "files", "split_names", "quoting", "cache_dir", "token")
+    return _read_tables(*(described[name] for name in names))
+
+
+def _read_tables(
+    dataset_name: str | None,
+    config: str | None,
+    files: dict[str, str],
+    split_names: dict[str, str],
+    quoting: str,
+    cache_dir: str | None,
+    token: str | None,
+) -> dict[str, Table]:
+    if dataset_name and files:
+        raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
+    if dataset_name:
+        return read_hub_dataset(dataset_name, config, split_names, cache_dir, token)
+    if not files:
+        raise InputError("no data: give --dataset_name (wassa2022, or a Hub dataset) or --train_file")
+    return {split: read_file(path, quoting) for split, path in files.items()}
 
 
 def load_labelled_as(

@@ -13,7 +13,7 @@ from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
 from .rows import cells, format_of, read_rows, readable, text_lines, text_of
 
-_SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
+SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
 
 
 @dataclass
@@ -116,7 +116,7 @@ def divide_by_split(tables: dict[str, Table], column: str) -> dict[str, Table]:
     check_column(table, column)
     divided: dict[str, Table] = {}
     for index, row in enumerate(table.rows):
-        split = _SPLIT_ALIASES.get(str(row.get(column)), str(row.get(column)))
+        split = SPLIT_ALIASES.get(str(row.get(column)), str(row.get(column)))
         if split not in SPLITS:
             raise InputError(
                 f"{table.where(index)}: {column} is {row.get(column)!r}; want train, validation (or dev) or test"

@@ -1,11 +1,13 @@
 """Find out under which licence a model may be published, from the cards of the models it came from."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..data.corpus import Corpus
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 
@@ -46,3 +48,8 @@ def restricted_upstream(*folders: str | None) -> str | None:
         if licence_of(Path(folder)) == "other":
             return f"use under the terms of {Path(folder).resolve().name}, see its card"
     return None
+
+
+def with_upstream_licence(corpus: Corpus, *folders: str | None) -> Corpus:
+    """Return the corpus with the terms of [`restricted_upstream`], if it has none of its own."""
+    return replace(corpus, licence=corpus.licence or restricted_upstream(*folders))

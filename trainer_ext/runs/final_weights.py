@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..training.lora import merge_lora
 from ..training.sharding import is_sharded, join_shards
@@ -13,6 +13,13 @@ from .checkpoints import average_weights, checkpoints, mix_weights
 from .run import RunArguments
 
 logger = logging.getLogger(__name__)
+
+
+def weights_to_mix_in(model: PreTrainedModel, run_args: RunArguments) -> dict[str, torch.Tensor]:
+    """Return a copy of the encoder's weights by name, from before training; none without `--pretrained_share`."""
+    if not run_args.pretrained_share:
+        return {}
+    return {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
 
 
 def keep_weights(

@@ -14,6 +14,7 @@ from ..data.corpus import Corpus
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 from ..flag_parser import NO_OUTPUT_DIR
+from ..training.epochs import bars_on_a_terminal_only
 from ..training.head import ModelArguments
 from ..training.sharding import check_sharding, is_sharded
 from .checkpoints import is_complete
@@ -62,6 +63,7 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     if not args.output_dir:
         raise InputError(NO_OUTPUT_DIR)
     check_training(args)
+    bars_on_a_terminal_only(args)
     output_dir = Path(args.output_dir)
     if output_dir.resolve() == Path(model_name_or_path).resolve():
         raise InputError(f"--output_dir {output_dir}: is --model_name_or_path, which stays as it is; give another")
@@ -120,6 +122,12 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         checkpoint = Path(args.resume_from_checkpoint)
         if output_dir.resolve() in checkpoint.resolve().parents:
             raise InputError(f"--overwrite_output_dir would remove {checkpoint}; leave one of the two out")
+    apply_selection(run_args, args)
+    return output_dir
+
+
+def apply_selection(run_args: RunArguments, args: TrainingArguments) -> None:
+    """Set the arguments of `Trainer` that follow from `--select`."""
     if run_args.select != "last":
         args.save_strategy = SaveStrategy.EPOCH
     if run_args.select == "average":
@@ -129,7 +137,6 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
         args.load_best_model_at_end = True
         args.metric_for_best_model, args.greater_is_better = "eval_macro_f1", True
         logger.info("the epoch is chosen on validation: its eval_ figures are selection scores")
-    return output_dir
 
 
 def trains(args: TrainingArguments) -> bool:
@@ -172,7 +179,11 @@ def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments
         raise InputError(f"--card_examples: {corpus.source} is for {corpus.licence}; leave it out")
     if run_args.tfidf_baseline and corpus.multi_label:
         raise InputError("--tfidf_baseline compares single-label classifiers; leave it out for several classes a row")
+    if run_args.early_stopping_patience and args.eval_strategy == IntervalStrategy.NO:
+        raise InputError("--early_stopping_patience needs evaluations on the way; give --eval_strategy epoch")
     if not corpus.is_labelled("validation"):
+        if run_args.early_stopping_patience:
+            raise InputError("--early_stopping_patience needs labelled validation rows; give some, or leave it out")
         if run_args.select == "best_on_dev":
             raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
         args.eval_strategy = IntervalStrategy.NO
@@ -198,6 +209,8 @@ def _check_ranges(run_args: RunArguments) -> None:
         raise InputError(f"--layerwise_lr_decay is {run_args.layerwise_lr_decay}; want more than 0, and at most 1")
     if run_args.average_epochs < 1:
         raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
+    if (run_args.early_stopping_patience or 0) < 0:
+        raise InputError(f"--early_stopping_patience is {run_args.early_stopping_patience}; want 0 (never) or more")
     if run_args.tokens_per_batch is not None and run_args.tokens_per_batch < 1:
         raise InputError(f"--tokens_per_batch is {run_args.tokens_per_batch}; want at least 1")
 

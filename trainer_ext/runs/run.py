@@ -66,7 +66,7 @@ _CHOOSING = {"validation_file", "max_eval_samples", "save_steps", "save_strategy
 # Flags added later. At their defaults, they are not part of the settings, so that older trainings keep their names.
 _LATER = {
     "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
-    "text_column_delimiter": " ", "trust_remote_code": False,
+    "text_column_delimiter": " ", "trust_remote_code": False, "early_stopping_patience": None,
 }  # fmt: skip
 
 
@@ -81,6 +81,11 @@ class RunArguments(CardArguments):
         "last",
         "Weights to keep. last: of the last epoch. best_on_dev: of the epoch with the best validation macro F1, as in "
         "the paper (that score is then optimistic). average: the mean of the last --average_epochs epochs.",
+    )
+    early_stopping_patience: int | None = flag(
+        None,
+        "Stop when neither macro F1 nor the loss on validation has improved in this many evaluations; 0 for never. "
+        "Default: 2 for your own data without --num_train_epochs and --max_steps, else never.",
     )
     average_epochs: int = flag(3, "Number of epochs for --select average.")
     pretrained_share: float = flag(
@@ -263,19 +268,28 @@ class Run:
         args: Arguments of the trainer. `args.output_dir` is a subfolder for checkpoints.
         chosen: The precision of training, and why it was chosen.
         flags: Whether an earlier run in the folder may be removed, and whether checkpoints stay at the end.
+        defaults: Flags that were filled in, for run.json.
 
     Raises:
         InputError: as [`check_usable`], or if another process is writing to the folder.
     """
 
-    def __init__(self, folder: Path, settings: dict, args: TrainingArguments, chosen: Choice, flags: FolderFlags):
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict,
+        args: TrainingArguments,
+        chosen: Choice,
+        flags: FolderFlags,
+        defaults: dict[str, Any] | None = None,
+    ):
         settings = {**settings, PROCESSES: args.world_size}
         check_usable(folder, settings, flags.overwrite_output_dir)
         if args.process_index == 0:  # this process claims the folder for all processes of the run
             check_free(folder)
         self.folder, self.settings, self.args = folder, settings, args
         self.overwrite, self.keep_checkpoints = flags.overwrite_output_dir, flags.keep_checkpoints
-        self.provenance = provenance(args, chosen)
+        self.provenance = provenance(args, chosen) | ({"defaults": defaults} if defaults else {})
         self._not_made: list[str] = []
 
     def begin(self) -> str | None:

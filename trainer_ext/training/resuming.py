@@ -48,7 +48,7 @@ class ResumableTrainer(Trainer):
             kwargs["resume_from_checkpoint"] = None  # else the random state from before the evaluation would be loaded
         if self._is_at_end:
             self.control.should_training_stop = True
-        else:
+        if not self.control.should_training_stop:  # a callback may set it too: the training had stopped early
             super()._run_epoch(**kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:

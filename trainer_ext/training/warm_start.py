@@ -214,6 +214,21 @@ def warm_start(
     return model
 
 
+def encoder_weights(
+    name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
+) -> float:
+    """Return about how many weights the layers of a checkpoint's encoder have, from its configuration.
+
+    Raises:
+        InputError: if there is no such checkpoint.
+    """
+    path = resolve_checkpoint(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
+    config = _read_config(
+        path, {"revision": revision if path == name_or_path else None, "cache_dir": cache_dir, "token": token}
+    )
+    return 12 * config.num_hidden_layers * config.hidden_size**2  # attention has 4 such matrices, the rest usually 8
+
+
 def _read_config(path: str, hub: dict) -> PretrainedConfig:
     if Path(path).exists() or path[0] in "./~" or path.count("/") > 1:
         file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)

@@ -1,0 +1,153 @@
+"""Columns that are chosen for people's own files, the rows that are held out, and the table of classes."""
+
+import csv
+import json
+import logging
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from trainer_ext.data.class_table import class_table
+from trainer_ext.data.columns import choose_columns, plain_name
+from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.folds import hold_out_validation
+from trainer_ext.data.load import DataArguments
+from trainer_ext.errors import InputError
+
+TEXTS = [f"They closed gate number {index} and told us nothing" for index in range(60)]
+
+
+def chosen(tmp_path, columns: dict[str, list], suffix: str = "csv", **flags) -> DataArguments:
+    path = tmp_path / f"mine.{suffix}"
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif suffix == "csv":
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        names = ClassLabel(names=["joy", "fear"])
+        features = Features({name: names if name == "f" else Value("string") for name in columns})
+        Dataset.from_dict(columns, features=features).to_parquet(path)
+    data_args = DataArguments(data_dir=None, train_file=str(path), **flags)
+    choose_columns(data_args, None, None)
+    return data_args
+
+
+def test_usual_names_in_any_spelling_are_found(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    labels, numbers = ["joy", "fear"] * 30, list(range(60))
+    found = chosen(
+        tmp_path,
+        {
+            "Tweet_ID": numbers, "userName": [f"u{i % 6}" for i in numbers], "Tweet Text": TEXTS, "Emotion": labels,
+            "confidence": [0.5] * 60, "Split": ["train", "train", "dev"] * 20,
+        },
+    )  # fmt: skip
+    assert (found.text_column_name, found.label_column_name, found.id_column_name) == (
+        "Tweet Text", "Emotion", "Tweet_ID",
+    )  # fmt: skip
+    assert (found.group_column_name, found.split_column_name) == ("userName", "Split")
+    (line,) = caplog.messages
+    assert "text 'Tweet Text', label 'Emotion', group 'userName', id 'Tweet_ID'" in line
+
+
+def test_a_flag_wins_and_text_and_label_are_taken_as_before(tmp_path):
+    columns = {"text": TEXTS, "essay": TEXTS, "label": [0, 1] * 30, "emotion": ["joy", "fear"] * 30}
+    found = chosen(tmp_path, columns)
+    assert (found.text_column_name, found.label_column_name) == ("text", "label")
+    found = chosen(tmp_path, columns, text_column_name="essay", label_column_name="emotion")
+    assert (found.text_column_name, found.label_column_name) == ("essay", "emotion")
+
+
+@pytest.mark.parametrize("labels", [["joy", "fear"] * 30, [0, 1] * 30, [["joy"], ["joy", "fear"], []] * 20])
+def test_values_decide_where_names_say_nothing(tmp_path, labels):
+    found = chosen(tmp_path, {"n": [i * 7 for i in range(60)], "q": TEXTS, "f": labels}, "jsonl")
+    assert (found.text_column_name, found.label_column_name) == ("q", "f")
+
+
+def test_a_column_of_classes_is_the_label(tmp_path):
+    found = chosen(tmp_path, {"kind": ["a", "b"] * 30, "q": TEXTS, "f": [0, 1] * 30}, "parquet")
+    assert found.label_column_name == "f"
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"essay": TEXTS, "review": TEXTS, "mood": ["a", "b"] * 30}, "the text may be essay or review; name it"),
+        ({"essay": TEXTS, "mood": ["a", "b"] * 30, "emotion": ["c", "d"] * 30}, "the label may be mood or emotion"),
+        ({"essay": TEXTS, "joy": [0, 1] * 30, "fear": [1, 0] * 30}, "or one per label: --label_column_name joy,fear"),
+        ({"a": list(range(60)), "mood": ["a", "b"] * 30}, "no column is surely the text; it has a and mood; name it"),
+        ({"essay": TEXTS, "score": [0.5, 0.25] * 30}, "no column is surely the label; it has essay and score; name it"),
+        ({"essay": TEXTS, "target": TEXTS}, "no column is surely the label"),  # as many labels as rows
+    ],
+)  # fmt: skip
+def test_what_cannot_be_decided_is_asked(tmp_path, columns, says):
+    with pytest.raises(InputError, match=says) as error:
+        chosen(tmp_path, columns)
+    assert "\n" not in str(error.value)
+
+
+def test_an_id_that_repeats_and_a_group_of_two_are_left(tmp_path):
+    columns = {"text": TEXTS, "label": ["a", "b"] * 30, "id": [1] * 60, "user": ["m", "f"] * 30}
+    found = chosen(tmp_path, columns)
+    assert (found.id_column_name, found.group_column_name) == (None, None)
+
+
+def test_names_are_compared_by_their_words():
+    assert [plain_name(name) for name in ("TweetText", " Tweet text", "tweet-text")] == ["tweet_text"] * 3
+
+
+# ---- Held-out rows ------------------------------------------------------------------------------------------------
+def corpus(labels: list, names: list[str], **columns: list) -> Corpus:
+    rows = {"id": [f"r{i}" for i in range(len(labels))], "text": [f"text {i}" for i in range(len(labels))]}
+    return Corpus(
+        {"train": Dataset.from_dict(rows | {"labels": labels} | columns)}, names, "single_label_classification", "x"
+    )
+
+
+def test_every_class_keeps_training_rows_and_shares_are_kept():
+    divided = hold_out_validation(corpus([0] * 60 + [1] * 30 + [2] * 2 + [3], ["a", "b", "c", "d"]), 20, seed=1)
+    train, validation = (list(divided.class_counts(split).values()) for split in ("train", "validation"))
+    assert all(train)
+    assert (validation[0], validation[1], validation[3]) == (12, 6, 0)
+
+
+def test_groups_and_copies_stay_together():
+    groups = [f"g{i // 5}" for i in range(100)]
+    divided = hold_out_validation(corpus([i % 2 for i in range(100)], ["a", "b"], group=groups), 20, seed=1)
+    assert not set(divided.splits["train"]["group"]) & set(divided.splits["validation"]["group"])
+    assert len(divided.splits["validation"]) == 20
+    copies = [f"They left {i // 2}{'!' * (i % 2)}" for i in range(40)]
+    divided = hold_out_validation(corpus([i // 2 % 2 for i in range(40)], ["a", "b"], text=copies), 20, seed=1)
+    held_out = {text.strip("!") for text in divided.splits["validation"]["text"]}
+    assert not held_out & {text.strip("!") for text in divided.splits["train"]["text"]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"), [([0, 1, 2], "abc"), ([0, 1] * 4, "aaaabbbb"), ([0] * 4 + [1] * 4, "aaaabbbb")]
+)
+def test_nothing_is_held_out_where_a_class_would_be_lost(labels, groups):
+    assert "validation" not in hold_out_validation(corpus(labels, ["a", "b", "c"], group=list(groups)), 20, 1).splits
+
+
+# ---- The table ----------------------------------------------------------------------------------------------------
+def test_the_table_stays_readable_with_a_thousand_classes():
+    names = [f"class {i}\n{'x' * 90}" for i in range(1000)]
+    lines = class_table(corpus([min(i, 999) for i in range(1000)] + [3] * 50, names))
+    assert len(lines) == 18
+    assert lines[1].startswith("class 3 x")
+    assert lines[1].endswith("51")
+    assert "... 985 more" in lines[11]
+    assert lines[-1].split() == ["rows", "1,050"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_an_unlabelled_split_has_no_counts():
+    of = corpus([0, 1, 1], ["a", "b"])
+    lines = class_table(of.with_splits(test=of.splits["train"].remove_columns("labels")))
+    assert [line.split() for line in lines] == [
+        ["class", "train", "test"], ["b", "2", "-"], ["a", "1", "-"], ["rows", "3", "3"],
+    ]  # fmt: skip

@@ -1,0 +1,128 @@
+"""What a training does at each evaluation: log one line for people, and stop early."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+from datasets import disable_progress_bars
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
+_COLUMNS = ("epoch", "training loss", "validation loss", "macro F1", "minutes left")
+_WIDTHS = (10, *(len(name) + 2 for name in _COLUMNS[1:]))
+
+
+def bars_on_a_terminal_only(args: TrainingArguments) -> None:
+    """Turn progress bars off where standard error is not a terminal, such as a log file."""
+    if not sys.stderr.isatty():
+        args.disable_tqdm = True
+    if args.disable_tqdm:
+        disable_progress_bars()
+        transformers_logging.disable_progress_bar()
+
+
+def watch_epochs(trainer: Trainer, patience: int | None) -> None:
+    """Replace the library's printing of all figures by one line per epoch, and stop early if `patience` says so."""
+    for kind in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(kind)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(_Bar())
+    if patience:
+        trainer.add_callback(StopEarly(patience))
+    trainer.add_callback(EpochLines())
+
+
+class StopEarly(TrainerCallback):
+    """A callback that stops a training when validation has not improved.
+
+    Macro F1 or the loss must improve. With few rows, or where a row may have several classes, macro F1 may stay the
+    same in the first epochs while the loss falls. Everything is read from the trainer's log, which checkpoints have.
+    So a resumed training stops where an uninterrupted one does. The library's `EarlyStoppingCallback` watches one
+    figure, and counts anew when a training resumes.
+
+    Args:
+        patience: Number of evaluations without improvement.
+    """
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        """Stop a resumed training if its last evaluation was the last one."""
+        self.on_evaluate(args, state, control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+        best = [
+            max(range(len(evaluations)), key=lambda index: score(evaluations[index]), default=0)  # the first of equals
+            for score in (lambda entry: entry.get("eval_macro_f1", 0.0), lambda entry: -entry["eval_loss"])
+        ]
+        if len(evaluations) - 1 - max(best) >= self.patience:
+            control.should_training_stop = True
+
+
+class EpochLines(TrainerCallback):
+    """A callback that logs a line of at most 80 columns for each evaluation, or each epoch without one."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._begun, self._first_step = time.monotonic(), state.global_step
+        self._shown, self._pending, self._headed = state.global_step, False, False
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._pending:
+            self._show(state, {})
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._pending = True  # until an evaluation follows
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics, **kwargs):
+        self._show(state, metrics)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._pending:
+            self._show(state, {})
+        if control.should_training_stop and state.global_step < state.max_steps:
+            _log("stopped early, for validation did not improve")
+        if args.load_best_model_at_end and state.best_global_step:
+            epoch = state.epoch * state.best_global_step / state.global_step
+            _log(f"kept: epoch {epoch:.4g}, with macro F1 {state.best_metric:.4f} on validation")
+
+    def _show(self, state: TrainerState, metrics: dict[str, float]) -> None:
+        """Log the line; the training loss is the mean since the last one."""
+        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        steps = [step - before for (step, _), (before, _) in zip(logged, [(0, 0.0), *logged], strict=False)]
+        recent = [
+            (count, loss) for count, (step, loss) in zip(steps, logged, strict=True) if step > self._shown and count
+        ]
+        loss = sum(count * loss for count, loss in recent) / sum(count for count, _ in recent) if recent else None
+        done = state.global_step - self._first_step
+        seconds = (time.monotonic() - self._begun) * (state.max_steps - state.global_step) / done if done else None
+        cells = [f"{state.epoch or 0:.4g}/{state.num_train_epochs}"]
+        cells += [_figure(each, 4) for each in (loss, metrics.get("eval_loss"), metrics.get("eval_macro_f1"))]
+        cells += [_figure(None if seconds is None else seconds / 60, 1)]
+        if not self._headed:
+            _log("".join(map(str.rjust, _COLUMNS, _WIDTHS)))
+        _log("".join(map(str.rjust, cells, _WIDTHS)))
+        self._shown, self._pending, self._headed = state.global_step, False, True
+
+
+class _Bar(ProgressCallback):
+    """The library's progress bars, which show the last loss instead of printing all figures."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs: Any):
+        if self.training_bar is not None and "loss" in (logs or {}):
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _log(line: str) -> None:
+    with tqdm.external_write_mode(file=sys.stderr):  # clears the bars meanwhile
+        logger.info(line)
