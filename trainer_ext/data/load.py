@@ -197,6 +197,7 @@ def load_corpus(
         tables = divide_by_split(tables, split_column)
 
     text_column, label_column = text_column or "text", label_column or "label"
+    _check_label_column(label_column, text_column, group_column, id_column, split_column)
     check_extra_columns(tables, extra_columns)
     columns = {
         split: read_common_columns(table, text_column, group_column, id_column, extra_columns, text_delimiter)
@@ -208,6 +209,17 @@ def load_corpus(
     credited = " ".join(dict.fromkeys(table.attribution for table in tables.values() if table.attribution)) or None
     splits = {split: Dataset.from_dict(content) for split, content in columns.items()}
     return Corpus(splits, names, problem_type, source, attribution=credited)
+
+
+def _check_label_column(label_column: str, text_column: str, *others: str | None) -> None:
+    """Check that no label column is also the text, a group, an id or a split."""
+    for column in label_column.split(","):
+        for flag_name, used in zip(("text", "group", "id", "split"), (text_column, *others), strict=True):
+            if used and (column == used or (flag_name == "text" and column in used.split(","))):
+                raise InputError(
+                    f"column {column!r} is the label and --{flag_name}_column_name, too; name another with "
+                    "--label_column_name"
+                )
 
 
 def load_labelled_as(
