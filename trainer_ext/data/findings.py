@@ -48,9 +48,13 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def shown_name(name: str, limit: int = _LONGEST_NAME) -> str:
-    """Return a label's name for a message, cut if it is long."""
+    """Return a label's name for a message, cut if it takes more than `limit` columns."""
     name = one_line(name)
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+    if columns(name) <= limit:
+        return name
+    while columns(name) >= limit:
+        name = name[:-1]
+    return f"{name}…"
 
 
 def columns(text: str) -> int:
