@@ -11,7 +11,7 @@ from support import ESSAYS, ROOT, call
 
 import run_check
 import run_classify
-from trainer_ext.data.checks import class_table, findings
+from trainer_ext.data.checks import check_data, class_table, findings
 from trainer_ext.data.copies import copies
 from trainer_ext.data.findings import columns
 from trainer_ext.data.load import DataArguments, load_corpus
@@ -110,18 +110,17 @@ def test_classes_with_similar_names_are_two(check, rows, names):
         (lambda i: f"2023-{i % 12 + 1:02}-{i % 9 + 1:02}", "labels_are_dates"),
         (lambda i: f"{i % 30 + 1}/3/24", "labels_are_dates"),
         (lambda i: f"March {i % 30 + 1}, 2024", "labels_are_dates"),
+        (lambda i: f"this is what the {i % 9} people of the village said", "labels_are_texts"),
         (lambda i: 7 * (i % 90), "labels_are_scores"),
         (lambda i: f"0,{i % 40}", "labels_are_scores"),
         (lambda i: f"{i % 40}.5%", "labels_are_scores"),
     ],
 )
-def test_dates_and_scores_are_wrong_unless_they_are_listed(check, rows, values, problem):
+def test_dates_scores_and_texts_are_wrong_unless_they_are_listed(check, rows, values, problem):
     labels = [values(i) for i in range(len(rows))]
     found = check(rows.assign(label=labels))
     assert found[problem][0].level == "wrong"
-    assert not {"labels_are_dates", "labels_are_scores"} & set(
-        check(rows.assign(label=labels), label_set=sorted(set(map(str, labels))))
-    )
+    assert problem not in check(rows.assign(label=labels), label_set=sorted(set(map(str, labels))))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,7 @@ def test_what_the_flags_cut_share_or_mistake_is_named(check, rows):
 
 
 # ---- Commands -----------------------------------------------------------------------------------------------------
-def test_the_page_is_narrow_has_no_text_and_the_record_is_whole(tmp_path, rows):
+def test_the_page_is_narrow_has_no_text_and_the_record_is_whole(tmp_path, rows, bert_folder):
     train, test = rows[:200].copy(), rows[200:].reset_index(drop=True)
     train.loc[0, "label"] = "angerr"
     train.loc[1, "label"] = " joy"
@@ -228,7 +227,9 @@ def test_the_page_is_narrow_has_no_text_and_the_record_is_whole(tmp_path, rows):
     train.to_csv(tmp_path / "train.csv", index=False)
     test.to_csv(tmp_path / "test.csv", index=False)
     files = [tmp_path / "train.csv", "--test_file", tmp_path / "test.csv"]
-    page = call(run_check.main, *files, "--json", tmp_path / "found.json")
+    assert "tokens, estimated" in call(run_check.main, *files)
+    page = call(run_check.main, *files, "--json", tmp_path / "found.json", "--model_name_or_path", bert_folder)
+    assert "estimated" not in page
     assert max(map(columns, page.splitlines())) <= 80
     assert "label 'angerr' (1 row: train row 2)" in " ".join(page.split())
     assert "spaces around the label" in " ".join(page.split())
@@ -259,8 +260,6 @@ def test_a_training_makes_the_same_checks_before_it_begins(tmp_path, rows, bert_
         call(run_classify.main, *flags, "--use_cpu", "--label_column_name", "day")
     assert not (tmp_path / "out").exists()
     data_args = DataArguments(train_file=str(tmp_path / "a.csv"))
-    from trainer_ext.data.checks import check_data
-
     with caplog.at_level(logging.INFO):
         check_data(load_corpus(files={"train": data_args.train_file}), data_args)
     assert "data: label 'angerr' (1 row: train row 9) is spelt almost like 'anger'" in caplog.text

@@ -67,7 +67,7 @@ def _kind_of_names(present: Mapping[str, int], column: str) -> list[Finding]:
         )
     if len(names) > 2 and np.median([len(name.split()) for name in names]) >= _LONG_LABEL:
         message = f"column {column!r} looks like texts: {len(names)} values of many words each; {other}"
-        found.append(Finding("warning", "labels_are_texts", message))
+        return [Finding("wrong", "labels_are_texts", message)]  # nor may their names be shown
     for name in names:
         if name.casefold() in _MISSING or name == column:
             what = "is the name of its column" if name == column else "looks like a missing label"
