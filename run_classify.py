@@ -28,6 +28,7 @@ from transformers import DataCollatorWithPadding, set_seed
 from trainer_ext.baselines.tfidf import tfidf_figures
 from trainer_ext.child_tuning import ChildTuningTrainer
 from trainer_ext.data.augmentation import as_corpus, check_transfer, choose_rows, report_rows, with_rows
+from trainer_ext.data.checks import check_data
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.extra_tests import protect_extra_tests, with_extra_tests
 from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
@@ -190,14 +191,13 @@ def read_rows(
     is_stage = check_transfer(transfer_args, described)  # train on other corpora only
     guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
     protect_extra_tests(guard, run_args.extra_tests, data_args)
-    transferred = None
     if is_stage:
         rows = load_transfer_rows(transfer_args, label_names=described["label_names"], guard=guard, **reading)
         transferred = choose_rows(rows, transfer_args, seed)
         corpus = as_corpus(transferred)
     else:
-        corpus = guard.without_copies(load_corpus(**described))
-    check_trainable(corpus)
+        corpus, transferred = guard.without_copies(load_corpus(**described)), None
+    check_data(corpus, data_args, model_args.class_weights)
     target = corpus
     if data_args.cv_folds is not None:
         corpus = hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)

@@ -101,7 +101,7 @@ def parser_of(script: str, content: dict[str, Any]) -> FlagParser:
     parser = FlagParser(
         description=ast.get_docstring(ast.parse(source), clean=False),
         usage=frozen["usage"],
-        formatter_class=FlagFormatter if frozen["takes_recipe"] else RawDescriptionHelpFormatter,
+        formatter_class=FlagFormatter if frozen["shows_defaults"] else RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for title, flags in frozen["sections"].items():

@@ -59,7 +59,8 @@ def frozen(parser: argparse.ArgumentParser, hands_on: bool) -> dict[str, Any]:
     recipes = [each.dest for each in parser._actions if not each.option_strings and ".yaml" in str(each.metavar)]
     return {
         "usage": parser.usage,
-        "takes_recipe": isinstance(parser, RecipeParser),
+        "takes_recipe": isinstance(parser, RecipeParser) and not parser._get_positional_actions(),
+        "shows_defaults": isinstance(parser, RecipeParser),
         "recipe": next(iter(recipes), None),
         "hands_on": hands_on,
         "sections": sections,

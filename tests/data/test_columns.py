@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from trainer_ext.data.class_table import class_table
 from trainer_ext.data.columns import choose_columns, plain_name
 from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.findings import columns
 from trainer_ext.data.folds import hold_out_validation
 from trainer_ext.data.load import DataArguments
 from trainer_ext.errors import InputError
@@ -143,6 +144,13 @@ def test_the_table_stays_readable_with_a_thousand_classes():
     assert "... 985 more" in lines[11]
     assert lines[-1].split() == ["rows", "1,050"]
     assert max(map(len, lines)) <= 80
+
+
+def test_the_table_is_narrow_with_wide_characters():
+    names = [f"感情{i} " + "感" * i for i in range(60)]
+    lines = class_table(corpus(list(range(60)), names))
+    assert max(map(columns, lines)) <= 80
+    assert len(set(map(columns, lines[1:-1]))) == 1
 
 
 def test_an_unlabelled_split_has_no_counts():

@@ -1,7 +1,7 @@
 """Show how many rows of each class every split has, as a table of lines."""
 
-from ..escape import one_line
 from .corpus import Corpus
+from .findings import columns, shown_name
 
 _MOST = 16  # classes in the table; of more, the largest and the smallest are shown
 _LARGEST, _SMALLEST = 10, 5
@@ -30,11 +30,13 @@ def class_table(corpus: Corpus) -> list[str]:
             cells.append([f"... {len(hidden):,} more", *("" for _ in counts)])
     cells.append(["rows", *(f"{len(rows):,}" for rows in corpus.splits.values())])
     cells = [
-        [_cut(one_line(first), _WIDEST_CLASS), *(_cut(each, _WIDEST_SPLIT) for each in rest)] for first, *rest in cells
+        [shown_name(first, _WIDEST_CLASS), *(shown_name(each, _WIDEST_SPLIT) for each in rest)]
+        for first, *rest in cells
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return ["  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip() for first, *rest in cells]
+    widths = [max(map(columns, column)) for column in zip(*cells, strict=True)]
 
+    def line(first: str, *rest: str) -> str:
+        name = first + " " * (widths[0] - columns(first))
+        return "  ".join([name, *map(str.rjust, rest, widths[1:])]).rstrip()
 
-def _cut(name: str, width: int) -> str:
-    return name if len(name) <= width else f"{name[: width - 1]}…"
+    return [line(*row) for row in cells]

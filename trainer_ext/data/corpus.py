@@ -62,7 +62,7 @@ class Corpus:
 
         For a distribution, the class is the most probable one.
         """
-        labels = np.asarray(self.splits[split]["labels"])
+        labels = np.asarray(self.splits[split]["labels"][:])
         if labels.ndim == 1 or self.multi_label:
             return labels.astype(int)
         return labels.argmax(axis=1)

@@ -1,6 +1,7 @@
 """Read a label column: one class, several classes, or a distribution per row."""
 
 import difflib
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,11 +12,12 @@ from datasets import ClassLabel
 from ..errors import InputError
 from .tables import Table, check_column
 
+logger = logging.getLogger(__name__)
 _PROBABILITY_TOLERANCE = 1e-3
 _INTEGER = re.compile(r"-?[0-9]+")
 _FLOAT = re.compile(r"[-+]?[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[-+]?[0-9]+(\.|e[-+]?[0-9]+)", re.IGNORECASE)
 _LONGEST_LABEL = 200  # characters
-_MANY_ROWS = 100  # from this many rows on, a column in which over half of the values differ holds no labels
+_MANY_ROWS = 10  # from this many rows on, a column in which over half of the values differ holds no labels
 
 
 # ---- Labels -------------------------------------------------------------------------------------------------------
@@ -99,6 +101,7 @@ def read_labels(
                 hot[split].append(vector)
         return hot, names, "multi_label_classification"
 
+    _report_spaces(tables, every)
     values = {
         split: [
             _label(value, tables[split], i, by_table[split] or features or label_names) for i, value in enumerate(rows)
@@ -106,10 +109,11 @@ def read_labels(
         for split, rows in labelled.items()
     }
     names = list(label_names or features) or _sorted_labels({name for rows in values.values() for name in rows})
-    if not label_names and len(every) >= _MANY_ROWS and len(names) > len(every) / 2:
+    if not label_names and not features and len(every) >= _MANY_ROWS and len(names) > len(every) / 2:
         raise InputError(
             f"{tables[every[0][0]].name}: {len(names)} different labels in {len(every)} rows of column "
-            f"{label_columns[0]!r}; want a column with few labels (or name them with --label_set)"
+            f"{label_columns[0]!r}, as of an id or a text; name another with --label_column_name (or list the labels "
+            "with --label_set)"
         )
     index = {name: position for position, name in enumerate(names)}
     ids = {
@@ -117,6 +121,14 @@ def read_labels(
         for split, rows in values.items()
     }
     return ids, names, "single_label_classification"
+
+
+def _report_spaces(tables: dict[str, Table], every: list[tuple[str, int, object]]) -> None:
+    """Log which labels have spaces around them, because those are not part of the label."""
+    spaced = [tables[split].where(i) for split, i, value in every if isinstance(value, str) and value != value.strip()]
+    if spaced:
+        more = f" and {len(spaced) - 1:,} more" if len(spaced) > 1 else ""
+        logger.info(f"{spaced[0]}{more}: spaces around the label do not count; it is read without them")
 
 
 def _mostly_lists(values: Iterable[object]) -> bool:
@@ -201,10 +213,16 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
     if names and text in names:
         return text
     if len(text) > _LONGEST_LABEL or len(text.splitlines()) > 1:
-        raise InputError(f"{table.where(index)}: label is a text of {len(text)} characters; want a name or an integer")
+        raise InputError(
+            f"{table.where(index)}: label is a text of {len(text)} characters; want a name or an integer (name another "
+            "column with --label_column_name)"
+        )
     if (isinstance(value, float) or _FLOAT.fullmatch(text)) and not _INTEGER.fullmatch(text):
         if not float(text).is_integer():
-            raise InputError(f"{table.where(index)}: label is {text}; want a name or an integer")
+            raise InputError(
+                f"{table.where(index)}: label is {text}; want a name or an integer (if the column is a score, name "
+                "another with --label_column_name)"
+            )
         text = str(int(float(text)))
     if names and text not in names and _INTEGER.fullmatch(text):
         if not 0 <= int(text) < len(names):

@@ -206,6 +206,7 @@ def load_corpus(
         tables = divide_by_split(tables, split_column)
 
     text_column, label_column = text_column or "text", label_column or "label"
+    _check_label_column(label_column, text_column, group_column, id_column, split_column)
     check_extra_columns(tables, extra_columns)
     columns = {
         split: read_common_columns(table, text_column, group_column, id_column, extra_columns, text_delimiter)
@@ -246,6 +247,17 @@ def _read_tables(
     if not files:
         raise InputError("no data: give --dataset_name (wassa2022, or a Hub dataset) or --train_file")
     return {split: read_file(path, quoting) for split, path in files.items()}
+
+
+def _check_label_column(label_column: str, text_column: str, *others: str | None) -> None:
+    """Check that no label column is also the text, a group, an id or a split."""
+    for column in label_column.split(","):
+        for flag_name, used in zip(("text", "group", "id", "split"), (text_column, *others), strict=True):
+            if used and (column == used or (flag_name == "text" and column in used.split(","))):
+                raise InputError(
+                    f"column {column!r} is the label and --{flag_name}_column_name, too; name another with "
+                    "--label_column_name"
+                )
 
 
 def load_labelled_as(

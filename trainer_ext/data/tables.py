@@ -170,6 +170,14 @@ def text_columns(source: str, name: str, present: Sequence[str]) -> list[str]:
     return columns
 
 
+def _as_others(table: Table, indices: Sequence[int]) -> str:
+    """Return a remark on how many rows have the same problem, and which, if it is more than one."""
+    if len(indices) < 2:
+        return ""
+    shown = ", ".join(str(table.numbers[index]) for index in indices[:10])
+    return f" ({len(indices):,} such rows: {shown}{', …' if len(indices) > 10 else ''})"
+
+
 def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> None:
     """Check that each column is in at least one split."""
     for column in columns:
@@ -205,7 +213,8 @@ def read_common_columns(
         if not isinstance(text, str):
             raise InputError(f"{table.where(index)}: {named} is {text!r:.60}; want a text")
         if not text.strip():
-            raise InputError(f"{table.where(index)}: {named} is empty; want a text")
+            empty = [i for i, each in enumerate(table.rows) if not str(text_of(each, of_text, delimiter)[0]).strip()]
+            raise InputError(f"{table.where(index)}: {named} is empty; want a text{_as_others(table, empty)}")
         if id_column and row.get(id_column) in (None, ""):
             raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
         row_id = str(row[id_column] if id_column else table.numbers[index])

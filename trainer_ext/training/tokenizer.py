@@ -38,17 +38,8 @@ def load_tokenizer(
         InputError: if there is no tokenizer, it does not fit the model's configuration, or `max_seq_length` is too
             small or too large.
     """
-    path = resolve_checkpoint(name, revision=revision, cache_dir=cache_dir, token=token)
-    access = {"cache_dir": cache_dir, "token": token}
-    if path == name:
-        access["revision"] = revision
-    try:
-        with library_quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code, **{k: v for k, v in access.items() if v}
-            )
-    except Exception as error:  # a damaged file can raise almost anything
-        raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
+    access = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    tokenizer = read_tokenizer(name, trust_remote_code=trust_remote_code, **access)
     least = tokenizer.num_special_tokens_to_add() + 1
     if max_seq_length < least:
         raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, for {least - 1} are no text")
@@ -61,6 +52,36 @@ def load_tokenizer(
             f"{name}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary {config.vocab_size}"
         )
     tokenizer.model_max_length = max_seq_length
+    return tokenizer
+
+
+def read_tokenizer(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Return a checkpoint's tokenizer, which cuts and pads texts only where that is asked for.
+
+    Args:
+        name, revision, cache_dir, token, trust_remote_code: As in [`load_tokenizer`].
+
+    Raises:
+        InputError: if there is no tokenizer.
+    """
+    path = resolve_checkpoint(name, revision=revision, cache_dir=cache_dir, token=token)
+    access = {"cache_dir": cache_dir, "token": token}
+    if path == name:
+        access["revision"] = revision
+    try:
+        with library_quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trust_remote_code, **{k: v for k, v in access.items() if v}
+            )
+    except Exception as error:  # a damaged file can raise almost anything
+        raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
     if tokenizer.is_fast:  # sentence-transformers checkpoints carry a fixed length of 128 in tokenizer.json
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
