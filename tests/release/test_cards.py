@@ -19,6 +19,8 @@ from trainer_ext.evaluation.error_analysis import analyse_errors
 from trainer_ext.evaluation.fusion_table import compare_fusions, without_figures
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.evaluation.validation_fit import ValidationFit
+from trainer_ext.release.confidence import confidence
 from trainer_ext.release.ensemble_folder import read_members
 from trainer_ext.release.model_card import write_ensemble_card, write_model_card, write_pretraining_card
 
@@ -96,21 +98,35 @@ def test_the_card_of_a_run(names, tmp_path):
     rows = {"train": 9, "validation": 3, "test": 3, names[0]: 5}
     transferred = TransferRows(list(names), licences=dict.fromkeys(names, names[-1]), left_out={names[0]: 3})
     transferred.add("1", "a text", names[0], names[1])
+    measured = {
+        names[0]: {"coverage": 0.5, "answered_accuracy": 0.9},
+        names[1]: {"coverage": 0.0, "answered_accuracy": None},
+    }
+    accuracies = [
+        {"accuracy": 0.9, "abstain_below": 0.4, "measured": measured},
+        {"accuracy": 0.95, "abstain_below": None, "measured": {}},
+    ]
+    fit = ValidationFit(1.2, [0.3] * len(names), 0.4, coverage={"accuracies": accuracies})
     write_model_card(
         tmp_path / "README.md",
         model_name=names[0], repo_id=names[1], base_model=names[0], labels=list(names), results=results | {
             f"{split}_rows": number for split, number in rows.items()}, rows=rows, grouped=True, source=names[1],
         licence=names[2], attribution=names[0], selected="best_on_dev", confusion_matrix=True, distill_from=names[1],
-        calibration={names[0]: {"expected_calibration_error": 0.1, "brier_score": 0.2}}, max_seq_length=64,
+        reliability={
+            "split": names[0], "calibration": {"after": {"expected_calibration_error": 0.1, "brier_score": 0.2}}},
+        confidence=confidence(fit, list(names)), max_seq_length=64,
         child_tuning="F", child_tuning_p=0.3, epochs="2", minutes="1.0", transferred=transferred,
         augmentation=SimpleNamespace(augmentation="BA", ba_mode="topped_up", join_to_words=80),
-        answers=[{"text": text, "label": label, "score": 0.5} for text, label in zip(names, names, strict=True)],
+        answers=[{"text": name, "given": [{"label": name, "score": 0.5}]} for name in names],
         guard=LeakageGuard(names[1]), command=f"run_classify.py {names[1]}", precision="bf16", seed=1, hardware="a CPU",
     )  # fmt: skip
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     headings = [*shown(names[:1]), "Use", "Results", "Training", "Intended use and limits", "Citation"]
-    found = check(text, headings, 7)
-    answers, beside, _, of_classes, *_, transfers = found.tables
+    found = check(text, headings, 9)
+    answers, beside, _, of_classes, *_, coverage, thresholds, transfers = found.tables
+    assert [row[:2] for row in coverage[1:]] == [["90%", "0.40"], ["95%", "cannot be reached"]]
+    assert coverage[0][2:] == shown(names[:2])
+    assert [row[0] for row in thresholds[1:]] == shown(names)
     assert [row[0] for row in answers[1:]] == shown(names)
     assert beside[0][0] == "test set"
     assert [row[0] for row in of_classes[1:]] == shown(names)

@@ -12,7 +12,7 @@ from ..escape import in_code, in_markdown, table
 from ..evaluation.fusion_table import voters
 from ..evaluation.metrics import SEVEN_FIGURES
 from ..evaluation.pages import score_cells
-from ..evaluation.predictions import side_by_side
+from ..evaluation.predictions import SYSTEMS, side_by_side
 from ..files import shown
 from .ensemble_folder import EnsembleMember
 
@@ -58,11 +58,11 @@ def write_model_card(
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if f"{prefix}_macro_f1" not in results:
             continue
-        figures = [["EmoDeBERTa", *(f"{results[f'{prefix}_{name}']:.3f}" for name in SEVEN_FIGURES)]]
-        if f"{prefix}_tfidf_macro_f1" in results:
-            figures.append(
-                ["TF-IDF + logistic regression", *(f"{results[f'{prefix}_tfidf_{n}']:.3f}" for n in SEVEN_FIGURES)]
-            )
+        figures = [
+            [system, *(f"{results[f'{prefix}_{infix}{name}']:.3f}" for name in SEVEN_FIGURES)]
+            for system, infix in SYSTEMS.items()
+            if f"{prefix}_{infix}macro_f1" in results
+        ]
         low, high = results.get(f"{prefix}_macro_f1_low"), results.get(f"{prefix}_macro_f1_high")
         tables.append(
             {
@@ -114,7 +114,8 @@ def write_model_card(
         side_by_side=side_by_side(results, splits) if extra else [],
         rows=", ".join(f"{split} {number}" for split, number in rows.items()),
         answer_rows=[
-            [answer["text"], f"{answer['label']}, {100 * answer['score']:.0f}%"] for answer in facts["answers"]
+            [answer["text"], "; ".join(map(_answer, answer["given"])) or "none of its labels"]
+            for answer in facts["answers"]
         ],
         transfer_rows=_transfer_rows(facts["transferred"]) if facts["transferred"] else [],
         **facts,
@@ -169,6 +170,11 @@ def write_ensemble_card(
         ],
         **figures,
     )
+
+
+def _answer(given: dict) -> str:
+    """Return a label and its probability, as the pipeline gave them."""
+    return f"{given['label'] or 'not sure'}, {100 * given['score']:.0f}%"
 
 
 class _Markdown(str):

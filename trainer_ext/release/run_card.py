@@ -11,7 +11,9 @@ from pipeline_emodeberta import EmotionPipeline
 from ..data.corpus import Corpus
 from ..data.label_maps import TransferRows
 from ..data.leakage import LeakageGuard
+from ..evaluation.validation_fit import ValidationFit
 from ..files import shown
+from .confidence import confidence
 from .model_card import TRY, write_model_card
 
 
@@ -26,6 +28,7 @@ def write_run_card(
     flags: tuple[Any, Any, Any, Any],
     transferred: TransferRows | None,
     guard: LeakageGuard,
+    fit: ValidationFit,
 ) -> None:
     """Write README.md into a run's folder, from the figures and settings of the run.
 
@@ -38,11 +41,15 @@ def write_run_card(
         flags: `ModelArguments`, `DataArguments`, `TransferArguments`, `RunArguments`.
         transferred: The training rows from other corpora, or `None`.
         guard: The guard that kept copies of test texts out of training.
+        fit: What was fitted on validation after training.
     """
     model_args, data_args, transfer_args, run_args = flags
     args = trainer.args
     classify = EmotionPipeline(model=trainer.model.eval(), tokenizer=trainer.processing_class, device=args.device)
-    answers = [{"text": text} | answer for text, answer in zip(TRY, classify(list(TRY)), strict=True)]
+    answers = [
+        {"text": text, "given": [{"label": each["label"], "score": round(each["score"], 2)} for each in given]}
+        for text, given in zip(TRY, map(classify, TRY), strict=True)
+    ]
     reliability = folder / "reliability.json"
     write_model_card(
         folder / "README.md",
@@ -58,7 +65,7 @@ def write_run_card(
         attribution=corpus.attribution,
         selected=run_args.select,
         confusion_matrix=(folder / "confusion_matrix.png").exists(),
-        calibration=json.loads(reliability.read_text())["calibration"] if reliability.exists() else {},
+        reliability=json.loads(reliability.read_text()) if reliability.exists() else {},
         distill_from=shown(transfer_args.distill_from or ""),
         max_seq_length=data_args.max_seq_length,
         child_tuning=args.child_tuning,
@@ -69,5 +76,6 @@ def write_run_card(
         transferred=transferred,
         augmentation=transfer_args,
         guard=guard,
+        confidence=confidence(fit, corpus.label_names),
         **provenance,
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..training.lora import merge_lora
 from ..training.sharding import is_sharded, join_shards
@@ -13,6 +13,11 @@ from .checkpoints import average_weights, checkpoints, mix_weights
 from .run import RunArguments
 
 logger = logging.getLogger(__name__)
+
+
+def encoder_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return a copy of the encoder's weights by name, on CPU, to mix in after training."""
+    return {name: weight.detach().cpu().clone() for name, weight in model.base_model.named_parameters()}
 
 
 def keep_weights(
