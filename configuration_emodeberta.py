@@ -63,12 +63,6 @@ class Pipelines(dict):
         return Pipelines, ()
 
 
-def check_abstain_below(value: float | None) -> None:
-    """Raise `ValueError` unless the value is `None` or a probability."""
-    if value is not None and not 0 <= value <= 1:
-        raise ValueError(f"abstain_below is {value}; want a probability, 0 to 1")
-
-
 @strict
 class EmoDebertaConfig(DebertaV2Config):
     """A DeBERTa-v2/v3 configuration with the pooling and the classification head of LingJing (WASSA 2022).
@@ -164,7 +158,8 @@ class EmoDebertaConfig(DebertaV2Config):
         """Check what was fitted on validation rows; `@strict` calls this after every construction."""
         if self.calibration_temperature is not None and not self.calibration_temperature > 0:
             raise ValueError(f"calibration_temperature is {self.calibration_temperature}; want more than 0")
-        check_abstain_below(self.abstain_below)
+        if self.abstain_below is not None and not 0 <= self.abstain_below <= 1:
+            raise ValueError(f"abstain_below is {self.abstain_below}; want a probability, 0 to 1")
         if self.label_thresholds is not None:
             if self.problem_type != "multi_label_classification":
                 raise ValueError("label_thresholds are for problem_type multi_label_classification")
@@ -200,7 +195,6 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
             mean of the probabilities.
         weights: For `soft`: one per member, adding up to 1. `None` weights all members equally.
         temperature: Divides the logits of the fused distribution; above 1 makes the ensemble less certain.
-        abstain_below: The pipeline and bulk scoring give no label below this probability.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If values have another type or do not fit each other.
@@ -215,7 +209,6 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
     fusion: Literal["hard", "soft"] = "hard"
     weights: list[float] | None = None
     temperature: float | int = 1.0
-    abstain_below: float | int | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -223,9 +216,8 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
         self.custom_pipelines = Pipelines()
 
     def to_dict(self) -> dict:
-        """Return the library's dictionary without what was not fitted, and classes that `pipeline()` added to it."""
-        values = {key: value for key, value in super().to_dict().items() if key not in CALIBRATION or value is not None}
-        return values | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
+        """Return the library's dictionary without classes that `pipeline()` added to it."""
+        return super().to_dict() | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_members(self):
         """Check that the settings fit together; `@strict` calls this after every construction."""
@@ -243,7 +235,6 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
             raise ValueError("weights are for the soft vote; a hard vote counts every member once")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; want more than 0")
-        check_abstain_below(self.abstain_below)
 
 
 EmoDebertaConfig.register_for_auto_class()
