@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from support import call
 from transformers import AutoTokenizer
 
@@ -171,6 +172,12 @@ def test_a_held_out_fold_leaves_the_configuration_alone(one, in_process, tmp_pat
     assert "calibration_temperature" not in results
     assert "calibration_temperature" not in read(tmp_path / "out", "config.json")
     assert not (tmp_path / "out" / "coverage.json").exists()
+
+
+def test_the_trainings_of_a_comparison_fit_nothing(comparison):
+    recipes = list((comparison / "outputs" / "trials").glob("*/recipe.yaml"))
+    assert recipes
+    assert not any(yaml.safe_load(path.read_text())["calibrate"] for path in recipes)
 
 
 @pytest.mark.parametrize(
