@@ -32,6 +32,8 @@ ENSEMBLE_AUTO_MAP = {
 }
 # Settings of a training that are not part of the trained model.
 LOSS = ("class_weights", "label_smoothing")
+# Settings fitted on validation rows after a training. A new training from the checkpoint starts without them.
+CALIBRATION = ("calibration_temperature", "label_thresholds", "abstain_below")
 # The same for `pipeline("text-classification", …)`.
 CUSTOM_PIPELINES = {
     "text-classification": {
@@ -81,6 +83,12 @@ class EmoDebertaConfig(DebertaV2Config):
         position_bias_buckets: Number of buckets of distances in MPNet's position bias. Each has one learned number per
             head, added to the scaled attention scores of every layer. Even; 0 turns the bias off; MPNet has 32.
         position_bias_max_distance: From this distance on, all tokens are in the last bucket of their direction.
+        calibration_temperature: Divides the logits in evaluation mode; above 1 makes the model less certain. Fitted on
+            validation rows (Guo et al. 2017, https://proceedings.mlr.press/v70/guo17a.html). `None` leaves them as
+            they are. Training always sees the undivided logits.
+        label_thresholds: If a text may have several labels: for each label, in the order of the ids, the probability
+            from which it counts. `None` counts those above one half.
+        abstain_below: If a text has one label: the pipeline and bulk scoring give no label below this probability.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: If a value has another type or is outside these ranges, or for
@@ -97,6 +105,9 @@ class EmoDebertaConfig(DebertaV2Config):
     label_smoothing: float | int = 0.0
     position_bias_buckets: int = 0
     position_bias_max_distance: int = 128
+    calibration_temperature: float | int | None = None
+    label_thresholds: list[float] | None = None
+    abstain_below: float | int | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -109,8 +120,11 @@ class EmoDebertaConfig(DebertaV2Config):
         return super().from_dict({key: value for key, value in config_dict.items() if key not in LOSS}, **kwargs)
 
     def to_dict(self) -> dict:
-        """Return the library's dictionary without the loss settings and the classes that `pipeline()` added to it."""
+        """Return the library's dictionary without the loss settings, what was not fitted, and the classes that
+        `pipeline()` added to it.
+        """
         values = {key: value for key, value in super().to_dict().items() if key not in LOSS}
+        values = {key: value for key, value in values.items() if key not in CALIBRATION or value is not None}
         return values | {"custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     def validate_head(self):
@@ -139,6 +153,22 @@ class EmoDebertaConfig(DebertaV2Config):
                 raise ValueError(f"class_weights has {len(self.class_weights)} values for {self.num_labels} labels")
             if min(self.class_weights) < 0 or max(self.class_weights) == 0:
                 raise ValueError("class_weights must be non-negative, and not all zero")
+
+    def validate_calibration(self):
+        """Check what was fitted on validation rows; `@strict` calls this after every construction."""
+        if self.calibration_temperature is not None and not self.calibration_temperature > 0:
+            raise ValueError(f"calibration_temperature is {self.calibration_temperature}; want more than 0")
+        if self.abstain_below is not None and not 0 <= self.abstain_below <= 1:
+            raise ValueError(f"abstain_below is {self.abstain_below}; want a probability, 0 to 1")
+        if self.label_thresholds is not None:
+            if self.problem_type != "multi_label_classification":
+                raise ValueError("label_thresholds are for problem_type multi_label_classification")
+            if len(self.label_thresholds) != self.num_labels:
+                raise ValueError(
+                    f"label_thresholds has {len(self.label_thresholds)} values for {self.num_labels} labels"
+                )
+            if not all(0 <= threshold <= 1 for threshold in self.label_thresholds):
+                raise ValueError(f"label_thresholds are {self.label_thresholds}; want probabilities, 0 to 1")
 
     def validate_position_bias(self):
         """Check that the buckets of the position bias are valid; `@strict` calls this after every construction."""

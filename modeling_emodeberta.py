@@ -222,8 +222,8 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         """Classify a batch, given the arguments of [`EmoDebertaModel`] and of [`classification_loss`].
 
         Returns:
-            `loss` (if there are labels), `logits` `(batch, labels)` in float32 and, on request, `hidden_states` and
-            `attentions`; as a tuple with `return_dict=False`.
+            `loss` (if there are labels), `logits` `(batch, labels)` in float32, in evaluation mode divided by
+            `config.calibration_temperature`, and, on request, `hidden_states` and `attentions`; or a tuple of these.
         """
         return_dict = return_dict if return_dict is not None else self.config.return_dict
         encoded = self.deberta(
@@ -232,9 +232,9 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
             **kwargs,
         )
         logits = self.classifier(encoded.pooler_output).float()
-        loss = None
-        if labels is not None:
-            loss = classification_loss(logits, labels, self.config, num_items_in_batch)
+        if self.config.calibration_temperature is not None and not self.training:
+            logits = logits / self.config.calibration_temperature
+        loss = None if labels is None else classification_loss(logits, labels, self.config, num_items_in_batch)
         outputs = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )

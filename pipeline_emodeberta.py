@@ -53,9 +53,11 @@ class EmotionPipeline(TextClassificationPipeline):
         tokens_per_batch: Tokens in a batch, padding included. By default 2,048 in float32 and 4,096 in half precision
             on CPU, where larger batches do not fit in the cache, and 65,536 on an accelerator. `batch_size` is not
             used.
-        abstain_below: Return the label `None` if the best label is less probable than this.
+        abstain_below: Return the label `None` if the best label is less probable than this. Default: that of the
+            configuration, unless `top_k` is given; 0 always returns a label.
         thresholds: For a model with several classes per text: by label, the probability from which it counts (0.5 for
-            labels not named). A result is then the list of labels that count, most probable first.
+            labels not named). A result is then the list of labels that count, most probable first. Default: those of
+            the configuration, if it has any and neither `top_k` nor `abstain_below` is given.
         return_members: For an ensemble: each result is one dictionary with `label` and `score`, `scores` of all
             labels, `members` (label and score of each, by name) and `disagreement`, the share of the members that
             have another label.
@@ -133,6 +135,18 @@ class EmotionPipeline(TextClassificationPipeline):
             postprocess["return_members"] = return_members
         return preprocess, forward, postprocess
 
+    def _with_defaults(self, postprocess: dict) -> dict:
+        """Return the parameters with the model's own thresholds, where the caller did not ask for something else."""
+        config = self.model.config
+        thresholds, abstain_below = getattr(config, "label_thresholds", None), getattr(config, "abstain_below", None)
+        if postprocess.keys() & {"top_k", "thresholds", "abstain_below"}:
+            return postprocess
+        if config.problem_type == "multi_label_classification":
+            if thresholds is None:
+                return postprocess
+            return postprocess | {"thresholds": {config.id2label[i]: value for i, value in enumerate(thresholds)}}
+        return postprocess if abstain_below is None else postprocess | {"abstain_below": abstain_below}
+
     def _limit(self, preprocess: dict) -> int:
         """Return how many tokens of a text are read."""
         return preprocess.get("max_length") or self.tokenizer.model_max_length
@@ -180,7 +194,7 @@ class EmotionPipeline(TextClassificationPipeline):
         """Return the predictions for a text or several; see the class for inputs and outputs."""
         kwargs = {key: value for key, value in kwargs.items() if key not in ("batch_size", "num_workers")}
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
-        postprocess = self._postprocess_params | postprocess
+        postprocess = self._with_defaults(self._postprocess_params | postprocess)
         if isinstance(inputs, dict) and isinstance(inputs.get("text"), list | tuple):  # a batch of columns
             inputs, text_pair = inputs["text"], inputs.get("text_pair", text_pair)
         single = isinstance(inputs, str | dict)

@@ -36,7 +36,6 @@ from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_tr
 from trainer_ext.data.leakage import LeakageGuard, guard_of_target, left_out_rows
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus, load_labelled_as
 from trainer_ext.errors import run_command
-from trainer_ext.evaluation.decisions import to_probabilities
 from trainer_ext.evaluation.metrics import metrics_of_logits
 from trainer_ext.evaluation.predictions import evaluated, predict_splits, print_results, write_plots, write_predictions
 from trainer_ext.files import digest, write_json
@@ -44,6 +43,7 @@ from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import with_upstream_licence
 from trainer_ext.release.run_card import unshown_texts, write_run_card
+from trainer_ext.runs.calibrated import add_to_config, calibrate
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.final_weights import keep_weights, weights_to_mix_in
@@ -80,15 +80,14 @@ def main() -> None:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     if not trains(args):
-        run = Run(output_dir, {}, args, parser.precision, run_args)
-        evaluate_finished(model_args, data_args, run_args, run)
+        evaluate_finished(model_args, data_args, run_args, Run(output_dir, {}, args, parser.precision, run_args))
         return
 
     # ---- Rows of the target and of other corpora: supervised transfer (paper, section 2.3.1) ----------------------
     corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed, defaults)
     defaults.complete(corpus, model_args, run_args, args)
     corpus = with_upstream_licence(corpus, model_args.model_name_or_path, transfer_args.distill_from)
-    check_corpus(corpus, run_args, args)
+    check_corpus(corpus, data_args, run_args, args)
     report_rows(corpus, transferred, guard)
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
@@ -139,22 +138,22 @@ def main() -> None:
             trainer.model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     args.dataloader_drop_last = False  # the flag is for training; here every row is predicted
-    results, probabilities, _ = predict_splits(
-        trainer, encoded, corpus, lambda logits: to_probabilities(logits, corpus.multi_label)
-    )
+    results, probabilities, _ = predict_splits(trainer, encoded, corpus)
     if args.process_index != 0:
         return
+    fit, probabilities = calibrate(trainer.model, corpus, probabilities, run_args)
     if run_args.tfidf_baseline:
         with run.part("the TF-IDF baseline"):
             results |= tfidf_figures(corpus, args.seed)
     results |= {f"{split}_rows": len(rows) for split, rows in corpus.splits.items()}
     results |= {f"{split}_truncated_texts": count for split, count in truncated.items()}
-    results |= trained.metrics | {"seed": args.seed}
+    results |= trained.metrics | {"seed": args.seed} | fit.figures
     results |= {} if transferred is None else {"transfer_rows": len(transferred)}
     with run.results(results) as folder:
-        write_predictions(folder, corpus, probabilities)
+        add_to_config(output_dir, folder, fit)
+        write_predictions(folder, corpus, probabilities, fit.thresholds)
         with run.part("the plots"):
-            write_plots(folder, corpus, probabilities, trainer.state.log_history)
+            write_plots(folder, corpus, probabilities, trainer.state.log_history, fit.reliability, fit.coverage)
         if len(guard) or transferred is not None:
             left_out = {} if transferred is None else transferred.left_out
             write_json(folder / "left_out.json", left_out_rows(left_out, guard))
@@ -169,8 +168,9 @@ def main() -> None:
                 flags=(model_args, data_args, transfer_args, run_args),
                 transferred=transferred,
                 guard=guard,
+                fit=fit,
             )
-    print_results(results, evaluated(corpus), {"EmoDeBERTa": "", "TF-IDF + logistic regression": "tfidf_"})
+    print_results(results, evaluated(corpus))
     print(f"\nsaved to {output_dir}/")
     if args.hub_model_id:
         texts = unshown_texts(corpus, run_args.card_examples)
@@ -196,7 +196,7 @@ def read_rows(
         transferred = choose_rows(rows, transfer_args, seed)
         corpus = as_corpus(transferred)
     else:
-        corpus, transferred = guard.without_copies(load_corpus(**described)), None
+        corpus, transferred = guard.without_copies(load_corpus(**described, train_only=transfer_args.has_target)), None
     check_data(corpus, data_args, model_args.class_weights)
     target = corpus
     if data_args.cv_folds is not None:
@@ -227,12 +227,12 @@ def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_
     corpus = with_extra_tests(corpus, run_args.extra_tests, data_args)
     corpus = corpus.only_splits(asked_for(run.args, corpus))
     run.begin()
-    results, probabilities = evaluate(name, corpus, run.args.device, **access)
+    results, probabilities, thresholds = evaluate(name, corpus, run.args.device, **access)
     with run.results(results) as folder:
-        write_predictions(folder, corpus, probabilities)
+        write_predictions(folder, corpus, probabilities, thresholds)
         with run.part("the plots"):
             write_plots(folder, corpus, probabilities, [])
-    print_results(results, evaluated(corpus), {"EmoDeBERTa": ""})
+    print_results(results, evaluated(corpus))
     print(f"\nsaved to {run.folder}/")
 
 

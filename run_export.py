@@ -3,10 +3,10 @@
     python run_export.py outputs/quickstart
     python run_export.py outputs/mine --int8 --check_file dev.csv --text_column_name essay
 
-Writes MODEL/onnx/model.onnx (inputs input_ids and attention_mask, output logits, any batch size and length). With
---int8,
-also writes model_int8.onnx, but only if it predicts the same labels as float32 for 99.5% of the texts. Requires the
-`onnx` extra: pip install 'emodeberta[onnx]'.
+Writes MODEL/onnx/model.onnx (inputs input_ids and attention_mask, output logits, any batch size and length). The logits
+are divided by the model's calibration_temperature. Its label_thresholds and abstain_below stay in its config.json. With
+--int8, also writes model_int8.onnx, but only if it predicts the same labels as float32 for 99.5% of the texts. Requires
+the `onnx` extra: pip install 'emodeberta[onnx]'.
 """
 
 from trainer_ext.front_door import check_flags
@@ -30,6 +30,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from texts_emodeberta import token_budget_batches
 from trainer_ext.data.load import read_texts
 from trainer_ext.errors import InputError, run_command
+from trainer_ext.evaluation.decisions import decide, to_probabilities
 from trainer_ext.files import check_free, claim, open_to_readers, release, write_json
 from trainer_ext.recipe_file import SHIPPED
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
@@ -204,10 +205,9 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
             wanted.append(model(**inputs).logits.numpy())
         found += session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
     wanted, found = np.concatenate(wanted), np.concatenate(found)
-    if model.config.problem_type == "multi_label_classification":
-        equal = (wanted > 0) == (found > 0)
-    else:
-        equal = wanted.argmax(axis=1) == found.argmax(axis=1)
+    several, thresholds = model.config.problem_type == "multi_label_classification", model.config.label_thresholds
+    decisions = [decide(to_probabilities(logits, several), several, thresholds) for logits in (wanted, found)]
+    equal = decisions[0] == decisions[1]
     return {
         "relative_logit_difference": float(np.abs(wanted - found).max() / np.abs(wanted).max()),
         "equal_decisions": float(equal.mean()),

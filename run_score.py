@@ -12,7 +12,8 @@ With --output, that folder gets shards of consecutive rows (scores-000000.parque
 
     row                    number of the row in the input, from 0
     id                     the id, if --id_column_name names a column
-    label                  the most probable label; all labels above one half if a text may have several
+    label                  the most probable label, none if it is less probable than the model's abstain_below; if a
+                           text may have several, all labels that reach the model's thresholds (or exceed one half)
     probability_<label>    one column per label, in the model's order
     disagreement           for an ensemble: the share of its members that predict another label
     truncated              whether the text was longer than the model reads
@@ -125,7 +126,8 @@ def main() -> None:
     shards = write_shards(folder, args, config, dtype, state)
     state.wait_for_everyone()
     if state.is_main_process:
-        summarise(folder.close(shards), folder, args)
+        abstains = getattr(config, "abstain_below", None) is not None  # the library's own classifiers have none
+        summarise(folder.close(shards), folder, args, abstains)
     state.destroy_process_group()
 
 
@@ -241,15 +243,23 @@ def write_shards(
     return number + 1
 
 
-def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespace) -> None:
-    """Print a summary of the scores, or which part is done if others are missing."""
+def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespace, abstains: bool) -> None:
+    """Print a summary of the scores, or which part is done if others are missing.
+
+    Args:
+        abstains: Whether the model gives no label that is not probable enough.
+    """
     if manifest is None:
         print(f"part {args.part[0] + 1} of {args.part[1]} is done; {folder.folder}/ does not have all parts yet")
         return
     scored = manifest["rows"] - manifest["errors"]
+    unsure = scored - sum(manifest["label_counts"].values()) if abstains else 0
+    scored -= unsure
     print(f"{manifest['rows']:,} rows, {scored:,} with a label:", end=" ")
     counts = ", ".join(f"{name} {count / max(scored, 1):.1%}" for name, count in manifest["label_counts"].items())
     print(one_line(counts))
+    if unsure:
+        print(f"{unsure:,} rows have no label, because the best one is less probable than the model's abstain_below")
     if manifest["errors"]:
         print(f"{manifest['errors']:,} rows have an error in place of a label; the first: {manifest['first_error']}")
     if manifest["truncated"]:

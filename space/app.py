@@ -4,7 +4,7 @@ Stands alone: a Space has no checkout of the project. Settings come from the env
 
     EMODEBERTA_MODEL            folder, or id on the Hub, whose code (*_emodeberta.py) is run: name one you trust
     EMODEBERTA_REVISION         branch, tag or commit of a model on the Hub
-    EMODEBERTA_ABSTAIN_BELOW    probability under which the answer is "not sure", 0.4 unless given
+    EMODEBERTA_ABSTAIN_BELOW    probability under which the answer is "not sure", the model's own or 0.4 unless given
     GRADIO_SERVER_PORT          7860 unless given
 
 The page is page.html and what is in page/. It calls the endpoints below, as anybody may. Texts are not logged and not
@@ -223,6 +223,7 @@ def page_of(classifier: Classifier) -> str:
         "unsure": json.loads((HERE / "palette.json").read_text(encoding="utf-8"))["unsure"],
         "several": classifier.several,
         "abstainBelow": classifier.abstain_below,
+        "thresholds": [*classifier.thresholds.values()],
         "examples": EXAMPLES,
         "maxCharacters": MAX_CHARACTERS,
         "maxRows": MAX_ROWS,
@@ -277,15 +278,15 @@ def main() -> None:
     name = os.environ.get("EMODEBERTA_MODEL")
     if not name:
         sys.exit("error: set EMODEBERTA_MODEL to a model's folder or to its id on the Hub")
-    bar = os.environ.get("EMODEBERTA_ABSTAIN_BELOW", "0.4")
-    if not re.fullmatch(r"[01]|0?\.\d+|1\.0+", bar):
+    bar = os.environ.get("EMODEBERTA_ABSTAIN_BELOW")
+    if bar is not None and not re.fullmatch(r"[01]|0?\.\d+|1\.0+", bar):
         sys.exit(f"error: EMODEBERTA_ABSTAIN_BELOW is {bar}; want a probability, 0 to 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder below is removed
     # Of this process alone, so that cleaning up takes no other demo's files.
     with tempfile.TemporaryDirectory(prefix="emodeberta-space-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            classifier = Classifier(name, os.environ.get("EMODEBERTA_REVISION"), float(bar))
+            classifier = Classifier(name, os.environ.get("EMODEBERTA_REVISION"), bar and float(bar))
         except Exception as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             sys.exit(f"error: {name}: not a model to load ({first})")

@@ -35,10 +35,11 @@ class Classifier:
         labels: In the model's order.
         members: Names of an ensemble's members, else empty.
         several: Whether a text may have several labels.
-        abstain_below: The probability under which an answer is not sure.
+        thresholds: By label, the probability from which it counts, if a text may have several.
+        abstain_below: The probability under which an answer is not sure: the argument, else the model's own, else 0.4.
     """
 
-    def __init__(self, name: str, revision: str | None = None, abstain_below: float = 0.4):
+    def __init__(self, name: str, revision: str | None = None, abstain_below: float | None = None):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
         # One core is left for the server. Threads that wait for one another on a busy machine cost a hundredfold.
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
@@ -53,8 +54,13 @@ class Classifier:
         )
         config = self._pipeline.model.config
         # Visitors must not learn where a folder is on this machine.
-        self.name, self.abstain_below = Path(name).name if Path(name).is_dir() else name, abstain_below
+        self.name = Path(name).name if Path(name).is_dir() else name
         self.labels = [config.id2label[label] for label in range(config.num_labels)]
+        # The library's own classifiers have neither of the two. A label that reaches its threshold is sure enough.
+        own, thresholds = (getattr(config, name, None) for name in ("abstain_below", "label_thresholds"))
+        own = min(0.4, *thresholds or [0.4]) if own is None else own
+        self.abstain_below = own if abstain_below is None else abstain_below
+        self.thresholds = dict(zip(self.labels, thresholds or [0.5] * len(self.labels), strict=True))
         self.members = list(getattr(config, "member_names", None) or [])
         self.several = config.problem_type == "multi_label_classification"
         if config.num_labels < 2 or config.problem_type == "regression":
@@ -79,9 +85,10 @@ class Classifier:
     def submit(self, texts: list[str]) -> list[Future]:
         """Return the coming answers to one caller's texts.
 
-        An answer has `label` (the best, or all above a half joined by commas), `score`, `sure`, `scores` by label and
-        the number of `tokens`. An ensemble's has `members` and `disagreement`, a long text's has `note`. `warning` says
-        that the model does not know most of a text. An answer to what cannot be classified has only `error`.
+        An answer has `label` (the best, or all that reach their thresholds joined by commas), `score`, `sure`, `scores`
+        by label and the number of `tokens`. An ensemble's has `members` and `disagreement`, a long text's has `note`.
+        `warning` says that the model does not know most of a text. An answer to what cannot be classified has only
+        `error`.
         """
         futures: list[Future] = [Future() for _ in texts]
         usable: deque[tuple[str, Future]] = deque()
@@ -97,9 +104,9 @@ class Classifier:
         return futures
 
     def given(self, answer: dict[str, Any]) -> list[str]:
-        """Return the labels that an answer's `scores` give: the best, or of several all above a half."""
+        """Return the labels that an answer's `scores` give: the best, or of several all that reach their thresholds."""
         scores = answer["scores"]
-        above = [name for name, score in scores.items() if score >= 0.5] if self.several else []
+        above = [name for name, score in scores.items() if score >= self.thresholds[name]] if self.several else []
         return above or [max(scores, key=scores.get)]
 
     def explain(self, text: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from support import ROOT
 from benchmarks.bench_scaling import plan
 from docs.generate.__main__ import files
 from docs.generate.blocks import fill
+from docs.generate.collect import FIGURES, collect
 from trainer_ext.errors import InputError
 
 README = ROOT / "README.md"
@@ -95,6 +96,25 @@ def test_figures_follow_the_json_and_prose_stays(clone):
     text = page.read_text(encoding="utf-8")
     assert f"| {content['variants'][0]['name']} | 0.123 (" in text
     assert text.endswith("\nA conclusion.\n")
+
+
+def test_the_benchmark_is_shown_once_it_was_run(clone):
+    """Collected from a run's own files, at one half and at tuned thresholds, next to the published score."""
+    run, page = clone / "run", clone / "docs" / "results.md"
+    run.mkdir()
+    wanted = (*FIGURES, "macro_f1_low", "macro_f1_high", "official_macro_precision")
+    results = {f"test_{name}": 0.4 for name in wanted} | {f"test_tuned_{name}": 0.5123 for name in wanted}
+    (run / "all_results.json").write_text(json.dumps(results | {"train_runtime": 1800.0, "test_rows": 5427}))
+    (run / "run.json").write_text(json.dumps({"seed": 1, "command": "python run_classify.py x", "hardware": "a core"}))
+    assert "go_emotions" not in page.read_text(encoding="utf-8").split("### ablation")[0]
+    (clone / "results" / "go_emotions.json").write_text(json.dumps(collect([run], "test")))
+    with open(page, "a", encoding="utf-8") as file:
+        file.write("\n<!-- begin: go_emotions -->\n<!-- end: go_emotions -->\n")
+    made = files(clone)[page].partition("<!-- begin: go_emotions -->")[2]
+    assert "| BERT, Demszky et al. 2020 | 0.46 |  |  | 0.40 | 0.63 |" in made
+    assert "| MiniLM, seed 1, at .5 | 0.400 | 0.400 to 0.400 | 0.400 | 0.400 | 0.400 |" in made
+    assert "| MiniLM, seed 1, at tuned thresholds | 0.512 |" in made
+    assert "`python run_classify.py x`, 5,427 test rows, 30 minutes on a core" in made
 
 
 def test_a_page_that_does_not_fit_is_one_line_and_nothing_is_written(clone):

@@ -19,6 +19,8 @@ def collect(folders: list[Path], prefix: str) -> dict:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         wanted = (*FIGURES, "macro_f1_low", "macro_f1_high", "official_macro_precision")
         figures = {name: round(results[f"{prefix}_{name}"], 4) for name in wanted}
+        if f"{prefix}_tuned_macro_f1" in results:
+            run["tuned"] = {name: round(results[f"{prefix}_tuned_{name}"], 4) for name in wanted}
         figures |= {
             k.removeprefix(f"{prefix}_"): round(v, 4) for k, v in results.items() if k.startswith(f"{prefix}_f1_")
         }

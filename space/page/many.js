@@ -82,7 +82,7 @@ function parse(csv) {
 function table() {
   const good = rows.filter(({ error }) => !error);
   const doubtful = good.filter(({ score }) => score < bar());
-  const has = (row, index) => (settings.several ? row.scores[index] >= 0.5 || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
+  const has = (row, index) => (settings.several ? row.scores[index] >= settings.thresholds[index] || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
   const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
   const failed = rows.length - good.length;
   $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from trainer_ext.data.emotion_corpora import normalised, read_emotion_corpus
+from trainer_ext.data.label_maps import TransferArguments
 from trainer_ext.data.leakage import LeakageGuard
+from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import InputError
 
 
@@ -22,6 +24,8 @@ def test_go_emotions_counts(data_dir):
     assert all("someone" in corpus.texts[i] for i in masked)
     assert not any("[NAME]" in text for text in corpus.texts)
     assert not corpus.left_out
+    others = [read_emotion_corpus("go_emotions", data_dir, split=split) for split in ("validation", "test")]
+    assert [len(other.texts) for other in others] == [5_426, 5_427]
 
 
 @pytest.mark.realdata
@@ -101,3 +105,33 @@ def test_a_short_copy_is_found_beside_a_longer_likeness():
     guard.protect(["short", "long"], [short, likeness + rest])
     text = f"{short} Still, {likeness}, and that is all there is to say about what they did to us."
     assert guard.copied(text) == "short"
+
+
+def small_go_emotions(folder: Path) -> str:
+    original = folder / "goemotions" / "original"
+    original.mkdir(parents=True)
+    (original / "labels.txt").write_text("anger\njoy\nneutral\n")
+    for name, lines in (
+        ("train", 'He said "no.\t0\ta\nWell\t1,2\tb\n'),
+        ("dev", "Nice\t1\tc\n"),
+        ("test", "Hm\t2\td\nOh, [NAME]\t0,1\te\n"),
+    ):
+        (original / f"{name}.tsv").write_text(lines)
+    return str(folder)
+
+
+def test_go_emotions_has_its_official_splits_and_a_stage_its_training_rows(tmp_path):
+    folder = small_go_emotions(tmp_path)
+    corpus = load_corpus(dataset_name="go_emotions", data_dir=folder)
+    assert {split: rows["labels"][:] for split, rows in corpus.splits.items()} == {
+        "train": [[1, 0, 0], [0, 1, 1]],
+        "validation": [[0, 1, 0]],
+        "test": [[0, 0, 1], [1, 1, 0]],
+    }
+    assert corpus.splits["test"]["text"][1] == "Oh, someone"
+    assert corpus.multi_label
+    stage = load_corpus(dataset_name="go_emotions", data_dir=folder, train_only=True)
+    assert list(stage.splits) == ["train"]
+    assert stage.splits["train"].to_list() == corpus.splits["train"].to_list()
+    assert TransferArguments(target_file=["x.csv"]).has_target
+    assert not TransferArguments(transfer_datasets=["go_emotions"]).has_target

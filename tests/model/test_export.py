@@ -17,9 +17,10 @@ ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "
 
 
 BIASED = {"position_bias_buckets": 32}
+CALIBRATED = ABSOLUTE | {"calibration_temperature": 1.7}
 
 
-@pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE, UNSHARED, ABSOLUTE, ABSOLUTE | BIASED, UNSHARED | BIASED])
+@pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE, UNSHARED, CALIBRATED, ABSOLUTE | BIASED, UNSHARED | BIASED])
 def test_the_graph_computes_the_logits_at_any_batch_and_length(options, tmp_path):
     import onnxruntime
 

@@ -20,7 +20,9 @@ from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors
 from trainer_ext.evaluation.fusion_table import compare_fusions, without_figures
 from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.evaluation.validation_fit import ValidationFit
 from trainer_ext.recipes import CardArguments
+from trainer_ext.release.confidence import confidence_sections
 from trainer_ext.release.encoder_words import encoder_in_words, family_of
 from trainer_ext.release.ensemble_card import write_ensemble_card
 from trainer_ext.release.ensemble_folder import EnsembleMember, read_members
@@ -66,7 +68,7 @@ def test_the_card_of_a_run(names, facts, tmp_path):
         **facts, labels=list(names), evaluations=figures, multi_label=False, pooling="mean", head="32 to 3 labels",
         scores=[["split", "rows"], [names[0], "5"]], selection=True, unseen=True, resampled="writers",
         classes_of="test", classes=[["label", "F1"], *([name, "0.5"] for name in names)], confusion_matrix=True,
-        answers=[{"text": text, "label": label, "score": 0.5} for text, label in zip(names, names, strict=True)],
+        answers=[{"text": name, "given": [{"label": name, "score": 0.5}]} for name in names],
         examples=[[name, name] for name in names], rows={"train": 9_000, names[0]: 5}, attribution=names[0],
         transferred=transferred, augmentation="Random Augmentation", distill_from=names[1],
     )  # fmt: skip
@@ -91,6 +93,21 @@ def test_the_card_of_a_run(names, facts, tmp_path):
     assert found.data.model_name == names[0]
     assert found.data.eval_results[0].metric_value == 0.5
     assert re.findall(r"@\w+\{(.*),", found.code[-1][1]) == ["emodeberta", "lingjing", "go_emotions", "bert"]
+
+
+def test_the_sections_of_a_card_about_what_was_fitted(tmp_path):
+    measured = {"validation": {"coverage": 0.5, "answered_accuracy": 0.9}}
+    accuracies = [
+        {"accuracy": 0.9, "abstain_below": 0.4, "measured": measured},
+        {"accuracy": 0.95, "abstain_below": None, "measured": {}},
+    ]
+    fit = ValidationFit(1.2, [0.3, 0.4, 0.5], 0.4, coverage={"accuracies": accuracies})
+    calibration, coverage, thresholds = confidence_sections(tmp_path, fit, PLAIN)
+    assert calibration.sentences.startswith("The logits are divided by a temperature of 1.20")
+    assert [row[:2] for row in coverage.rows] == [["90%", "0.40"], ["95%", "cannot be reached"]]
+    assert coverage.plot == "coverage.png"
+    assert thresholds.rows == [["joy", "0.300"], ["fear", "0.400"], ["anger", "0.500"]]
+    assert confidence_sections(tmp_path, ValidationFit(), PLAIN) == []
 
 
 @pytest.mark.parametrize("names", [PLAIN])

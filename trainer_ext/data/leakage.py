@@ -27,6 +27,11 @@ class TargetArguments:
     )
     target_text_column_name: str = flag("text", "Column with the text in --target_file.")
 
+    @property
+    def has_target(self) -> bool:
+        """Return whether the training is a stage before another target."""
+        return bool(self.target_dataset_name or self.target_file)
+
 
 logger = logging.getLogger(__name__)
 # Length of a shingle, in words. Two texts are compared only if they share one.

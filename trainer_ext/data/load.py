@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..errors import InputError
 from ..recipes import flag
-from .corpus import Corpus
+from .corpus import SPLITS, Corpus
 from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
 from .labels import read_labels
 from .rows import readable
@@ -44,7 +44,8 @@ class DataArguments:
     dataset_name: str | None = flag(
         None,
         "wassa2022 (built in; needs --data_dir), go_emotions or xed with their own labels, several per row (built in; "
-        "from --data_dir, else from the Hub), or a dataset on the Hub.",
+        "from --data_dir, else from the Hub), or a dataset on the Hub. go_emotions has its official validation and "
+        "test rows; as a stage before --target_dataset_name or --target_file, only its training rows.",
     )
     dataset_config_name: str | None = flag(None, "Configuration of the Hub dataset.")
     data_dir: str | None = field(
@@ -161,12 +162,13 @@ def load_corpus(
     quoting: str = "auto",
     cache_dir: str | None = None,
     token: str | None = None,
+    train_only: bool = False,
 ) -> Corpus:
     """Read a corpus from a dataset name or from files.
 
     Args:
-        dataset_name: `wassa2022` (built in, needs `data_dir`), `go_emotions` or `xed` (built in, their training rows
-            with their own labels), or a dataset on the Hub. Give either this or `files`.
+        dataset_name: `wassa2022` (built in, needs `data_dir`), `go_emotions` or `xed` (built in, with their own labels;
+            only `go_emotions` has validation and test rows), or a dataset on the Hub. Give either this or `files`.
         dataset_config_name: Configuration of a Hub dataset.
         data_dir: Folder with the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
@@ -185,6 +187,7 @@ def load_corpus(
         extra_columns: Other columns to keep, as strings, for example for an error analysis.
         quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
+        train_only: Read only the training rows of `go_emotions`, for a stage before another target.
 
     Raises:
         InputError: if something cannot be read as described.
@@ -199,7 +202,8 @@ def load_corpus(
             raise InputError(f"{dataset_name} has its own {', '.join(given)}; leave out the flags that say otherwise")
         if dataset_name == "wassa2022":
             return load_wassa2022(data_dir, group_column or "response_id", extra_columns)
-        return _load_emotion_corpus(dataset_name, data_dir, cache_dir, token)
+        splits = SPLITS if dataset_name == "go_emotions" and not train_only else ("train",)
+        return _load_emotion_corpus(dataset_name, splits, data_dir, cache_dir, token)
     tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, cache_dir, token)
     source = dataset_name or ", ".join(readable(Path(path).name) for path in files.values())
     if split_column:
@@ -342,14 +346,20 @@ def load_extra_test(
     return Dataset.from_dict(columns | {"labels": labels["test"]})
 
 
-def _load_emotion_corpus(name: str, data_dir: str | None, cache_dir: str | None, token: str | None) -> Corpus:
-    """Return the training rows of a built-in emotion corpus with their own labels, several per row."""
-    read = read_emotion_corpus(name, data_dir, cache_dir, token)
-    for reason, count in read.left_out.items():
-        logger.info(f"{name}: left out: {count} ({reason})")
-    index = {label: position for position, label in enumerate(read.label_names)}
-    labels = np.zeros((len(read.ids), len(index)))
-    for row, names in enumerate(read.labels):
-        labels[row, [index[label] for label in names]] = 1
-    columns = {"id": read.ids, "text": read.texts, "group": text_groups(read.texts), "labels": labels.tolist()}
-    return Corpus({"train": Dataset.from_dict(columns)}, read.label_names, "multi_label_classification", source=name)
+def _load_emotion_corpus(
+    name: str, splits: Sequence[str], data_dir: str | None, cache_dir: str | None, token: str | None
+) -> Corpus:
+    """Return the rows of a built-in emotion corpus with their own labels, several per row."""
+    rows, names = {}, []
+    for split in splits:
+        read = read_emotion_corpus(name, data_dir, cache_dir, token, split)
+        for reason, count in read.left_out.items():
+            logger.info(f"{name}: left out: {count} ({reason})")
+        names = read.label_names
+        index = {label: position for position, label in enumerate(names)}
+        labels = np.zeros((len(read.ids), len(index)))
+        for row, of_row in enumerate(read.labels):
+            labels[row, [index[label] for label in of_row]] = 1
+        columns = {"id": read.ids, "text": read.texts, "group": text_groups(read.texts), "labels": labels.tolist()}
+        rows[split] = Dataset.from_dict(columns)
+    return Corpus(rows, names, "multi_label_classification", source=name)

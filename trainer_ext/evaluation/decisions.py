@@ -1,5 +1,7 @@
 """Turn logits into probabilities, and probabilities into predicted classes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import expit, softmax
 
@@ -13,9 +15,18 @@ def to_probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
 ROUNDING = 1e-6  # how far a probability may exceed 1
 
 
-def decide(probabilities: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Return the predicted class ids `(..., rows)`, or 0/1 `(..., rows, labels)` if a row may have several labels."""
-    return (probabilities > 0.5).astype(int) if multi_label else probabilities.argmax(axis=-1)
+def decide(
+    probabilities: np.ndarray, multi_label: bool, thresholds: Sequence[float] | np.ndarray | None = None
+) -> np.ndarray:
+    """Return the predicted class ids `(..., rows)`, or 0/1 `(..., rows, labels)` if a row may have several labels.
+
+    Args:
+        thresholds: If a row may have several labels: for each label, the probability from which it counts. `None`
+            counts probabilities above one half.
+    """
+    if not multi_label:
+        return probabilities.argmax(axis=-1)
+    return (probabilities > 0.5 if thresholds is None else probabilities >= np.asarray(thresholds)).astype(int)
 
 
 def as_classes(labels: np.ndarray, multi_label: bool) -> np.ndarray:

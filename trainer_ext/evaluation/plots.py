@@ -204,3 +204,24 @@ def plot_reliability(source: Path, target: Path) -> None:
         axes.set(xlim=(0, 1), ylim=(0, 1))
         figure.legend(loc="outside upper center", frameon=False)
         figure.savefig(target, dpi=150)
+
+
+def plot_coverage(source: Path, target: Path) -> None:
+    """Draw accuracy by coverage, and what the wanted accuracies give on held-out folds, from a run's coverage.json."""
+    content = json.loads(source.read_text(encoding="utf-8"))
+    points = [(point["coverage"], point["accuracy"]) for point in content["points"]]
+    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), color=COLORS["first"])
+    for row in content["accuracies"]:
+        axes.axhline(row["accuracy"], color=COLORS["quiet"], linewidth=0.8, linestyle="--")
+        found = row["measured"].get(content["split"], {})
+        if found.get("answered_accuracy") is not None:
+            label = f"for {row['accuracy']:.0%}: not sure below {row['abstain_below']:.2f}"
+            at = (found["coverage"], found["answered_accuracy"])
+            axes.plot(*at, "o", color=COLORS["second"], label=label, clip_on=False, zorder=3)
+    axes.set(xlabel="share of texts that are answered", ylabel="share of the answers that is right")
+    axes.set(xlim=(0, 1), ylim=(min(0.5, *(accuracy for _, accuracy in points)), 1))
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper center", frameon=False)
+    figure.savefig(target, dpi=150)

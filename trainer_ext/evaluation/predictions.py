@@ -15,12 +15,14 @@ from ..errors import InputError
 from ..escape import labels_of_columns, one_line, probability_column
 from ..files import write_json
 from .calibration import calibration
-from .decisions import ROUNDING, decide
+from .decisions import ROUNDING, decide, to_probabilities
 from .metrics import SEVEN_FIGURES, confusion_counts
-from .plots import plot_confusion_matrix, plot_learning_curve, plot_reliability
+from .plots import plot_confusion_matrix, plot_coverage, plot_learning_curve, plot_reliability
 from .significance import bootstrap_macro_f1
 
 PREDICTIONS = "predictions.tsv"
+# The systems in all_results.json of run_classify.py: the prefix of their figures after that of the split.
+SYSTEMS = {"EmoDeBERTa": "", "at tuned thresholds": "tuned_", "TF-IDF + logistic regression": "tfidf_"}
 _SUM_TOLERANCE = 1e-3  # for the sum of a row's probabilities, which are written with nine digits
 
 
@@ -81,13 +83,14 @@ def predict_splits(
     trainer: Trainer,
     encoded: Mapping[str, Dataset],
     corpus: Corpus,
-    probabilities_of: Callable[[Any], np.ndarray],
+    probabilities_of: Callable[[Any], np.ndarray] | None = None,
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, Any]]:
     """Return a trained model's figures, probabilities and raw predictions on every split but train.
 
     Args:
         encoded: The encoded rows of each split.
-        probabilities_of: Function from a split's raw predictions to probabilities `(rows, labels)`.
+        probabilities_of: Function from a split's raw predictions to probabilities `(rows, labels)`. By default, the
+            predictions are logits.
 
     Returns:
         The figures of the labelled splits, as in all_results.json, the probabilities by split, and the raw predictions
@@ -98,18 +101,27 @@ def predict_splits(
     for split in evaluated(corpus):
         output = trainer.predict(encoded[split], metric_key_prefix=prefix_of(split))
         predictions[split] = output.predictions
-        probabilities[split] = probabilities_of(output.predictions)
+        if probabilities_of is None:
+            probabilities[split] = to_probabilities(output.predictions, corpus.multi_label)
+        else:
+            probabilities[split] = probabilities_of(output.predictions)
         if corpus.is_labelled(split):
             predicted = decide(probabilities[split], corpus.multi_label)
             figures |= output.metrics | interval(corpus, split, predicted)
     return figures, probabilities, predictions
 
 
-def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray]) -> None:
+def write_predictions(
+    folder: Path,
+    corpus: Corpus,
+    probabilities: dict[str, np.ndarray],
+    thresholds: Sequence[float] | None = None,
+) -> None:
     """Write the predictions for a corpus with [`write_rows`].
 
     Args:
         probabilities: By split, `(rows, labels)`.
+        thresholds: Of each label, if a row may have several labels; see [`decide`].
     """
     multi_label = corpus.multi_label
 
@@ -122,7 +134,7 @@ def write_predictions(folder: Path, corpus: Corpus, probabilities: dict[str, np.
     for split, values in probabilities.items():
         columns = corpus.splits[split].column_names
         gold = map(name, corpus.classes(split)) if corpus.is_labelled(split) else [""] * len(values)
-        predicted = map(name, values > 0.5 if multi_label else values.argmax(axis=1))
+        predicted = map(name, decide(values, multi_label, thresholds))
         ids = corpus.splits[split]["id"]
         groups = corpus.splits[split]["group"] if "group" in columns else [""] * len(ids)
         rows += [(split, *row) for row in zip(ids, groups, gold, predicted, strict=True)]
@@ -199,10 +211,21 @@ def _probability(number: str, place: str) -> float:
     return value
 
 
-def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarray], history: list[dict]) -> None:
+def write_plots(
+    folder: Path,
+    corpus: Corpus,
+    probabilities: dict[str, np.ndarray],
+    history: list[dict],
+    reliability: dict[str, dict] | None = None,
+    coverage: dict[str, Any] | None = None,
+) -> None:
     """Write the learning curve, and plots of validation (or of test, if there is no validation split).
 
     The confusion matrix and the reliability plot are written only if each row has one label.
+
+    Args:
+        reliability: [`calibration`] of validation `before` and `after` a temperature that was fitted on it.
+        coverage: Accuracy against coverage on validation, the content of coverage.json.
     """
     if history:
         write_json(folder / "learning_curve.json", history)
@@ -214,12 +237,16 @@ def write_plots(folder: Path, corpus: Corpus, probabilities: dict[str, np.ndarra
         content = {"split": split, "labels": corpus.label_names, "counts": counts}
         write_json(folder / "confusion_matrix.json", content)
         plot_confusion_matrix(folder / "confusion_matrix.json", folder / "confusion_matrix.png")
-        content = {"calibration": {split: calibration(probabilities[split], corpus.classes(split))}}
+        found = reliability or {split: calibration(probabilities[split], corpus.classes(split))}
+        content = {"split": split, "calibration": found}
         write_json(folder / "reliability.json", content)
         plot_reliability(folder / "reliability.json", folder / "reliability.png")
+    if coverage:
+        write_json(folder / "coverage.json", coverage)
+        plot_coverage(folder / "coverage.json", folder / "coverage.png")
 
 
-def print_results(results: dict[str, float], splits: Sequence[str], systems: dict[str, str]) -> None:
+def print_results(results: dict[str, float], splits: Sequence[str], systems: dict[str, str] = SYSTEMS) -> None:
     """Print the seven figures of each system on validation and test, and one line for each test set.
 
     Args:

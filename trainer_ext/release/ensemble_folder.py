@@ -28,6 +28,7 @@ from .licence import licence_of
 logger = logging.getLogger(__name__)
 _NOT_OF_A_TOKENIZER = ("is_local", "local_files_only", "name_or_path")
 _NOT_OF_A_MEMBER = ("auto_map", "custom_pipelines", "architectures", "transformers_version", "dtype", "model_type")
+_NOT_OF_A_MEMBER += ("abstain_below",)  # the ensemble answers, and no member alone
 
 
 @dataclass

@@ -184,7 +184,7 @@ class RunFacts(TrainingFacts):
         classes_of: Split of the next table.
         classes: Table with one line per label, header first.
         confusion_matrix: Whether the folder has its plot.
-        answers: The model's answers to `texts`: text, label and score.
+        answers: The model's answers to `texts`: `text`, and `given`, its labels with scores.
         examples: Training rows to show: label and text.
         rows: Number of rows by split.
         attribution: Whom to credit for the rows.
@@ -215,7 +215,11 @@ class RunFacts(TrainingFacts):
     @property
     def answer_rows(self) -> list[list[str]]:
         """Return table rows of the answers."""
-        return [[answer["text"], answer["label"], f"{answer['score']:.0%}"] for answer in self.answers]
+        rows = []
+        for answer in self.answers:
+            labels = "; ".join(f"{each['label'] or 'not sure'}, {each['score']:.0%}" for each in answer["given"])
+            rows.append([answer["text"], labels or "none of its labels"])
+        return rows
 
     @property
     def transfer_rows(self) -> list[list[str]]:

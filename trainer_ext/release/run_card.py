@@ -1,6 +1,5 @@
 """Write the model card of a finished run of run_classify.py."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from pipeline_emodeberta import EmotionPipeline
 from ..data.corpus import Corpus
 from ..data.label_maps import TransferArguments, TransferRows
 from ..data.leakage import LeakageGuard
-from ..evaluation.predictions import evaluated, prefix_of
+from ..evaluation.predictions import SYSTEMS, evaluated, prefix_of
+from ..evaluation.validation_fit import ValidationFit
 from ..files import shown
+from .confidence import confidence_sections
 from .encoder_words import encoder_in_words, encoder_name, family_of, head_in_words, pooling_in_words
-from .model_card import RunFacts, Section, evaluations, hub_datasets, texts_to_try, write_card
+from .model_card import RunFacts, evaluations, hub_datasets, texts_to_try, write_card
 from .training_facts import hyperparameters, training_log, versions
 from .upstream import languages_of, licence_for, upstream_of
 
@@ -40,6 +41,7 @@ def write_run_card(
     flags: tuple[Any, Any, Any, Any],
     transferred: TransferRows | None,
     guard: LeakageGuard,
+    fit: ValidationFit,
 ) -> None:
     """Write README.md into a run's folder, from the figures and settings of the run.
 
@@ -52,6 +54,7 @@ def write_run_card(
         flags: `ModelArguments`, `DataArguments`, `TransferArguments`, `RunArguments`.
         transferred: The training rows from other corpora, or `None`.
         guard: The guard that kept copies of test texts out of training.
+        fit: What was fitted on validation after training.
     """
     model_args, data_args, transfer_args, run_args = flags
     args, model = trainer.args, trainer.model.eval()
@@ -88,7 +91,7 @@ def write_run_card(
             encoder_name(family, names).lower(),
             family,
         ],
-        sections=_sections(folder),
+        sections=confidence_sections(folder, fit, corpus.label_names),
         evaluations=evaluations(results, labelled, corpus),
         encoder=encoder_in_words(family, model.config, names),
         parameters=sum(weight.numel() for weight in model.parameters()),
@@ -161,25 +164,30 @@ def _unless(default: Any, value: Any) -> Any:
 
 
 def _answers(trainer: Trainer, languages: list[str]) -> list[dict]:
-    texts = list(texts_to_try(languages))
-    if not texts:
-        return []
+    """Return the model's answers to some texts: the text, and the labels that the pipeline gives it, with scores."""
     classify = EmotionPipeline(model=trainer.model, tokenizer=trainer.processing_class, device=trainer.args.device)
-    return [{"text": text} | answer for text, answer in zip(texts, classify(texts), strict=True)]
+    texts = texts_to_try(languages)
+    return [{"text": text, "given": classify(text)} for text in texts]
 
 
 def _scores(results: dict[str, Any], splits: list[str], corpus: Corpus) -> list[list[str]]:
     """Return a table with one line per labelled split, header first; empty if there is none."""
     figures = ["micro F1"] * corpus.multi_label
-    with_tfidf = any(name.endswith("_tfidf_macro_f1") for name in results)
-    lines = [["split", "rows", "accuracy", "macro F1", "95% interval", *figures, *["macro F1 of TF-IDF"] * with_tfidf]]
+    others = {
+        system: infix
+        for system, infix in SYSTEMS.items()
+        if infix and any(name.endswith(f"_{infix}macro_f1") for name in results)
+    }
+    header = ["split", "rows", "accuracy", "macro F1", "95% interval", *figures]
+    lines = [[*header, *(f"macro F1, {system}" for system in others)]]
     for split in splits:
         prefix = prefix_of(split)
         low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
         cells = [split.replace("_", " "), f"{results[f'{split}_rows']:,}", f"{results[f'{prefix}_accuracy']:.1%}"]
         cells += [f"{results[f'{prefix}_macro_f1']:.3f}", f"{low:.3f} to {high:.3f}"]
         cells += [f"{results[name.replace(' ', '_')]:.3f}" for name in (f"{prefix}_{f.lower()}" for f in figures)]
-        lines.append(cells + ([f"{results[f'{prefix}_tfidf_macro_f1']:.3f}"] if with_tfidf else []))
+        figures_of_others = (results.get(f"{prefix}_{infix}macro_f1") for infix in others.values())
+        lines.append(cells + ["" if figure is None else f"{figure:.3f}" for figure in figures_of_others])
     return lines if splits else []
 
 
@@ -195,20 +203,6 @@ def _classes(results: dict[str, Any], split: str, corpus: Corpus) -> list[list[s
     means = [f"{results[f'{prefix}_macro_{figure}']:.3f}" for figure in figures]
     rows.append(["all, macro", f"{results[f'{split}_rows']:,}", *means])
     return [["label", "rows", "precision", "recall", "F1"], *rows]
-
-
-def _sections(folder: Path) -> list[Section]:
-    """Return the sections that come from files in the run's folder."""
-    if not (folder / "reliability.json").exists():
-        return []
-    calibration = json.loads((folder / "reliability.json").read_text())["calibration"]
-    rows = [
-        [split, f"{of_split['expected_calibration_error']:.3f}", f"{of_split['brier_score']:.3f}"]
-        for split, of_split in calibration.items()
-    ]
-    explained = "How far its scores are from the share of right answers. 0 is best for both figures."
-    header = ("split", "expected calibration error", "Brier score (0 to 2)")
-    return [Section("Calibration", explained, header, rows, "reliability.png")]
 
 
 def _augmentation(args: TransferArguments) -> str:

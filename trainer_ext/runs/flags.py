@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..data.corpus import Corpus
+from ..data.load import DataArguments
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 from ..flag_parser import NO_OUTPUT_DIR
@@ -161,8 +162,11 @@ def asked_for(args: TrainingArguments, corpus: Corpus) -> list[str]:
     return splits
 
 
-def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments) -> None:
-    """Check that the flags fit the corpus; without labelled validation rows, turn evaluation during training off.
+def check_corpus(corpus: Corpus, data_args: DataArguments, run_args: RunArguments, args: TrainingArguments) -> None:
+    """Check that the flags fit the corpus.
+
+    Without labelled validation rows, evaluation during training and `--calibrate` are turned off. `--calibrate` is also
+    turned off if folds are held out, since anything fitted must then be fitted across folds.
 
     Raises:
         InputError: if a flag needs other rows, or the model may not be published without `--publish_restricted`.
@@ -181,6 +185,17 @@ def check_corpus(corpus: Corpus, run_args: RunArguments, args: TrainingArguments
         raise InputError("--tfidf_baseline compares single-label classifiers; leave it out for several classes a row")
     if run_args.early_stopping_patience and args.eval_strategy == IntervalStrategy.NO:
         raise InputError("--early_stopping_patience needs evaluations on the way; give --eval_strategy epoch")
+    run_args.calibrate = run_args.calibrate and data_args.cv_folds is None and corpus.is_labelled("validation")
+    if run_args.target_accuracy is not None:
+        if corpus.multi_label:
+            raise InputError(
+                "--target_accuracy is for one label per text; a text may have several here, or none at all"
+            )
+        if not run_args.calibrate:
+            raise InputError(
+                "--target_accuracy needs labelled validation rows, and neither --cv_folds nor --calibrate false; give "
+                "some, for example with --validation_split_percentage 10"
+            )
     if not corpus.is_labelled("validation"):
         if run_args.early_stopping_patience:
             raise InputError("--early_stopping_patience needs labelled validation rows; give some, or leave it out")
@@ -211,6 +226,10 @@ def _check_ranges(run_args: RunArguments) -> None:
         raise InputError(f"--average_epochs is {run_args.average_epochs}; want at least 1")
     if (run_args.early_stopping_patience or 0) < 0:
         raise InputError(f"--early_stopping_patience is {run_args.early_stopping_patience}; want 0 (never) or more")
+    if run_args.target_accuracy is not None and not 0 < run_args.target_accuracy <= 1:
+        raise InputError(
+            f"--target_accuracy is {run_args.target_accuracy:g}; want a share above 0 and at most 1, for example 0.9"
+        )
     if run_args.tokens_per_batch is not None and run_args.tokens_per_batch < 1:
         raise InputError(f"--tokens_per_batch is {run_args.tokens_per_batch}; want at least 1")
 

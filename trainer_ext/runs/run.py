@@ -48,7 +48,7 @@ NOT_SETTINGS = {
     "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "hub_always_push", "data_dir",
     "log_level", "log_level_replica", "preprocessing_num_workers", "report_to", "run_name", "project", "local_rank",
     "tfidf_baseline", "keep_checkpoints", "publish_restricted", "extra_tests", "use_cpu", "dataloader_pin_memory",
-    "language", "license", "card_examples",
+    "language", "license", "card_examples", "calibrate", "target_accuracy",
 }  # fmt: skip
 # Settings that may change when a run resumes, though they are part of a trial's identity: what is evaluated, logged and
 # saved on the way, and paths of files (a hash of the rows is a setting of its own).
@@ -112,6 +112,16 @@ class RunArguments(CardArguments):
         "fixed number of texts. Use it to limit memory. It also speeds up models that compute padding (sdpa does not). "
         "The batch size varies, and a text in a small batch weighs more.",
     )
+    calibrate: bool = flag(
+        True,
+        "Fit a temperature on the labelled validation rows after training, and a threshold for each label if a text "
+        "may have several, and keep them in config.json for everything that loads the model. Never with --cv_folds.",
+    )
+    target_accuracy: float | None = flag(
+        None,
+        "Also find on validation the probability from which this share of the answers is right, for example 0.9. Below "
+        "it the pipeline and run_score.py give no label. The share of texts that is answered is printed.",
+    )
     tfidf_baseline: bool = flag(
         False, "Also train TF-IDF + logistic regression on the same splits, and report its scores next to the model's."
     )
@@ -147,7 +157,7 @@ _REPLACED = ".replaced-"  # prefix of folders for what --overwrite_output_dir re
 # Files that a run or run_export.py writes. Those of an overwritten run are removed, so that none is mistaken for one of
 # the new run.
 _OUTPUTS = (
-    CHECKPOINTS, "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "fusion.*",
+    CHECKPOINTS, "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "coverage.*", "fusion.*",
     "learning_curve.*", "left_out.json", "onnx", "reliability.*",
     "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "training_args.json", "*token*",
     "vocab.txt", "spm.model",

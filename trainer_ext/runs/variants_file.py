@@ -15,7 +15,8 @@ DATA_FLAGS = {
 # Flags that belong to the script that starts many trainings.
 DRIVER_FLAGS = {
     "seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
-    "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples",
+    "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples", "calibrate",
+    "target_accuracy",
 }  # fmt: skip
 
 

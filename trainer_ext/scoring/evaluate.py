@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..evaluation.decisions import decide
 from ..evaluation.metrics import EmotionMetric
 from ..evaluation.predictions import evaluated, interval, prefix_of
+from ..evaluation.validation_fit import tuned_figures
 from .scorer import load_pipeline, read_classifier_config, score
 from .scores import Scores
 from .text_stream import Row
@@ -37,7 +38,7 @@ def evaluate(
     *,
     revision: str | None = None,
     token: str | None = None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray], list[float] | None]:
     """Return a finished classifier's figures and probabilities on every split but train, computed in float32.
 
     Args:
@@ -46,7 +47,7 @@ def evaluate(
 
     Returns:
         The figures of the labelled splits, as in all_results.json, with the number of rows and of cut texts of each
-        split, and the probabilities `(rows, labels)` by split.
+        split, the probabilities `(rows, labels)` by split, and the thresholds of the labels, if the classifier has any.
 
     Raises:
         InputError: if the classifier cannot be read, or only one of classifier and corpus has several labels per row.
@@ -59,6 +60,7 @@ def evaluate(
         raise InputError(f"{name}: gives a row {gives}, and the rows of {corpus.source} have {has}")
     classify = load_pipeline(name, config, torch.float32, device, revision, token)
     metric = EmotionMetric(corpus.label_names, multi_label=several)
+    thresholds = getattr(config, "label_thresholds", None)  # the library's own classifiers have none
     figures: dict[str, Any] = {}
     probabilities = {}
     for split in evaluated(corpus):
@@ -73,4 +75,6 @@ def evaluate(
             of_split = metric.compute(predictions=predicted, references=corpus.classes(split))
             figures |= {f"{prefix_of(split)}_{figure}": value for figure, value in of_split.items()}
             figures |= interval(corpus, split, predicted)
-    return figures, probabilities
+            if thresholds is not None:
+                figures |= tuned_figures(corpus, split, decide(probabilities[split], several, thresholds))
+    return figures, probabilities, thresholds

@@ -133,4 +133,6 @@ def score(
     for place in np.flatnonzero(np.isnan(probabilities).any(axis=1)):
         if rows[place].error is None:
             rows[place] = rows[place]._replace(error="the model gives no number (NaN); try another --dtype")
-    return Scores(probabilities, several, cut, disagreement)
+    # The library's own classifiers have neither of the two.
+    thresholds, abstain_below = getattr(config, "label_thresholds", None), getattr(config, "abstain_below", None)
+    return Scores(probabilities, several, cut, disagreement, thresholds, abstain_below)

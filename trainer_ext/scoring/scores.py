@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ..escape import probability_column
+from ..evaluation.decisions import decide
 from .text_stream import Row
 
 FORMATS = ("parquet", "csv", "jsonl")
@@ -22,26 +23,32 @@ class Scores:
 
     Attributes:
         probabilities: `(rows, labels)`, float32; of rows with an error NaN.
-        several: Whether a row may have several labels, those with a probability above one half.
+        several: Whether a row may have several labels.
         truncated: `(rows,)`, whether the text was longer than the model reads.
         disagreement: `(rows,)`, of an ensemble: share of the members with another label; else `None`.
+        thresholds: If a row may have several labels: for each, the probability from which it counts; see [`decide`].
+        abstain_below: If a row has one label: a less probable one is not given.
     """
 
     probabilities: np.ndarray
     several: bool
     truncated: np.ndarray
     disagreement: np.ndarray | None
+    thresholds: list[float] | None = None
+    abstain_below: float | None = None
 
     def labels(self, names: list[str]) -> list[Any]:
-        """The label of each row, or the list of its labels; `None` for a row with an error."""
+        """The label of each row, or the list of its labels; `None` for a row with an error or without a sure label."""
+        missing = np.isnan(self.probabilities).any(axis=1)
+        values = np.nan_to_num(self.probabilities, nan=-1.0)
+        decided = decide(values, self.several, self.thresholds)
         if self.several:
-            return [
-                None if np.isnan(row).any() else [name for name, value in zip(names, row, strict=True) if value > 0.5]
-                for row in self.probabilities
-            ]
-        best = np.nan_to_num(self.probabilities, nan=-1.0).argmax(axis=1)
-        errors = np.isnan(self.probabilities).any(axis=1)
-        return [None if error else names[label] for label, error in zip(best.tolist(), errors.tolist(), strict=True)]
+            named = [[name for name, counts in zip(names, row, strict=True) if counts] for row in decided.tolist()]
+        else:
+            named = [names[label] for label in decided.tolist()]
+            if self.abstain_below is not None:
+                missing |= values.max(axis=1) < self.abstain_below
+        return [None if gone else label for label, gone in zip(named, missing.tolist(), strict=True)]
 
 
 def table_of(rows: list[Row], scores: Scores, names: list[str], first: int, ids: bool, kind: str) -> pa.Table:

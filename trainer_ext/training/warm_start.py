@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, DebertaV2Config, PretrainedConfig, PreTrainedModel
 
-from configuration_emodeberta import EmoDebertaConfig
+from configuration_emodeberta import CALIBRATION, EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification
 
 from ..errors import InputError, first_line
@@ -131,7 +131,8 @@ def warm_start(
       with `relative_attention=True`: position projections start at zero, and the query projection is multiplied by
       sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
     - `mpnet`: likewise. Its position bias is added after the division, so it is kept unchanged.
-    - `emodeberta`: loaded unchanged. The classification head is kept if the labels (`id2label`) are the same.
+    - `emodeberta`: loaded unchanged. The classification head is kept if the labels (`id2label`) are the same. What was
+      fitted after its training (`CALIBRATION` in the configuration) is not.
     - `EmoDebertaForMaskedLM` takes the masked-language-model head of DeBERTa v1/v2 and of BERT's relatives. It does not
       take that of DeBERTa-v3, which was never trained (v3 was trained to detect replaced tokens).
 
@@ -290,7 +291,8 @@ def _emodeberta_config(source: PretrainedConfig, name: str, overrides: dict) -> 
             f"{name}: model_type is {source.model_type!r}; want deberta-v2 (v2 and v3), {', '.join(_BERT_SHAPED)} "
             "or emodeberta"
         )
-    for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "problem_type"):
+    not_kept = ("model_type", "architectures", "auto_map", "transformers_version", "dtype", "problem_type")
+    for key in (*not_kept, *CALIBRATION):
         fields.pop(key, None)
     if "id2label" in overrides:
         fields.pop("label2id", None)
