@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-SCRIPTS = {"baselines", *(path.stem for path in ROOT.glob("run_*.py"))}
+SCRIPTS = {"baselines", "emodeberta", *(path.stem for path in ROOT.glob("run_*.py"))}
 TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))
 MODULES = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts for path in TRAINER_EXT}
 OURS = SCRIPTS | {"benchmarks", "docs", "trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
@@ -104,12 +104,12 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta
+import emodeberta, modeling_emodeberta
 import run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score
 from trainer_ext.data import label_maps
 from trainer_ext.release import model_card
 scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score)
-for module in (modeling_emodeberta, *scripts, model_card):
+for module in (emodeberta, modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 assert model_card.TEMPLATE.is_file() and model_card.PRETRAINING_TEMPLATE.is_file()
 assert model_card.ENSEMBLE_TEMPLATE.is_file()
