@@ -164,28 +164,31 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         from trainer_ext.data.in_memory import classes_of, file_of, label_name, texts_of
         from trainer_ext.runs.in_process import quiet
 
-        texts, y = texts_of(X).values, column_or_1d(y)
+        read, y = texts_of(X), column_or_1d(y)
         classes = classes_of(y)
-        if len(texts) != len(y):
-            raise InputError(f"fit: {len(texts)} texts and {len(y)} labels; want one label per text")
+        if len(read.values) != len(y):
+            raise InputError(f"fit: {len(read.values)} texts and {len(y)} labels; want one label per text")
         if "output_dir" in self.flags:
             raise InputError(
                 "output_dir: fit leaves no folder; use save_pretrained after it, or EmotionClassifier.train"
             )
         with tempfile.TemporaryDirectory(prefix="emodeberta-", ignore_cleanup_errors=True) as folder:
-            rows = pd.DataFrame({"text": pd.Series(texts, dtype=object), "label": list(map(label_name, y))})
+            rows = pd.DataFrame({"text": pd.Series(read.values, dtype=object), "label": list(map(label_name, y))})
             named = {"train_file": file_of(rows, "X", Path(folder))}
             named |= {"text_column_name": "text", "label_column_name": "label", "disable_tqdm": not self.verbose}
             with contextlib.nullcontext() if self.verbose else quiet():
                 self._run(Path(folder) / "model", named, Path(folder))
                 self._load(str(Path(folder) / "model"))
+        self._text_column = read.column
         self._name_classes(classes, in_this_order=True)
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model with its code and tokenizers. The folder of [`train`] also has a card and results."""
         check_is_fitted(self)
-        self.pipeline_.save_pretrained(folder)
+        from trainer_ext.release.model_folder import save_classifier
+
+        save_classifier(Path(os.path.expanduser(folder)), self.pipeline_.model, *self.pipeline_.tokenizers)
 
     def _run(self, folder: Path, named: dict[str, Any], tables: Path) -> None:
         """Call run_classify.py's `main` with flags; errors name rows without the folder of temporary tables."""
@@ -241,7 +244,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Args:
             texts: A text; texts in a list, an array, a Series or a column of a dataset; or a table (a DataFrame, a
                 `datasets.Dataset`).
-            text_column: The table's column with the text; several, in a list, are joined. Default: that of [`train`],
+            text_column: The table's column with the text; several, in a list, are joined. Default: that of the training,
                 else the first that has a usual name (text, sentence, content, tweet, …), else the only one with texts.
             progress: Whether to show a progress bar. Default: for 500 texts and more, in a terminal or a notebook.
 

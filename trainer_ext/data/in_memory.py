@@ -25,11 +25,13 @@ class Texts(NamedTuple):
     Attributes:
         values: What should be texts, one per row.
         index: Names of the rows: those of a Series or DataFrame, else numbers from 0.
-        table: The table that they are from, if they are.
+        column: Name of the column that they are from, if there is one.
+        table: The table that they are from, if there is one.
     """
 
     values: list[Any]
     index: list[Any]
+    column: str | None
     table: pd.DataFrame | None
 
 
@@ -52,7 +54,7 @@ def texts_of(data: Any, text_column: str | Sequence[str] | None = None, usual: s
         columns = text_columns("the table", name, [column for column in data.columns if isinstance(column, str)])
         parts = data[columns].astype(object)
         rows = parts.where(parts.notna(), None).to_dict("records")
-        return Texts([text_of(row, columns, " ")[0] for row in rows], data.index.tolist(), data)
+        return Texts([text_of(row, columns, " ")[0] for row in rows], data.index.tolist(), name, data)
     if text_column is not None:
         raise InputError(f"text_column {text_column!r}: is for a table; this is of type {type(data).__name__}")
     if isinstance(data, str | bytes | dict) or not hasattr(data, "__iter__"):
@@ -60,7 +62,9 @@ def texts_of(data: Any, text_column: str | Sequence[str] | None = None, usual: s
     if getattr(data, "ndim", 1) == 2 and data.shape[1] == 1:  # a single column, as scikit-learn's transformers give it
         data = data[:, 0]
     values = data.tolist() if hasattr(data, "tolist") else list(data)
-    return Texts(values, data.index.tolist() if isinstance(data, pd.Series) else list(range(len(values))), None)
+    if isinstance(data, pd.Series):
+        return Texts(values, data.index.tolist(), data.name if isinstance(data.name, str) else None, None)
+    return Texts(values, list(range(len(values))), None, None)
 
 
 def column_name(columns: str | Sequence[str] | None) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import datasets
+from transformers.utils import logging as transformers_logging
 
 
 @contextlib.contextmanager
@@ -32,9 +33,11 @@ def command_line(script: str, flags: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what a run prints, its log up to warnings, and the progress bars of datasets."""
-    bars, level = datasets.is_progress_bar_enabled(), logging.root.manager.disable
+    """Keep back what a run prints, its log up to warnings, and the progress bars of its libraries."""
+    level = logging.root.manager.disable
+    bars, more_bars = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     logging.disable(logging.INFO)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -43,3 +46,5 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
         if bars:
             datasets.enable_progress_bars()
+        if more_bars:
+            transformers_logging.enable_progress_bar()
