@@ -244,8 +244,8 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Args:
             texts: A text; texts in a list, an array, a Series or a column of a dataset; or a table (a DataFrame, a
                 `datasets.Dataset`).
-            text_column: The table's column with the text; several, in a list, are joined. Default: that of the training,
-                else the first that has a usual name (text, sentence, content, tweet, …), else the only one with texts.
+            text_column: The table's column with the text; several, in a list, are joined. Default: that of the
+                training, else the first with a usual name (text, sentence, content, …), else the only one with texts.
             progress: Whether to show a progress bar. Default: for 500 texts and more, in a terminal or a notebook.
 
         Returns:

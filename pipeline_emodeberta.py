@@ -96,9 +96,9 @@ class EmotionPipeline(TextClassificationPipeline):
             meant = get_close_matches(unknown[0], options, 1)
             hint = f"did you mean {meant[0]}?" if meant else f"the options are {', '.join(options)}"
             raise ValueError(f"unknown option {unknown[0]!r}; {hint}")
-        top_k = postprocess.get("top_k")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; want at least 1, or None for all labels")
+        top_k = kwargs.get("top_k")
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise ValueError(f"top_k is {top_k!r}; want at least 1, or None for all labels")
         limit = self._limit(getattr(self, "_preprocess_params", {}) | preprocess)
         room = limit - self.tokenizer.num_special_tokens_to_add()
         if room < 1:

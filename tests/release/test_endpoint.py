@@ -62,7 +62,8 @@ def handler(finished):
         ({"inputs": 3}, "inputs is 3; want a text or a list of texts"),
         ({"inputs": "a text", "parameters": [3]}, r"parameters is \[3\]; want an object"),
         ({"inputs": "a text", "parameters": {"topk": 3}}, "unknown option 'topk'; did you mean top_k"),
-        ({"inputs": "a text", "parameters": {"top_k": "three"}}, "parameters .*top_k.*three"),
+        ({"inputs": "a text", "parameters": {"top_k": "three"}}, "top_k is 'three'; want at least 1"),
+        ({"inputs": "a text", "parameters": {"tokens_per_batch": "many"}}, "parameters .*many.*not supported"),
         ({"inputs": "a text", "parameters": {"top_k": 0}}, "top_k is 0; want at least 1"),
     ],
 )
