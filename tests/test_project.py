@@ -123,6 +123,7 @@ def test_the_code_in_readme_and_guides_runs(finished, fused, tmp_path):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "quickstart").symlink_to(finished[0])
     (tmp_path / "outputs" / "my-ensemble").symlink_to(fused[0] / "all")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     pages = [ROOT / "README.md", *(ROOT / "docs" / "guide").glob("*.md")]
     blocks = [
         block
