@@ -5,7 +5,7 @@ Shipped inside every saved model, where `pipeline("text-classification", model=�
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from itertools import islice
 from os import PathLike
@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, TextClassificationPipeline
 from transformers.utils import logging
 
 try:
-    from .texts_emodeberta import as_pair, beginning, token_budget_batches, truncated
+    from .texts_emodeberta import as_pair, beginning, check_no_table, token_budget_batches, truncated
 except ImportError:
-    from texts_emodeberta import as_pair, beginning, token_budget_batches, truncated
+    from texts_emodeberta import as_pair, beginning, check_no_table, token_budget_batches, truncated
 
 logger = logging.get_logger(__name__)
 
@@ -37,15 +37,14 @@ class EmotionPipeline(TextClassificationPipeline):
 
     Make one with `EmotionPipeline(model=model, tokenizer=tokenizer, device=device)`, or with `pipeline(...)` as above.
 
-    The input is a text, a pair `{"text": …, "text_pair": …}`, a list of these, or another iterable (a generator, a
-    dataset, a column of one). `text_pair=` adds second texts to a list of texts, or the same one to all. The output is
-    that of the library's pipeline: a list for a list, a generator for another iterable.
+    The input is a text, a pair `{"text": …, "text_pair": …}`, or several of these. `text_pair=` adds second texts, or
+    the same one to all. The output is that of the library's pipeline: a list for texts that are in memory (a list, a
+    tuple, an array, a pandas Series, a column of a dataset), a generator for other iterables (a generator, a dataset).
+    A table is refused, because its texts are in one of its columns: `classify(df["text"])`.
 
-    Texts longer than the tokenizer's `model_max_length` are cut. An input that is empty or not a text gets `{"label":
-    None,
-    "score": None, "error": …}`. So does a text for which the model returns NaN. Warnings give their number. An
-    ensemble's
-    texts are tokenized once per tokenizer and sorted once. Threads may share a pipeline.
+    Texts longer than the tokenizer's `model_max_length` are cut. An input that is empty or not a text gets
+    `{"label": None, "score": None, "error": …}`. So does a text for which the model returns NaN. Warnings give their
+    number. An ensemble's texts are tokenized once per tokenizer and sorted once. Threads may share a pipeline.
 
     Args:
         stride: Read a text longer than the tokenizer's `model_max_length` in windows that overlap by this many tokens,
@@ -99,9 +98,9 @@ class EmotionPipeline(TextClassificationPipeline):
             meant = get_close_matches(unknown[0], options, 1)
             hint = f"did you mean {meant[0]}?" if meant else f"the options are {', '.join(options)}"
             raise ValueError(f"unknown option {unknown[0]!r}; {hint}")
-        top_k = postprocess.get("top_k")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}; want at least 1, or None for all labels")
+        top_k = kwargs.get("top_k")
+        if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+            raise ValueError(f"top_k is {top_k!r}; want at least 1, or None for all labels")
         limit = self._limit(getattr(self, "_preprocess_params", {}) | preprocess)
         room = limit - self.tokenizer.num_special_tokens_to_add()
         if room < 1:
@@ -197,14 +196,17 @@ class EmotionPipeline(TextClassificationPipeline):
         postprocess = self._with_defaults(self._postprocess_params | postprocess)
         if isinstance(inputs, dict) and isinstance(inputs.get("text"), list | tuple):  # a batch of columns
             inputs, text_pair = inputs["text"], inputs.get("text_pair", text_pair)
-        single = isinstance(inputs, str | dict)
+        check_no_table(inputs)
+        iterable = hasattr(inputs, "__iter__") or hasattr(inputs, "__len__")
+        single = isinstance(inputs, str | bytes | dict) or not iterable
         texts = [inputs] if single else inputs
         if not hasattr(texts, "__iter__") and hasattr(texts, "__len__"):
             texts = map(texts.__getitem__, range(len(texts)))  # iter() of a torch dataset would never end
         if isinstance(text_pair, str):
             texts = ({"text": text, "text_pair": text_pair} for text in texts)
         elif text_pair is not None:
-            if isinstance(texts, list | tuple) and isinstance(text_pair, list | tuple) and len(texts) != len(text_pair):
+            sized = isinstance(texts, Collection) and isinstance(text_pair, Collection)
+            if sized and len(texts) != len(text_pair):
                 raise ValueError(f"text_pair: {len(text_pair)} for {len(texts)} texts")
             texts = ({"text": text, "text_pair": pair} for text, pair in zip(texts, text_pair, strict=True))
         results = self._classify(
@@ -217,7 +219,7 @@ class EmotionPipeline(TextClassificationPipeline):
             (result,) = results
             bare = isinstance(inputs, dict) or "top_k" in kwargs or "thresholds" in postprocess
             return result if bare else [result]
-        return list(results) if isinstance(inputs, list | tuple) else results
+        return list(results) if isinstance(inputs, Collection) else results
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Save the model and its tokenizers; other tokenizers of an ensemble go into subfolders."""

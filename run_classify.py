@@ -42,6 +42,7 @@ from trainer_ext.files import digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import with_upstream_licence
+from trainer_ext.release.model_folder import save_classifier
 from trainer_ext.release.run_card import unshown_texts, write_run_card
 from trainer_ext.runs.calibrated import add_to_config, calibrate
 from trainer_ext.runs.checkpoints import checkpoint_digest
@@ -135,8 +136,7 @@ def main() -> None:
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if args.process_index == 0:
         with run.model() as folder:
-            trainer.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_classifier(folder, trainer.model, tokenizer)
     args.dataloader_drop_last = False  # the flag is for training; here every row is predicted
     results, probabilities, _ = predict_splits(trainer, encoded, corpus)
     if args.process_index != 0:

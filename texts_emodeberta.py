@@ -58,6 +58,21 @@ def as_pair(value: Any) -> tuple[str, str | None] | None:
     return str(value), second
 
 
+def check_no_table(inputs: object) -> None:
+    """Check that texts are not a whole table: iterating one yields its column names, or rows with other columns.
+
+    A dataset may have the columns `text` and `text_pair` only, since its rows are then texts or pairs.
+
+    Raises:
+        ValueError: if they are a DataFrame, or a dataset or table with other columns.
+    """
+    is_frame = hasattr(inputs, "columns")
+    names = list(getattr(inputs, "column_names", None) or (inputs.columns if is_frame else []))
+    if is_frame or not set(names) <= {"text", "text_pair"}:
+        name = "text" if "text" in names or not names else names[0]
+        raise ValueError(f'a table ({type(inputs).__name__}); give the column with the texts, such as df["{name}"]')
+
+
 def beginning(text: str | tuple[str, str], tokenizer: Any, room: int) -> str | tuple[str, ...]:
     """Return the start of a text that is long enough to fill `room` tokens, or the whole text; for a pair, both starts.
 

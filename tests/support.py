@@ -45,7 +45,7 @@ BLOCK_PROJECT = """
 import sys
 
 class Blocker:
-    names = {"run_classify", "trainer_ext"}
+    names = {"emodeberta", "run_classify", "trainer_ext"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names or name.endswith("_emodeberta") and "." not in name:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-SCRIPTS = {path.stem for path in ROOT.glob("run_*.py")}
+SCRIPTS = {"emodeberta", *(path.stem for path in ROOT.glob("run_*.py"))}
 TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))
 MODULES = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts for path in TRAINER_EXT}
 OURS = SCRIPTS | {"benchmarks", "docs", "trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
@@ -122,12 +122,12 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     code = f"""
 import pathlib
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
-import modeling_emodeberta
+import emodeberta, modeling_emodeberta
 import {scripts}
 from trainer_ext.data import label_maps
 from trainer_ext.release import ensemble_card, model_card, pretraining_card, run_card
 scripts = ({scripts})
-for module in (modeling_emodeberta, *scripts, model_card):
+for module in (emodeberta, modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 release = pathlib.Path(model_card.__file__).parent
 for part in ("model_card", "ensemble_card", "pretraining_card", "training", "terms", "log", "sections", "citation"):
@@ -164,6 +164,7 @@ def test_the_code_in_readme_and_guides_runs(finished, fused, tmp_path):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "quickstart").symlink_to(finished[0])
     (tmp_path / "outputs" / "my-ensemble").symlink_to(fused[0] / "all")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     pages = [ROOT / "README.md", *(ROOT / "docs" / "guide").glob("*.md")]
     blocks = [
         block

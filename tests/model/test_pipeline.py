@@ -3,10 +3,14 @@ import json
 import logging
 import random
 import resource
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import pandas
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TextClassificationPipeline
@@ -123,6 +127,32 @@ def test_a_dataset_of_torch_ends(classify, rows):
     assert list(classify(Map(rows))) == classify(rows)
     assert list(classify(KeyDataset([{"body": text} for text in TEXTS[:5]], "body"))) == classify(TEXTS[:5])
     assert classify(Columns()) == classify(PAIRS)
+
+
+def test_texts_in_memory_come_back_as_a_list(classify):
+    want, table = classify(TEXTS[:5]), Dataset.from_dict({"text": TEXTS[:5], "mood": range(5)})
+    series = pandas.Series(TEXTS[:5], index=[9, 9, 3, 2, 1])
+    for texts in (tuple(TEXTS[:5]), np.array(TEXTS[:5]), series, series.astype("category"), table["text"]):
+        assert classify(texts) == want
+    assert classify(series, text_pair=series) == classify(TEXTS[:5], text_pair=TEXTS[:5])
+    assert isinstance(classify(table.select_columns(["text"])), Iterator)
+
+
+@pytest.mark.parametrize("kind", [Dataset.to_pandas, Dataset.to_iterable_dataset, lambda rows: rows])
+def test_a_table_is_refused_with_the_column_to_give(classify, kind):
+    for names in (["text", "mood"], ["mood", "text"]):
+        with pytest.raises(ValueError, match=r'a table .*; give the column with the texts, such as df\["text"\]'):
+            classify(kind(Dataset.from_dict(dict.fromkeys(names, TEXTS[:2]))))
+    with pytest.raises(ValueError, match=r'such as df\["body"\]'):
+        classify(kind(Dataset.from_dict({"body": TEXTS[:2]})))
+
+
+@pytest.mark.parametrize("bad", ["", " ", None, float("nan"), 3, b"the river"])
+def test_one_bad_input_has_an_error_as_in_a_list(classify, bad):
+    for options in ({}, {"top_k": None}):
+        (result,) = classify([bad], **options)
+        assert classify(bad, **options) == (result if options else [result])
+    assert classify(bad)[0]["label"] is None
 
 
 def close(result):

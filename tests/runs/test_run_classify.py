@@ -45,16 +45,17 @@ def test_the_output_folder_is_whole(finished):
     assert names == {
         *(".lock", "README.md", "all_results.json", "attention_emodeberta.py", "checkpoints", "config.json"),
         *("configuration_emodeberta.py", "kernels_emodeberta.py", "packing_emodeberta.py", "pipeline_emodeberta.py"),
-        *(
-            "confusion_matrix.json",
-            "confusion_matrix.png",
-            "coverage.json",
-            "coverage.png",
-            "learning_curve.json",
-            "learning_curve.png",
-        ),
+        *("confusion_matrix.json", "confusion_matrix.png", "coverage.json", "coverage.png", "handler.py"),
+        *("learning_curve.json", "learning_curve.png"),
         *("model.safetensors", "modeling_emodeberta.py", "predictions.tsv", "predictions_EMO.tsv"),
-        *("reliability.json", "reliability.png", "run.json", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "reliability.json",
+            "reliability.png",
+            "requirements.txt",
+            "run.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         *("texts_emodeberta.py", "training_args.json"),
     }
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["run.json"]  # what the run is known by

@@ -24,6 +24,7 @@ from ..evaluation.predictions import PREDICTIONS, PredictionTable, read_predicti
 from ..training.checkpoint_source import WEIGHTS
 from ..training.saved_model import check_config, load_whole, reading
 from .licence import licence_of
+from .model_folder import save_classifier
 
 logger = logging.getLogger(__name__)
 _NOT_OF_A_TOKENIZER = ("is_local", "local_files_only", "name_or_path")
@@ -245,12 +246,12 @@ def save_ensemble(folder: Path, members: list[EnsembleMember], fusion: str, figu
     for slot, member in zip(model.members, members, strict=True):
         read = load_whole(EmoDebertaForSequenceClassification, member.folder, dtype=torch.float32)
         slot.load_state_dict(read.state_dict())
-    model.save_pretrained(folder)
-    for number, tokenizer_hash in enumerate(hashes):
+    tokenizers: list[PreTrainedTokenizerBase] = []
+    for tokenizer_hash in hashes:
         source = next(member.folder for member in members if member.tokenizer_hash == tokenizer_hash)
         with reading(source, "its tokenizer cannot be read"):
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        tokenizer.save_pretrained(folder / f"tokenizer_{number}" if number else folder)
+            tokenizers.append(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    save_classifier(folder, model, *tokenizers)
 
 
 def _member_values(config: EmoDebertaConfig) -> dict:

@@ -160,7 +160,7 @@ _OUTPUTS = (
     CHECKPOINTS, "README.md", "*_emodeberta.py", RESULTS, "config.json", "confusion_matrix.*", "coverage.*", "fusion.*",
     "learning_curve.*", "left_out.json", "onnx", "reliability.*",
     "*.safetensors", "model.safetensors.index.json", "predictions*.tsv", "run.json", "training_args.json", "*token*",
-    "vocab.txt", "spm.model",
+    "vocab.txt", "spm.model", "handler.py", "requirements.txt",
 )  # fmt: skip
 
 

@@ -1,0 +1,151 @@
+"""Take rows that are in memory (lists, DataFrames, datasets): as texts to classify, or as files to train on."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InputError
+from .rows import text_of
+from .tables import text_columns
+
+# Usual names of a text column. The first that is there counts.
+USUAL_NAMES = (
+    "text", "sentence", "content", "tweet", "review", "message", "essay", "comment", "post", "body", "utterance",
+    "response", "answer", "document", "paragraph", "statement", "headline", "description",
+)  # fmt: skip
+
+
+class Texts(NamedTuple):
+    """Texts to classify.
+
+    Attributes:
+        values: What should be texts, one per row.
+        index: Names of the rows: those of a Series or DataFrame, else numbers from 0.
+        column: Name of the column that they are from, if there is one.
+        table: The table that they are from, if there is one.
+    """
+
+    values: list[Any]
+    index: list[Any]
+    column: str | None
+    table: pd.DataFrame | None
+
+
+def texts_of(data: Any, text_column: str | Sequence[str] | None = None, usual: str | None = None) -> Texts:
+    """Return the texts of a list, an array, a Series, a column of a dataset, or of a table.
+
+    Args:
+        data: A table is a DataFrame, or what can be turned into one (`to_pandas`).
+        text_column: The table's column with the text, or several, whose texts are joined.
+        usual: The column to take if none is named. If the table lacks it, a usual name decides, else the only column
+            with texts.
+
+    Raises:
+        InputError: if these are not texts, or the table has no such column.
+    """
+    if hasattr(data, "to_pandas"):
+        data = data.to_pandas()
+    if isinstance(data, pd.DataFrame):
+        name = column_name(text_column) or (usual if usual in data.columns else _usual_column(data))
+        columns = text_columns("the table", name, [column for column in data.columns if isinstance(column, str)])
+        parts = data[columns].astype(object)
+        rows = parts.where(parts.notna(), None).to_dict("records")
+        return Texts([text_of(row, columns, " ")[0] for row in rows], data.index.tolist(), name, data)
+    if text_column is not None:
+        raise InputError(f"text_column {text_column!r}: is for a table; this is of type {type(data).__name__}")
+    if isinstance(data, str | bytes | dict) or not hasattr(data, "__iter__"):
+        raise InputError(f"{data!r:.60}; want texts (a list, an array, a Series, a column of a dataset) or a table")
+    if getattr(data, "ndim", 1) == 2 and data.shape[1] == 1:  # a single column, as scikit-learn's transformers give it
+        data = data[:, 0]
+    values = data.tolist() if hasattr(data, "tolist") else list(data)
+    if isinstance(data, pd.Series):
+        return Texts(values, data.index.tolist(), data.name if isinstance(data.name, str) else None, None)
+    return Texts(values, list(range(len(values))), None, None)
+
+
+def column_name(columns: str | Sequence[str] | None) -> str | None:
+    """Return a column's name as flags have it: several names are joined by commas."""
+    return columns if columns is None or isinstance(columns, str) else ",".join(columns)
+
+
+def _usual_column(table: pd.DataFrame) -> str:
+    by_name = {str(name).lower(): name for name in reversed(table.columns)}
+    if usual := next((by_name[name] for name in USUAL_NAMES if name in by_name), None):
+        return usual
+    columns = [name for name in table.columns if table[name].map(lambda value: isinstance(value, str)).any()]
+    if len(columns) == 1:
+        return columns[0]
+    raise InputError(f"name the text_column; the table has {', '.join(map(str, table.columns[:20]))}")
+
+
+def file_of(rows: Any, split: str, folder: Path) -> str | None:
+    """Return the path of a file with the rows: their own, or one that is written into a folder.
+
+    Args:
+        rows: A path, a DataFrame, a dataset (whose features may name the labels), or `None`.
+        split: What the rows are, for the file's name and for messages.
+
+    Raises:
+        InputError: if the rows are something else, or cannot be written.
+    """
+    if rows is None or isinstance(rows, str | os.PathLike):
+        return None if rows is None else os.path.expanduser(rows)
+    if isinstance(rows, dict):
+        raise InputError(f"{split}: holds {', '.join(map(str, rows))}; give one of them")
+    path = folder / f"{split}.parquet"
+    if hasattr(rows, "to_parquet") and hasattr(rows, "features"):
+        rows.to_parquet(path)
+        return str(path)
+    rows, path = rows.to_pandas() if hasattr(rows, "to_pandas") else rows, path.with_suffix(".jsonl")
+    if not isinstance(rows, pd.DataFrame):
+        raise InputError(f"{split}: is of type {type(rows).__name__}; want a DataFrame, a dataset or a file")
+    try:
+        rows.to_json(path, orient="records", lines=True, double_precision=15, date_format="iso")
+    except (ValueError, TypeError, OverflowError) as error:  # two columns of one name, or values that JSON has not
+        raise InputError(f"{split}: cannot be written ({str(error) or type(error).__name__})") from error
+    return str(path)
+
+
+def integer_labels(rows: Any, label_column: str | None, names: Sequence[str]) -> list[int | str]:
+    """Return the labels as a table has them: as integers if its label column holds integers, else by their names.
+
+    Args:
+        rows: What [`file_of`] takes.
+        label_column: If it is `None`, any column of integers that are all labels counts.
+        names: Names of the labels.
+    """
+    is_table = isinstance(rows, pd.DataFrame) or hasattr(rows, "features")
+    if is_table and all(name.removeprefix("-").isdecimal() for name in names):
+        table = rows.to_pandas() if hasattr(rows, "to_pandas") else rows
+        for column in table.columns if label_column is None else {label_column} & set(table.columns):
+            values = table[column].dropna()
+            if pd.api.types.is_integer_dtype(values) and set(map(str, values.unique())) <= set(names):
+                return [int(name) for name in names]
+    return list(names)
+
+
+def label_name(label: Any) -> str:
+    """Return a label as run_classify.py reads it: `1.0` is the integer 1, and blanks around a name do not count."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
+
+
+def classes_of(y: np.ndarray) -> np.ndarray:
+    """Return the different labels, sorted.
+
+    Raises:
+        InputError: if a label is missing, labels are of several kinds, or two read as the same.
+    """
+    if (missing := np.flatnonzero(pd.isna(y))).size:
+        raise InputError(f"y, row {missing[0]}: no label")
+    try:
+        classes = np.unique(y)
+    except TypeError as error:
+        raise InputError(f"y: labels of several kinds ({error}); want strings or integers") from error
+    names = list(map(label_name, classes.tolist()))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"y: label {twice!r} is written in two ways; want one")
+    return classes
