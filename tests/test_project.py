@@ -105,10 +105,10 @@ def test_the_wheel_imports_away_from_the_clone(tmp_path):
     code = f"""
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
 import modeling_emodeberta
-import run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score
+import run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_review, run_score
 from trainer_ext.data import label_maps
 from trainer_ext.release import model_card
-scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_score)
+scripts = (run_classify, run_compare, run_export, run_fuse, run_mlm, run_publish, run_reproduce, run_review, run_score)
 for module in (modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 assert model_card.TEMPLATE.is_file() and model_card.PRETRAINING_TEMPLATE.is_file()
