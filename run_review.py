@@ -98,7 +98,7 @@ def main() -> None:
         corpus = load_corpus(**corpus_arguments(data_args, None, None))
         check_trainable(corpus)
         check_installed()
-        of_models = quick_predictions(corpus, data_args.cv_folds or 10, args.encoder, data_args.max_seq_length)
+        of_models = quick_predictions(corpus, data_args.cv_folds, args.encoder, data_args.max_seq_length)
         opinions = [Opinion("train", None, probabilities) for probabilities in of_models]
 
     # ---- The list -------------------------------------------------------------------------------------------------
@@ -106,11 +106,13 @@ def main() -> None:
     multi_label = corpus.multi_label or (given is None and several_labels(models))
     found = review(models, len(keys), given, multi_label, disagreement)
     listed = [listed_row(corpus, keys[index], found, index, given) for index in found.order[: args.top]]
-    scored = args.predictions and held_out[0].scored is not None
-    if scored:
+    if args.predictions and held_out[0].scored is not None:  # of a file that has no splits
         listed = [dataclasses.replace(row, split="") for row in listed]
     write_list(Path(args.output), args.format, listed, corpus.label_names, multi_label)
     report(found, listed, len(keys), given is not None, len(models), args)
+    for split, rows in corpus.splits.items():
+        if left := len(rows) - sum(of == split for of, _ in keys):
+            print(f"not reviewed: {left:,} rows of {split}, which have no label or no held-out prediction")
 
 
 def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:

@@ -26,15 +26,17 @@ from .probe import text_vectors
 # it makes little difference.
 _OF_VECTORS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 _OF_CHARACTERS = (3.0,)
+_FOLDS = 10
+_FEW_ROWS = 200  # with fewer, n-grams of one text count, too
 
 
-def quick_predictions(corpus: Corpus, folds: int, checkpoint: str, max_seq_length: int) -> list[np.ndarray]:
+def quick_predictions(corpus: Corpus, folds: int | None, checkpoint: str, max_seq_length: int) -> list[np.ndarray]:
     """Return each model's probabilities for the training rows, `(rows, labels)`, every row's from models that saw
     neither it nor another row of its group or with its text.
 
     Args:
         corpus: Its `train` split has labels.
-        folds: Number of folds.
+        folds: Number of folds; by default 10, or fewer for fewer rows.
         checkpoint: Folder or Hub id of the encoder whose vectors are used.
 
     Raises:
@@ -42,10 +44,16 @@ def quick_predictions(corpus: Corpus, folds: int, checkpoint: str, max_seq_lengt
     """
     rows, classes = corpus.splits["train"], corpus.classes("train")
     texts = np.array(rows["text"][:], dtype=object)
-    of_row = text_folds(texts, rows["group"] if "group" in rows.column_names else None, classes, folds)
+    groups = rows["group"] if "group" in rows.column_names else text_groups(texts)
+    of_row = group_folds(groups, classes, folds)
     access = SimpleNamespace(pooling="mean", cache_dir=None, token=None)
     vectors = text_vectors(checkpoint, texts.tolist(), max_seq_length, access)
-    characters = {"analyzer": "char_wb", "ngram_range": (2, 5), "sublinear_tf": True, "min_df": 2}
+    characters = {
+        "analyzer": "char_wb",
+        "ngram_range": (2, 5),
+        "sublinear_tf": True,
+        "min_df": 1 if len(texts) < _FEW_ROWS else 2,
+    }
     labels = len(corpus.label_names)
     return [
         _best(StandardScaler, _OF_VECTORS, vectors, classes, of_row, labels),
@@ -53,17 +61,28 @@ def quick_predictions(corpus: Corpus, folds: int, checkpoint: str, max_seq_lengt
     ]
 
 
-def text_folds(texts: Sequence[str], groups: Sequence[str] | None, classes: np.ndarray, folds: int) -> np.ndarray:
-    """Return the fold of each row, `(rows,)`. Rows of one group, or with the same text, are in one fold.
+def group_folds(groups: Sequence[str], classes: np.ndarray, folds: int | None) -> np.ndarray:
+    """Return the fold of each row, `(rows,)`, with the rows of a group in one fold and similar shares of classes.
+
+    Unlike [`trainer_ext.data.folds.cross_validation_folds`], it takes no time for thousands of groups.
+
+    Args:
+        groups: Of each row; for example of texts that are copies.
+        classes: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
+        folds: Number of folds; by default 10, or fewer for fewer rows.
 
     Raises:
-        InputError: if there are fewer groups or rows of the largest class than folds.
+        InputError: if there are too few groups.
     """
-    names = text_groups(texts) if groups is None else groups
-    _, first, of_row = np.unique(np.asarray(names), return_index=True, return_inverse=True)
+    _, first, of_row = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     of_group = (classes.argmax(axis=1) if classes.ndim == 2 else classes)[first]
-    if not 2 <= folds <= (most := int(np.bincount(of_group).max())):
-        raise InputError(f"--cv_folds is {folds}; want 2 to {most}, the rows (or groups) of the largest class")
+    counts = np.bincount(of_group)
+    if classes.ndim == 1 and (counts > 1).sum() < 2:
+        raise InputError("too few rows to predict from one another; want two labels with two different texts or more")
+    most = int(counts.max())
+    folds = min(_FOLDS, most) if folds is None else folds
+    if not 2 <= folds <= most:
+        raise InputError(f"--cv_folds is {folds}; want 2 to {most}, the texts (or groups) with the most frequent label")
     assigned = np.zeros(len(first), dtype=int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer rows than folds

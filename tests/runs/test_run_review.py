@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from support import ESSAYS, call
 
 import run_review
-from baselines.review_models import text_folds
+from baselines.review_models import group_folds
 from trainer_ext.data.load import load_corpus
 from trainer_ext.data.review_list import read_list
 from trainer_ext.errors import InputError
@@ -105,15 +105,25 @@ def test_several_labels_are_reviewed(tmp_path):
     assert found.suspect[7]
 
 
-def test_copies_of_a_text_and_rows_of_a_group_are_in_one_fold():
-    texts = [f"text {i // 2}" + "!" * (i % 2) for i in range(60)]
-    folds = text_folds(texts, None, np.arange(60) // 2 % 2, 5)
+def test_rows_of_a_group_are_in_one_fold():
+    groups, classes = [f"group {i // 2}" for i in range(60)], np.arange(60) // 2 % 2
+    folds = group_folds(groups, classes, 5)
     assert (folds[::2] == folds[1::2]).all()
     assert set(folds) == set(range(5))
-    grouped = text_folds(texts, [str(i % 10) for i in range(60)], np.zeros(60, dtype=int), 5)
-    assert all(len(set(grouped[i::10])) == 1 for i in range(10))
+    assert set(group_folds(groups[:12], classes[:12], None)) == set(range(3))
     with pytest.raises(InputError, match=r"--cv_folds is 50; want 2 to 15"):
-        text_folds(texts, None, np.arange(60) // 2 % 2, 50)
+        group_folds(groups, classes, 50)
+    with pytest.raises(InputError, match="want two labels with two different texts or more"):
+        group_folds(groups[:6], classes[:6], None)
+
+
+def test_a_handful_of_rows_will_do_and_copies_do_not_vouch_for_one_another(bert_folder, tmp_path):
+    lines = [f"{mood} {n} {word},{mood}" for mood in WORDS for n, word in enumerate(WORDS[mood])]
+    lines += ["Scared 7 footsteps!,happy", "scared 7 footsteps,happy", "happy 7 sunshine,happpy"]
+    (tmp_path / "few.csv").write_text("\n".join(["text,label", *lines, ""]))
+    flags = ["--train_file", tmp_path / "few.csv", "--encoder", bert_folder, "--output", tmp_path / "list.csv"]
+    call(run_review.main, *flags)
+    assert {"20", "21", "22"} <= {each.row for each in read_list(tmp_path / "list.csv")}
 
 
 # ---- What the other scripts leave ---------------------------------------------------------------------------------

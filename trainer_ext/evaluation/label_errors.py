@@ -5,6 +5,7 @@ Dataset Labels", arXiv:1911.00068) with the library cleanlab (https://docs.clean
 models that did not train on the row.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -100,12 +101,14 @@ def label_quality(probabilities: np.ndarray, given: np.ndarray, multi_label: boo
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    if multi_label:
-        labels = [np.flatnonzero(row).tolist() for row in given]
-        issues = multilabel_classification.filter.find_label_issues(labels, probabilities, n_jobs=1)
-        return multilabel_classification.get_label_quality_scores(labels, probabilities), issues
-    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return get_label_quality_scores(given, probabilities), find_label_issues(given, probabilities, n_jobs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a label with few rows
+        if multi_label:
+            labels = [np.flatnonzero(row).tolist() for row in given]
+            issues = multilabel_classification.filter.find_label_issues(labels, probabilities, n_jobs=1)
+            return multilabel_classification.get_label_quality_scores(labels, probabilities), issues
+        probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
+        return get_label_quality_scores(given, probabilities), find_label_issues(given, probabilities, n_jobs=1)
 
 
 def check_installed() -> None:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from ..data.corpus import Corpus
 from ..data.corrections import the_file
-from ..data.load import DataArguments, corpus_arguments, load_corpus
+from ..data.load import DataArguments, load_labelled_as
 from ..data.tables import read_common_columns, read_file
 from ..errors import InputError
 from ..escape import probability_column
@@ -206,13 +206,7 @@ def load_predicted(held_out: Sequence[HeldOut], data_args: DataArguments) -> Cor
             raise InputError(f"{each.source}: give either scores of run_score.py or held-out predictions, not both")
     if first.scored is not None:
         return scored_texts(held_out, data_args)
-    described = corpus_arguments(data_args, None, None)
-    if described["dataset_name"] is None:
-        described["label_names"] = first.label_names
-    corpus = load_corpus(**described)
-    if sorted(corpus.label_names) != sorted(first.label_names):
-        theirs, ours = ", ".join(first.label_names), ", ".join(corpus.label_names)
-        raise InputError(f"{first.source}: its labels are {theirs}; those of {corpus.source} are {ours}")
+    corpus = load_labelled_as(first.label_names, data_args, None, None)
     for each in held_out:
         for check in each.checks:
             check(corpus)
