@@ -37,7 +37,6 @@ from trainer_ext.data.checks import findings
 from trainer_ext.data.class_table import class_table
 from trainer_ext.data.columns import choose_columns
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.emotion_corpora import BUILT_IN
 from trainer_ext.data.findings import Finding
 from trainer_ext.data.folds import check_trainable
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
@@ -92,8 +91,7 @@ def main() -> None:
     source_args, args = parse(sys.argv[1:])
     data_args = DataArguments(**vars(source_args))
     try:
-        if data_args.dataset_name not in ("wassa2022", *BUILT_IN):
-            choose_columns(data_args, args.cache_dir, args.token)
+        choose_columns(data_args, args.cache_dir, args.token)
         corpus = load_corpus(**corpus_arguments(data_args, args.cache_dir, args.token))
         check_trainable(corpus)
     except InputError as error:

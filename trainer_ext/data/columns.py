@@ -8,6 +8,7 @@ from datasets import ClassLabel
 
 from ..errors import InputError
 from .corpus import SPLITS
+from .emotion_corpora import BUILT_IN
 from .load import DataArguments, read_tables
 from .tables import SPLIT_ALIASES, Table
 
@@ -53,6 +54,8 @@ def choose_columns(data_args: DataArguments, cache_dir: str | None, token: str |
         InputError: if no column, or more than one, can be the text or the label of the training rows; or if the data
             cannot be read.
     """
+    if data_args.dataset_name in ("wassa2022", *BUILT_IN):
+        return  # these have their own
     tables = read_tables(data_args, cache_dir, token)
     first = next(iter(tables.values()))
     if not all(table.rows for table in tables.values()):

@@ -1,11 +1,13 @@
 """The corpus: rows by split, with the same columns everywhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 from datasets import Dataset
+
+from ..files import digest
 
 SPLITS = ("train", "validation", "test")
 # Key in a parquet file's metadata for whom to credit.
@@ -72,3 +74,12 @@ class Corpus:
         classes = self.classes(split)
         counts = classes.sum(axis=0) if classes.ndim == 2 else np.bincount(classes, minlength=len(self.label_names))
         return dict(zip(self.label_names, counts.tolist(), strict=True))
+
+    def digest(self, columns: Sequence[str]) -> str:
+        """Return a hash of these columns of all splits that have them."""
+        return digest(
+            {
+                split: {name: rows[name][:] for name in columns if name in rows.column_names}
+                for split, rows in self.splits.items()
+            }
+        )

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from ..data.corpus import Corpus
 from ..data.label_maps import transfer_digest
 from ..errors import InputError
-from ..files import RESULTS, digest, file_digest, handed_on, lock, read_object, write_json, write_text
+from ..files import RESULTS, file_digest, handed_on, lock, read_object, write_json, write_text
 from ..training.distillation import OUT_OF_FOLD
 from .checkpoints import checkpoint_digest
 from .estimate import machine, matrix_gflops, measured_rate, training_gflop
@@ -101,21 +101,12 @@ class Trials:
         self._archives = open_archives(archives, folder)
         self._corpus = corpus
         self._texts = corpus.splits["train"]["text"][:]
-        self._data = self._digest_of(["id", "text", "group", "labels"])
+        self._data = corpus.digest(["id", "text", "group", "labels"])
         self._settings: dict[str, dict] = {}
         self._paths: dict[str, Path] = {}
         self._collected: dict[Path, str] = {}
         self._told: set[str] = set()
         self._transfer: dict[tuple[str, ...], str] = {}
-
-    def _digest_of(self, columns: Sequence[str]) -> str:
-        """Return a hash of these columns of all splits that have them."""
-        return digest(
-            {
-                split: {name: rows[name][:] for name in columns if name in rows.column_names}
-                for split, rows in self._corpus.splits.items()
-            }
-        )
 
     def settings(self, trial: Trial) -> dict[str, Any]:
         """Return the resolved flags that decide the trial's result, by name."""
@@ -155,7 +146,7 @@ class Trials:
             identity["transfer_data"] = self._transfer_digest(settings)
         if program not in CLASSIFY:
             columns = extra_columns({**flags, "program": program}, self.source, self._programs)
-            identity |= {"program": program, "columns": self._digest_of([f"column_{name}" for name in columns])}
+            identity |= {"program": program, "columns": self._corpus.digest([f"column_{name}" for name in columns])}
         return identity
 
     def _checkpoint_digest(self, name: str) -> str:
