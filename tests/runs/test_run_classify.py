@@ -27,6 +27,7 @@ from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.files import digest
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.runs.checkpoints import checkpoints
+from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.provenance import without_secrets
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
 
@@ -333,7 +334,10 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     assert replicas[0] == replicas[1]
     settings = json.loads((tmp_path / "out" / "checkpoints" / "run.json").read_text())
     model_args, data_args, transfer_args, run_args, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*map(str, flags)])
-    corpus, transferred, _ = script.read_rows(data_args, model_args, transfer_args, run_args, args.seed)
+    nothing_filled_in = Defaults(set(), own_data=False)
+    corpus, transferred, _ = script.read_rows(
+        data_args, model_args, transfer_args, run_args, args.seed, nothing_filled_in
+    )
     assert settings["training data"] == digest(corpus.splits["train"].remove_columns("id").to_list())
     assert len(transferred) == 7 * 9
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_rows"] > 100
@@ -346,7 +350,7 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     ("arguments", "content", "says"),
     [
         ([], None, "rows.csv: no such file"),
-        ([], "text,emotion\nx,joy\n", "no column 'label'"),
+        ([], "text,row\nx,joy\n", "no column is surely the label; it has text and row; name it with --label"),
         ([], "text,label\nx,joy\n,fear\n", "row 3: text is empty"),
         ([], "text,label\nx,joy\ny,joy\n", "one class only"),
         ([], "text,label\n", "no rows"),

@@ -192,7 +192,7 @@ def _is_label(table: Table, name: str) -> bool:
     if "," in name or not all(map(_can_be_label, values)):  # a comma would part the name into two columns
         return False
     different = len(set(values))
-    return different > 1 and (len(table.rows) < _FEW_ROWS or different <= len(table.rows) / 2)
+    return len(table.rows) < _FEW_ROWS or different <= len(table.rows) / 2
 
 
 def _can_be_label(value: object) -> bool:
@@ -215,7 +215,7 @@ def _repeats_few_values(table: Table, name: str) -> bool:
     plain, values = plain_name(name), _values(table, name)
     different, few = len(set(values)), min(_MOST_CLASSES, len(table.rows) / 4)
     no_label = plain in (*GROUP, *ID, *SPLIT) or plain.split("_")[-1] in _ABOUT
-    return not no_label and len(values) == len(table.rows) and different <= few
+    return not no_label and len(values) == len(table.rows) and 1 < different <= few
 
 
 def _is_group(tables: dict[str, Table], name: str) -> bool:
