@@ -339,8 +339,7 @@ class Trials:
                 program, flags = split_program(trial.flags(self.recipe) | {"output_dir": str(run)})
                 # The precision in the trial's name. Its own process might choose another while others run.
                 flags["bf16"] = self.settings(trial)["bf16"]
-                if program in CLASSIFY:
-                    flags["calibrate"] = False  # what is compared or fused is fitted across folds, or not at all
+                flags |= {"calibrate": False} if program in CLASSIFY else {}  # what is fitted is fitted across folds
                 write_text(path / "recipe.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
                 start = time.time()
                 self._run_script(path, program, device, held, running, trial.name)
