@@ -65,6 +65,7 @@ def test_a_search_uses_the_trainings_of_a_comparison_and_survives_failed_ones(se
         if row["state"] == "finished"
     } == trained
     assert "2 finished, 0 stopped early, 1 failed" in done.stdout
+    assert "training diverged" in (folder / "results" / "search" / "mine" / "search.md").read_text()
     assert (folder / "results" / "search" / "mine" / "search.md").read_text() in done.stdout
     assert "best macro F1" in done.stderr
 

@@ -91,7 +91,8 @@ def search_page(content: dict) -> str:
         minutes = "" if row["minutes"] is None else f"{row['minutes']:.1f}"
         state = row["state"] if row["state"] != "stopped" else f"stopped after {len(row['scores'])}"
         values = {} if row["name"] == own else configurations[0]["values"]
-        tried.append([row["name"], *cells, state, minutes, changes(row["values"], values)])
+        why = f"; {row['why']}" if "why" in row else ""
+        tried.append([row["name"], *cells, state, minutes, changes(row["values"], values) + why])
     lines = [
         f"# Search {in_markdown(content['name'])}\n",
         f"{len(configurations)} configurations: {count['finished']} finished, {count['stopped']} stopped early, "
