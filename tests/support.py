@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 ESSAYS = ROOT / "examples" / "essays.tsv"
@@ -76,8 +76,7 @@ def once(tmp_path_factory, name: str, make) -> tuple[Path, subprocess.CompletedP
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, record = base / name, base / f"{name}.json"
-    with open(base / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(base / f"{name}.lock"):
         if not record.exists():
             folder.mkdir()
             done = make(folder)

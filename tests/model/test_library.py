@@ -10,7 +10,6 @@ this file is skipped with a line. What differs from a model of the library's own
   several devices.
 """
 
-import fcntl
 import importlib
 import re
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from filelock import FileLock
 from support import TINY
 
 from configuration_emodeberta import EmoDebertaConfig
@@ -39,8 +39,7 @@ def library_tests() -> Path:
     version = transformers.__version__
     folder = cache_folder() / f"transformers-tests-{version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as lock, tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         if folder.is_dir():
             return folder
         options = ("--no-binary", ":all:", "--no-deps", "--retries", "0", "--timeout", "15", "-q", "-d", temporary)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import shown
 from .corpus import SPLITS, Corpus
 from .leakage import LeakageGuard
 from .load import DataArguments, extra_test_name, load_corpus, load_extra_test, read_texts
@@ -16,7 +17,7 @@ def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: 
         sources: Files, or `wassa2022`, as in [`load_extra_test`].
     """
     for source in sources:
-        guard.source = ", ".join(filter(None, [guard.source, source]))
+        guard.source = ", ".join(filter(None, [guard.source, shown(source)]))
         if source == "wassa2022":
             rows = load_corpus(dataset_name=source, data_dir=data_args.data_dir).splits["train"]
             ids, texts = rows["id"], rows["text"]
