@@ -9,14 +9,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InputError
+from .columns import TEXT
 from .rows import text_of
 from .tables import text_columns
-
-# Usual names of a text column. The first that is there counts.
-USUAL_NAMES = (
-    "text", "sentence", "content", "tweet", "review", "message", "essay", "comment", "post", "body", "utterance",
-    "response", "answer", "document", "paragraph", "statement", "headline", "description",
-)  # fmt: skip
 
 
 class Texts(NamedTuple):
@@ -74,7 +69,7 @@ def column_name(columns: str | Sequence[str] | None) -> str | None:
 
 def _usual_column(table: pd.DataFrame) -> str:
     by_name = {str(name).lower(): name for name in reversed(table.columns)}
-    if usual := next((by_name[name] for name in USUAL_NAMES if name in by_name), None):
+    if usual := next((by_name[name] for name in TEXT if name in by_name), None):
         return usual
     columns = [name for name in table.columns if table[name].map(lambda value: isinstance(value, str)).any()]
     if len(columns) == 1:
