@@ -90,7 +90,6 @@ def main() -> None:
         raise InputError("give --output, the file for the list (or, with --apply, for the corrected data)")
     check_output(Path(args.output), WRITABLE if args.apply else FORMATS[args.format], args.overwrite)
     if args.apply:
-        choose_columns(data_args, None, None)
         apply(args, data_args)
         return
     if args.top < 1:
@@ -191,6 +190,7 @@ def apply(args: ReviewArguments, data_args: DataArguments) -> None:
         InputError: if a correction does not fit, or the new file would not read as it should.
     """
     split, path = the_file(data_args)
+    choose_columns(data_args, None, None)
     output = Path(args.output)
     if output.resolve() == path.resolve():
         raise InputError(f"--output {output}: is the data itself, which stay as they are; give another")

@@ -78,6 +78,8 @@ def test_train_leaves_the_folder_that_run_classify_leaves(trained, finished):
     optional = {
         "confusion_matrix.json",
         "confusion_matrix.png",
+        "coverage.json",
+        "coverage.png",
         "predictions_EMO.tsv",
         "reliability.json",
         "checkpoints",

@@ -46,7 +46,9 @@ def found(path: Path) -> Path:
     The second is said in a line on standard error. If neither exists, the path comes back as it is.
     """
     own = Path(os.path.normpath(SHIPPED / path))
-    if path.exists() or path.is_absolute() or not own.is_relative_to(SHIPPED / "recipes") or not own.is_file():
+    if os.path.exists(path) or path.is_absolute() or not own.is_relative_to(SHIPPED / "recipes"):
+        return path
+    if not os.path.isfile(own):  # of a name that is too long, Path.is_file would raise an error
         return path
     if own not in _told and os.environ.get("RANK", "0") == "0":
         _told.add(own)

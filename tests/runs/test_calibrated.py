@@ -123,7 +123,7 @@ def test_thresholds_decide_alike_everywhere(several, tmp_path):
     assert [row["label"] for row in scored] == told
     card = (several / "README.md").read_text()
     assert f"| fear | {thresholds[1]:.3f} |" in card
-    assert "| at tuned thresholds |" in card
+    assert "macro F1, at tuned thresholds" in card
 
 
 def test_an_answer_that_is_not_sure_has_no_label(one, tmp_path):
@@ -185,11 +185,11 @@ def test_the_trainings_of_a_comparison_fit_nothing(comparison):
     [
         (["--target_accuracy", 90], "--target_accuracy is 90; want a share above 0 and at most 1"),
         (["--target_accuracy", 0.9, "--calibrate", "false"], "neither --cv_folds nor --calibrate false"),
-        (["--target_accuracy", 0.9, "--test_file", "ROWS"], "needs labelled validation rows"),
+        (["--target_accuracy", 0.9, "--validation_split_percentage", 0], "needs labelled validation rows"),
     ],
 )
 def test_a_wanted_accuracy_needs_rows_to_fit_on(flags, says, one, in_process):
     rows = one.parent / "validation.jsonl"
-    more = ("--validation_file", rows) if "--test_file" not in flags else ()
+    more = () if "--validation_split_percentage" in flags else ("--validation_file", rows)
     with pytest.raises(InputError, match=says):
-        in_process("--train_file", rows, *more, *(rows if flag == "ROWS" else flag for flag in flags))
+        in_process("--train_file", rows, *more, *flags)

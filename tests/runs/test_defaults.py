@@ -48,7 +48,7 @@ def completed(*flags: object) -> tuple[dict, dict, Corpus]:
     corpus = load_corpus(**corpus_arguments(data_args, None, None))
     corpus = defaults.with_validation(corpus, args.seed)
     defaults.complete(corpus, model_args, run_args, args)
-    check_corpus(corpus, run_args, args)
+    check_corpus(corpus, data_args, run_args, args)
     return training_settings(model_args, data_args, transfer_args, run_args, args), defaults.chosen, corpus
 
 
@@ -56,7 +56,7 @@ def completed(*flags: object) -> tuple[dict, dict, Corpus]:
 def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog):
     """With a rate of 0 nothing improves: three evaluations, and a second start takes no step more."""
     caplog.set_level(logging.INFO)
-    results = in_process("--train_file", mine, "--learning_rate", 0, "--save_total_limit", 3)
+    results = in_process("--train_file", mine, "--learning_rate", 0, "--save_total_limit", 3, "--keep_checkpoints")
     assert (results["train_rows"], results["validation_rows"]) == (39, 9)  # three of sixteen authors
     said = caplog.messages
     assert any(line.endswith("text 'Essay Text', label 'How they feel', group 'Author'") for line in said)
@@ -76,7 +76,7 @@ def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog
         if path.name != "checkpoints":
             path.unlink()
     caplog.clear()
-    in_process("--train_file", mine, "--learning_rate", 0, "--save_total_limit", 3)
+    in_process("--train_file", mine, "--learning_rate", 0, "--save_total_limit", 3, "--keep_checkpoints")
     assert log_of(tmp_path / "out") == before
     assert not any(LINE.fullmatch(line) for line in caplog.messages)
 

@@ -6,6 +6,7 @@ import random
 import shutil
 
 import numpy as np
+import pandas
 import pytest
 from scipy.special import softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -161,8 +162,9 @@ def test_a_run_is_reviewed_on_the_rows_it_did_not_train_on(finished, tmp_path):
     assert {task["data"]["split"] for task in tasks} <= {"validation", "test"}
     assert (tmp_path / "list.xml").is_file()
     flags[3] = tmp_path / "other.json"
+    pandas.read_csv(ESSAYS, sep="\t").drop(columns="split").to_csv(tmp_path / "undivided.tsv", sep="\t", index=False)
     with pytest.raises(InputError, match="Rows that a model trained on have no held-out predictions"):
-        call(run_review.main, *flags, "--train_file", ESSAYS, "--id_column_name", "id")
+        call(run_review.main, *flags, "--train_file", tmp_path / "undivided.tsv", "--id_column_name", "id")
 
     later = tmp_path / "later"  # as --do_predict leaves it: nobody knows what the model trained on
     later.mkdir()

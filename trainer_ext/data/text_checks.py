@@ -244,7 +244,10 @@ def _languages(rows: _Rows, indices: list[int]) -> list[Finding]:
     common = {word for word, _ in Counter(word for each in words.values() for word in each).most_common(_COMMON)}
     sample = list(words)[:: max(1, len(words) // _SAMPLE)]
     seldom = [i for i, each in words.items() if sum(word in common for word in each) < _FEW_COMMON * len(each)]
-    detect = _detector()
+    try:
+        detect = _detector()
+    except OSError as error:  # it unpacks its model into a temporary file
+        return [Finding("note", "language", f"languages were not checked ({error.strerror})")]
     language = {i: detect(rows.texts[i]) for i in {*sample, *seldom}}
     counts = Counter(language[i] for i in sample if language[i])
     if not counts:
