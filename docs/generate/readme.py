@@ -8,14 +8,12 @@ from docs.generate.results import PAPER, read
 from trainer_ext.evaluation.predictions import side_by_side
 
 # Li et al. 2022, Table 1: macro F1 on WASSA 2022's test set.
-FIELD = {
-    "ELECTRA ensemble, Mundra et al. 2021": 0.588,
-    "T5, Butala et al. 2021": 0.502,
-    "multi-task learning, Fornaciari et al. 2021": 0.483,
-}
+FIELD = {"ELECTRA ensemble, Mundra et al. 2021": 0.588}
 # Our rows: the folder of a fusion or comparison, the row in its table, and what to call it here.
 OURS = (
     ("fuse/wassa2022/fusion.json", "selected", "late fusion of MiniLMs, 22M parameters each"),
+    ("compare/base_folds/comparison.json", "both sizes summed", "one MiniLM and one MPNet, 110M parameters, summed"),
+    ("compare/base_folds/comparison.json", "MPNet", "one MPNet, after supervised transfer"),
     (
         "compare/transfer_seeds/comparison.json",
         "stage on both, class-balanced",
