@@ -29,6 +29,8 @@ _context.set_forkserver_preload(
 
 def _server() -> str:
     """Start the server if it does not run, and return its address."""
+    if address := forkserver._forkserver._forkserver_address:
+        return address
     before, path = Path.cwd(), os.environ.get("PYTHONPATH")
     os.chdir(ROOT)  # a test's folder may have files that are called like the project's
     os.environ["PYTHONPATH"] = str(ROOT)  # the server reads it when it starts
@@ -95,6 +97,7 @@ def trainings():
 
     from trainer_ext.runs import trials
 
+    _server()  # now: it changes the folder for a moment, and a driver has threads
     real = trials.subprocess
     trials.subprocess = type("subprocess", (), vars(subprocess) | {"Popen": _Training})
     try:

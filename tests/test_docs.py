@@ -106,10 +106,7 @@ def test_the_benchmark_is_shown_once_it_was_run(clone):
     results = {f"test_{name}": 0.4 for name in wanted} | {f"test_tuned_{name}": 0.5123 for name in wanted}
     (run / "all_results.json").write_text(json.dumps(results | {"train_runtime": 1800.0, "test_rows": 5427}))
     (run / "run.json").write_text(json.dumps({"seed": 1, "command": "python run_classify.py x", "hardware": "a core"}))
-    assert "go_emotions" not in page.read_text(encoding="utf-8").split("### ablation")[0]
     (clone / "results" / "go_emotions.json").write_text(json.dumps(collect([run], "test")))
-    with open(page, "a", encoding="utf-8") as file:
-        file.write("\n<!-- begin: go_emotions -->\n<!-- end: go_emotions -->\n")
     made = files(clone)[page].partition("<!-- begin: go_emotions -->")[2]
     assert "| BERT, Demszky et al. 2020 | 0.46 |  |  | 0.40 | 0.63 |" in made
     assert "| MiniLM, seed 1, at .5 | 0.400 | 0.400 to 0.400 | 0.400 | 0.400 | 0.400 |" in made

@@ -76,6 +76,7 @@ def test_the_commands_of_the_package_answer_as_early():
         ("run_classify", ["none.yaml"], "none.yaml: no such recipe"),
         ("run_mlm", ["wrong.yaml"], "wrong.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         ("run_mlm", ["value.yaml"], "value.yaml: argument --learning_rate/--learning-rate: invalid float value: 'f'"),
+        ("run_search", ["none.yaml", "--trials", "2"], "none.yaml: no such recipe"),
         ("run_compare", [], "the following arguments are required: COMPARISON.yaml"),
         ("run_compare", ["none.yaml", "--plan"], "none.yaml: no such recipe"),
         ("run_compare", ["value.yaml"], "value.yaml: unknown key 'learning_rate'; want columns, cv_folds,"),

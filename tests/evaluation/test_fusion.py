@@ -510,7 +510,8 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     flags = [f"--{name}={value}" for name, value in settings.items()]
     (tmp_path / "map.yaml").write_text(yaml.safe_dump(MAP))
     transfer = ["--transfer_datasets", "map.yaml", "--augmentation", "RA", "--augmentation_rows", 9]
-    call(run_classify.main, *flags, *transfer, "--distill_from", "all", "--output_dir", "student")
+    all_rows = ["--validation_split_percentage", 0, "--distill_from", "all"]
+    call(run_classify.main, *flags, *transfer, *all_rows, "--output_dir", "student")
     assert json.loads((tmp_path / "student" / "all_results.json").read_text())["train_rows"] == 99
 
 
