@@ -12,11 +12,11 @@ from transformers import PreTrainedConfig
 
 from ..errors import InputError, first_line
 from ..recipe_file import Schema, check_recipe, read_recipe
-from ..training.checkpoint_source import PINNED, resolve_checkpoint
+from ..training.checkpoint_source import resolve_checkpoint
+from .defaults import MODEL
 from .variants import inner_validation, resolve
 from .variants_file import DATA_FLAGS, DRIVER_FLAGS, Flags
 
-SMALL_CHECKPOINT = next(iter(PINNED))  # where training starts if nothing else is said
 # Flags that are paths, with respect to the working directory. `best.yaml` has them in full.
 _PATHS = {
     "model_name_or_path", "tokenizer_name", "cache_dir", "data_dir", "train_file", "validation_file", "test_file",
@@ -196,7 +196,7 @@ def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> Search
     parsed = resolve(settings, source)
     seed = parsed[-1].seed
     if parsed[0].model_name_or_path is None:
-        settings["model_name_or_path"] = SMALL_CHECKPOINT
+        settings["model_name_or_path"] = MODEL
         parsed = resolve(settings, source)
     del settings["seed"]
     own = _own_values(parsed)
