@@ -13,15 +13,16 @@ A vote beats a single model if its members differ in more than the seed. A recip
       bagged: {bagging: true, child_tuning: F, seed: 3}
     cv_folds: 5                        # optional
     tfidf: true                        # also TF-IDF + logistic regression, alone and as a voter; optional
+    final: {train_on_validation: true} # more flags of the members that go into the folder; optional
     student: {}                        # flags of one model that learns from the members' predictions; optional
     teachers: [mean, bagged]           # members that the student learns from; optional, by default all
     without: {Child-Tuning: [bagged]}  # members to leave out, to show what an ingredient brings; optional
 
-Each member is trained by cross-validation, for the figures, and once on all training rows, for the folder. If some
-members differ only in `bagging`, the table has the votes of both groups. The student is cross-validated, too. Its soft
-labels come from teachers that trained on neither the row's fold nor the scored fold, which takes 10 extra trainings per
-teacher with 5 folds. Trainings are stored in --trials_dir under a hash of what decides their result, as for
-run_compare.py.
+Each member is trained by cross-validation, for the figures, and once on all training rows, for the folder (`final` can
+add the validation rows, once rate and epochs are fixed). If some members differ only in `bagging`, the table has the
+votes of both groups. The student is cross-validated, too. Its soft labels come from teachers that trained on neither
+the row's fold nor the scored fold, which takes 10 extra trainings per teacher with 5 folds. Trainings are stored in
+--trials_dir under a hash of what decides their result, as for run_compare.py.
 
 --members fuses finished output folders of run_classify.py instead. The figures are then about the labelled rows of
 their predictions.tsv: validation rows if there are any, else test rows. Sizes and tokenizers may differ, but not the

@@ -15,10 +15,11 @@ from trainer_ext.data.folds import (
     check_trainable,
     cross_validation_folds,
     hold_out_folds,
+    join_validation,
     limit_rows,
     split_off_validation,
 )
-from trainer_ext.data.load import load_corpus
+from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
 
@@ -314,6 +315,24 @@ def test_too_few_groups_to_carve_from(write):
     corpus = read(write("a.csv", "text,label,w\nx,joy,1\ny,fear,2\n"), group_column="w")
     with pytest.raises(InputError, match="2 groups in train cannot give 20%"):
         split_off_validation(corpus, 20, seed=0)
+
+
+def test_validation_rows_train_when_asked_to(write):
+    files = {
+        "train": write("a.csv", "text,label\nx,joy\ny,fear\n"),
+        "validation": write("b.csv", "text,label\nz,joy\n"),
+        "test": write("c.csv", "text\nq\n"),
+    }
+    corpus = load_corpus(files=files, train_on_validation=True)
+    assert {name: rows["text"][:] for name, rows in corpus.splits.items()} == {"train": ["x", "y", "z"], "test": ["q"]}
+    assert corpus.class_counts("train") == {"fear": 1, "joy": 2}
+    with pytest.raises(InputError, match=r"--train_on_validation: a\.csv, c\.csv has no labelled validation rows"):
+        load_corpus(files={"train": files["train"], "test": files["test"]}, train_on_validation=True)
+    with pytest.raises(InputError, match="no labelled validation rows"):
+        join_validation(corpus)
+    for holds_out in ({"cv_folds": 5}, {"validation_split_percentage": 10}):
+        with pytest.raises(InputError, match=f"holds nothing out; leave out --{next(iter(holds_out))}"):
+            corpus_arguments(DataArguments(train_on_validation=True, **holds_out), None, None)
 
 
 @settings(max_examples=5, deadline=None)

@@ -574,6 +574,8 @@ def test_a_students_teachers_saw_neither_its_fold_nor_the_row(comparison, tmp_pa
         ({"student": {"polling": "cls"}}, "student: unknown key 'polling'; did you mean 'pooling'"),
         ({"student": {"select": "best_on_dev"}}, "student: select best_on_dev is for single models"),
         ({"members": {"mean": {}}}, "one member; an ensemble needs at least two"),
+        ({"final": {"seed": 2}}, "final: seed is the same for all members"),
+        ({"final": {"train_on_validatoin": True}}, "final: unknown key 'train_on_validatoin'; did you mean"),
     ],
 )
 def test_a_recipe_that_does_not_fit(change, says, comparison, tmp_path, monkeypatch):
@@ -584,6 +586,14 @@ def test_a_recipe_that_does_not_fit(change, says, comparison, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=says):
         call(run_fuse.main, "fuse.yaml", "--output_dir", "all", "--plan")
+
+
+def test_the_folders_members_have_more_flags_than_their_folds(tmp_path):
+    content = {"members": {"mean": {}, "cls": {"pooling": "cls", "seed": 2}}, "final": {"train_on_validation": True}}
+    (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content | {"settings": {"train_file": "mine.csv"}}))
+    recipe = read_fusion_recipe(tmp_path / "fuse.yaml", {})
+    assert recipe.on_all_rows("cls").overrides == {"pooling": "cls", "train_on_validation": True}
+    assert recipe.member("cls")[0] == {"pooling": "cls"}
 
 
 def test_the_votes_of_bagged_members_stand_beside_those_of_their_likes():

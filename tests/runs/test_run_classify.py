@@ -447,6 +447,11 @@ def test_the_wassa_recipe_runs_from_a_data_folder(in_process, data_dir, tmp_path
     assert len(lines) == 525
     assert set(lines) <= set(WASSA_LABELS)
 
+    flags = ("--train_on_validation", "--max_steps", 1, "--max_predict_samples", 7, "--overwrite_output_dir")
+    results = in_process(ROOT / "recipes" / "wassa2022.yaml", "--data_dir", data_dir, *flags)
+    assert (results["train_rows"], results["test_rows"]) == (2130, 7)
+    assert not {"validation_rows", "eval_macro_f1"} & results.keys()
+
 
 # Of the published configurations, what makes their layers.
 WIDTHS = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from datasets import concatenate_datasets
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ..errors import InputError
@@ -139,6 +140,18 @@ def group_folds(classes: np.ndarray, groups: Sequence[str], folds: int = 5) -> n
         if worst < best:
             best, found = worst, assigned
     return found
+
+
+def join_validation(corpus: Corpus) -> Corpus:
+    """Return the corpus with the validation rows added to the training rows, and no validation split.
+
+    Raises:
+        InputError: if there are no labelled validation rows.
+    """
+    if not corpus.is_labelled("validation"):
+        raise InputError(f"--train_on_validation: {corpus.source} has no labelled validation rows; leave it out")
+    joined = concatenate_datasets([corpus.splits["train"], corpus.splits["validation"]])
+    return corpus.with_splits(train=joined).only_splits(name for name in corpus.splits if name != "validation")
 
 
 def hold_out_folds(corpus: Corpus, folds: int, which: Sequence[int]) -> Corpus:

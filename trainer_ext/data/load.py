@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..recipes import flag
 from .corpus import SPLITS, Corpus
 from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
+from .folds import join_validation
 from .labels import read_labels
 from .rows import readable
 from .tables import (
@@ -73,6 +74,11 @@ class DataArguments:
         "If there is no validation split, move about this percentage of the training rows there, in whole groups. "
         "Without a recipe, 10 if it is not given (20 of fewer than 500 rows).",
     )
+    train_on_validation: bool = flag(
+        False,
+        "Train on the validation rows, too, once rate and epochs are fixed. Nothing is validated then, and the last "
+        "epoch is kept.",
+    )
     cv_folds: int | None = flag(
         None,
         "Cross-validation: divide the training rows into this many folds, in whole groups and always in the same way. "
@@ -119,7 +125,15 @@ class DataArguments:
 
 
 def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Any]:
-    """Return the keyword arguments for [`load_corpus`] from the flags."""
+    """Return the keyword arguments for [`load_corpus`] from the flags.
+
+    Raises:
+        InputError: if `--train_on_validation` meets a flag that holds rows out.
+    """
+    if data_args.train_on_validation:
+        for name in ("cv_folds", "validation_split_percentage"):
+            if getattr(data_args, name):
+                raise InputError(f"--train_on_validation holds nothing out; leave out --{name}")
     files = {split: getattr(data_args, f"{split}_file") for split in ("train", "validation", "test")}
     split_names = {split: getattr(data_args, f"{split}_split_name") for split in files}
     return {
@@ -135,6 +149,7 @@ def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str
         "id_column": data_args.id_column_name,
         "split_column": data_args.split_column_name,
         "label_names": data_args.label_set or None,
+        "train_on_validation": data_args.train_on_validation,
         "quoting": data_args.quoting,
         "cache_dir": cache_dir,
         "token": token,
@@ -163,6 +178,7 @@ def load_corpus(
     cache_dir: str | None = None,
     token: str | None = None,
     train_only: bool = False,
+    train_on_validation: bool = False,
 ) -> Corpus:
     """Read a corpus from a dataset name or from files.
 
@@ -188,10 +204,12 @@ def load_corpus(
         quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
         train_only: Read only the training rows of `go_emotions`, for a stage before another target.
+        train_on_validation: Move the validation rows to `train`.
 
     Raises:
         InputError: if something cannot be read as described.
     """
+    join = join_validation if train_on_validation else lambda corpus: corpus
     if dataset_name in ("wassa2022", *BUILT_IN):
         described = {
             "files": files, "text_column": text_column, "label_column": label_column, "id_column": id_column,
@@ -201,9 +219,9 @@ def load_corpus(
         if given := [name for name, value in described.items() if value]:
             raise InputError(f"{dataset_name} has its own {', '.join(given)}; leave out the flags that say otherwise")
         if dataset_name == "wassa2022":
-            return load_wassa2022(data_dir, group_column or "response_id", extra_columns)
+            return join(load_wassa2022(data_dir, group_column or "response_id", extra_columns))
         splits = SPLITS if dataset_name == "go_emotions" and not train_only else ("train",)
-        return _load_emotion_corpus(dataset_name, splits, data_dir, cache_dir, token)
+        return join(_load_emotion_corpus(dataset_name, splits, data_dir, cache_dir, token))
     tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, cache_dir, token)
     source = dataset_name or ", ".join(readable(Path(path).name) for path in files.values())
     if split_column:
@@ -221,7 +239,7 @@ def load_corpus(
         columns[split]["labels"] = values
     credited = " ".join(dict.fromkeys(table.attribution for table in tables.values() if table.attribution)) or None
     splits = {split: Dataset.from_dict(content) for split, content in columns.items()}
-    return Corpus(splits, names, problem_type, source, attribution=credited)
+    return join(Corpus(splits, names, problem_type, source, attribution=credited))
 
 
 def read_tables(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Table]:

@@ -40,6 +40,7 @@ EPOCHS, EPOCHS_OF_FEW_ROWS = 10, 20  # at most, for training stops early
 EPOCHS_UNSEEN, EPOCHS_UNSEEN_OF_FEW_ROWS = 3, 10  # without validation rows
 PATIENCE = 2
 VALIDATION, VALIDATION_OF_FEW_ROWS = 10, 20  # percent of the training rows
+DECIDE_VALIDATION = {"validation_split_percentage", "train_on_validation"}
 WARMUP = 0.1  # of the training; with --max_steps, which may be a try of a few steps, there is none
 ALWAYS = {"per_device_eval_batch_size": 64, "weight_decay": 0.01}
 
@@ -80,7 +81,7 @@ class Defaults:
 
     def with_validation(self, corpus: Corpus, seed: int) -> Corpus:
         """Return the corpus with a validation split, if it has none and no flag says how to make one."""
-        if not self.own_data or "validation" in corpus.splits or "validation_split_percentage" in self.given:
+        if not self.own_data or "validation" in corpus.splits or self.given & DECIDE_VALIDATION:
             return corpus
         rows = len(corpus.splits["train"])
         percentage = VALIDATION_OF_FEW_ROWS if rows < FEW_ROWS else VALIDATION

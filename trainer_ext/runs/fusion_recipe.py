@@ -28,6 +28,8 @@ class FusionRecipe:
         path: The file.
         shared: Flags that all members and the student share.
         members: By member name, the flags that differ from the shared ones.
+        final: Flags of the members that go into the folder, beside their own. Their cross-validation does not have
+            them.
         cv_folds, tfidf, without, student, teachers: As in the file.
     """
 
@@ -35,6 +37,7 @@ class FusionRecipe:
     shared: dict
     members: dict[str, dict]
     cv_folds: int = 5
+    final: dict = field(default_factory=dict)
     tfidf: bool = False
     without: dict[str, list[str]] = field(default_factory=dict)
     student: dict | None = None
@@ -49,7 +52,7 @@ class FusionRecipe:
     def on_all_rows(self, name: str) -> Trial:
         """Return the training of a member on all rows, for the ensemble folder."""
         flags, _, seed, _ = self.member(name)
-        return Trial(flags, None, seed, name)
+        return Trial(flags | self.final, None, seed, name)
 
     def plan(self, trials: Trials) -> str:
         """Return a line that says how many trainings the recipe needs, and about how long the unfinished ones take."""
@@ -78,6 +81,7 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
     )
     students = {} if recipe.student is None else {STUDENT: recipe.student}
     check_flags(students, settings, barred, path, "members")
+    check_flags({"final": recipe.final}, settings, barred | {"seed"}, path, "members")
     if any("program" in of_one for of_one in (recipe.shared, *members.values(), *students.values())):
         raise InputError(f"{path}: program is for run_compare.py; an ensemble's members are run_classify.py's")
     if taken := sorted(DRIVER_FLAGS & recipe.shared.keys()):

@@ -78,6 +78,7 @@ class FusionFile(VariantsFile):
     members: Named
     cv_folds: Annotated[int, Field(ge=2)] = 5
     tfidf: bool = False
+    final: Flags = {}  # noqa: RUF012 (pydantic copies it)
     student: Flags | None = None
     teachers: Names | None = None
     without: dict[str, Names] | None = None
