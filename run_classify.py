@@ -33,12 +33,12 @@ from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.extra_tests import protect_extra_tests, with_extra_tests
 from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
 from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_transfer_rows
-from trainer_ext.data.leakage import LeakageGuard, guard_of_target, left_out_rows
+from trainer_ext.data.leakage import LeakageGuard, LeftOut, guard_of_target
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus, load_labelled_as
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.metrics import metrics_of_logits
 from trainer_ext.evaluation.predictions import evaluated, predict_splits, print_results, write_plots, write_predictions
-from trainer_ext.files import digest, write_json
+from trainer_ext.files import digest
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import with_upstream_licence
@@ -89,7 +89,8 @@ def main() -> None:
     defaults.complete(corpus, model_args, run_args, args)
     corpus = with_upstream_licence(corpus, model_args.model_name_or_path, transfer_args.distill_from)
     check_corpus(corpus, data_args, run_args, args)
-    report_rows(corpus, transferred, guard)
+    left_out = LeftOut({} if transferred is None else transferred.left_out, guard)
+    report_rows(corpus, transferred, left_out)
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
         "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
@@ -155,8 +156,7 @@ def main() -> None:
         with run.part("the plots"):
             write_plots(folder, corpus, probabilities, trainer.state.log_history, fit.reliability, fit.coverage)
         if len(guard) or transferred is not None:
-            left_out = {} if transferred is None else transferred.left_out
-            write_json(folder / "left_out.json", left_out_rows(left_out, guard))
+            left_out.write(folder)
         with run.part("the card"):
             write_run_card(
                 folder,

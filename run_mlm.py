@@ -32,7 +32,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_emodeberta import EmoDebertaForMaskedLM
 from trainer_ext.child_tuning import ChildTuningArguments, ChildTuningTrainer
-from trainer_ext.data.leakage import left_out_rows, report_left_out
+from trainer_ext.data.leakage import LeftOut
 from trainer_ext.data.pretraining_texts import PretrainingArguments, PretrainingCorpus, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.plots import plot_pretraining
@@ -170,7 +170,7 @@ def main() -> None:
             write_json(folder / "learning_curve.json", trainer.state.log_history)
             with run.part("the plot"):
                 plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
-            write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
+            LeftOut(corpus.left_out, corpus.guard).write(folder)
             with run.part("the card"):
                 write_pretraining_card(
                     folder,
@@ -245,7 +245,7 @@ def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) ->
         logger.info(f"train: {len(corpus.train)} texts of {corpus.source}")
     if corpus.validation is not None:
         logger.info(f"validation: {len(corpus.validation)} texts")
-    report_left_out(corpus.left_out, corpus.guard)
+    LeftOut(corpus.left_out, corpus.guard).report()
 
 
 def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):

@@ -7,6 +7,7 @@ folder with the authors' files in `goemotions/` and `xed/`, else from the Hub.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,16 +48,12 @@ class EmotionCorpus:
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     labels: list[list[str]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, row_id: str, text: str, labels: list[str]) -> None:
         self.ids.append(row_id)
         self.texts.append(_MASK.sub(lambda mask: MASKS[mask[1]], text))
         self.labels.append(labels)
-
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 def normalised(text: str) -> str:
@@ -167,21 +164,22 @@ def _joined(
 ) -> EmotionCorpus:
     """Join annotated and neutral sentences, without those that are in both files and without duplicate neutral ones."""
     corpus = EmotionCorpus("xed", LICENCE, XED_LABELS)
-    corpus.leave_out("malformed line of the neutral file", malformed)
+    if malformed:
+        corpus.left_out["malformed line of the neutral file"] = malformed
     of_emotion = {normalised(text) for _, text, _ in annotated}
     of_neutral = {normalised(text) for _, text in neutral}
     for row_id, text, labels in annotated:
         if normalised(text) in of_neutral:
-            corpus.leave_out("annotated, and neutral in the other file")
+            corpus.left_out["annotated, and neutral in the other file"] += 1
         else:
             corpus.add(row_id, text, labels)
     seen: set[str] = set()
     for row_id, text in neutral:
         key = normalised(text)
         if key in of_emotion:
-            corpus.leave_out("neutral, and annotated in the other file")
+            corpus.left_out["neutral, and annotated in the other file"] += 1
         elif key in seen:
-            corpus.leave_out("neutral, a second time")
+            corpus.left_out["neutral, a second time"] += 1
         else:
             seen.add(key)
             corpus.add(row_id, text, ["neutral"])

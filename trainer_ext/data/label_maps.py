@@ -112,7 +112,7 @@ class TransferRows:
     labels: list[str] = field(default_factory=list)
     corpora: list[str] = field(default_factory=list)
     licences: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,10 +122,6 @@ class TransferRows:
         self.texts.append(text)
         self.labels.append(label)
         self.corpora.append(corpus)
-
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
     def select(self, indices: Iterable[int]) -> "TransferRows":
         """Return the rows at `indices`, in that order."""
@@ -258,11 +254,11 @@ def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap, 
     """Add the corpus' rows that have exactly one target label to `rows`, and count the others."""
     rows.licences[corpus.name] = corpus.licence
     for reason, count in corpus.left_out.items():
-        rows.leave_out(f"{corpus.name}: {reason}", count)
+        rows.left_out[f"{corpus.name}: {reason}"] += count
     for row_id, text, labels in zip(corpus.ids, corpus.texts, corpus.labels, strict=True):
         mapped = {label_map.target_of[label] for label in labels} - {None}
         if len(mapped) != 1:
-            rows.leave_out(f"{corpus.name}: {'several labels' if mapped else 'no label'} of the target")
+            rows.left_out[f"{corpus.name}: {'several labels' if mapped else 'no label'} of the target"] += 1
         elif guard.keeps(f"{corpus.name}, {row_id}", text):
             rows.add(f"{corpus.name}, {row_id}", text, mapped.pop(), corpus.name)
 

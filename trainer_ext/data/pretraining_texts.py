@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,13 +121,9 @@ class PretrainingCorpus:
     validation: Dataset | None
     source: str
     licences: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
     guard: LeakageGuard = field(default_factory=lambda: LeakageGuard(""))
     target_licence: str | None = None
-
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int):
@@ -157,7 +154,7 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
         rows += zip((f"{name}, {row_id}" for row_id in part.ids), part.texts, strict=True)
         corpus.licences[name] = part.licence
         for reason, count in part.left_out.items():
-            corpus.leave_out(f"{name}: {reason}", count)
+            corpus.left_out[f"{name}: {reason}"] += count
     if data.dataset_name and not built_in:
         rows += _hub_texts(data, cache_dir, token)
     for path in data.train_file:
@@ -169,14 +166,14 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     for row_id, text in rows:
         key = normalised(text) or text.strip()
         if not key:
-            corpus.leave_out("empty")
+            corpus.left_out["empty"] += 1
         elif key in seen:
-            corpus.leave_out("a second time, letters and digits compared")
+            corpus.left_out["a second time, letters and digits compared"] += 1
         elif guard.keeps(row_id, text):
             seen.add(key)
             kept.append(text)
     if not kept:
-        raise InputError(f"{corpus.source}: no texts are left; left out: {corpus.left_out}")
+        raise InputError(f"{corpus.source}: no texts are left; left out: {dict(corpus.left_out)}")
     if data.validation_file:
         held_out = [text for path in data.validation_file for _, text in _file_texts(path, data)]
         held_out = [text for text in held_out if text.strip()]
@@ -227,9 +224,10 @@ def _file_texts(
         return [(f"{name}, text {i}", text) for i, text in enumerate(texts, start=1)]
     table = read_file(path)
     texts = [(f"{name}, {place}", row["text"]) for place, row in zip(table.places, table.rows, strict=True)]
-    if corpus is not None:
-        corpus.leave_out(f"{name}: empty line", sum(not text.strip() for _, text in texts))
-    return [(row_id, text) for row_id, text in texts if text.strip()]
+    kept = [(row_id, text) for row_id, text in texts if text.strip()]
+    if corpus is not None and len(kept) < len(texts):
+        corpus.left_out[f"{name}: empty line"] += len(texts) - len(kept)
+    return kept
 
 
 # ---- Streams ------------------------------------------------------------------------------------------------------
@@ -254,7 +252,7 @@ def _stream(
     def keep(row: dict, number: int) -> bool:
         text = row["text"]
         if not isinstance(text, str) or not text.strip():
-            corpus.leave_out("empty, or no text")
+            corpus.left_out["empty, or no text"] += 1
             return False
         return corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
 
