@@ -102,9 +102,8 @@ def main() -> None:
     set_seed(args.seed)
     head = head_settings(model_args, corpus, args.label_smoothing_factor)
     args.label_smoothing_factor = 0.0
-    model = warm_start(
-        model_args.model_name_or_path, from_scratch=model_args.from_scratch, **model_args.hub_access(), **head
-    )
+    name, access = model_args.model_name_or_path, model_args.model_access()
+    model = warm_start(name, from_scratch=model_args.from_scratch, access=access, **head)
     pretrained = weights_to_mix_in(model, run_args)
     if model_args.lora_rank is not None:
         add_lora(model, model_args.lora_rank)
@@ -186,8 +185,8 @@ def read_rows(
     defaults: Defaults,
 ) -> tuple[Corpus, TransferRows | None, LeakageGuard]:
     """Return the corpus to train on, its rows from other corpora, and the guard that kept copies of test texts out."""
-    described = corpus_arguments(data_args, model_args.cache_dir, model_args.token)
-    reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
+    described = corpus_arguments(data_args, model_args.hub_access())
+    reading = {"data_dir": data_args.data_dir, "access": model_args.hub_access(), "seed": seed}
     is_stage = check_transfer(transfer_args, described)  # train on other corpora only
     guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
     protect_extra_tests(guard, run_args.extra_tests, data_args)
@@ -222,7 +221,7 @@ def read_rows(
 def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, run: Run) -> None:
     """Evaluate a finished model on validation rows (`--do_eval`) and predict test rows (`--do_predict`)."""
     name, access = model_args.model_name_or_path, {"revision": model_args.model_revision, "token": model_args.token}
-    corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.cache_dir, model_args.token)
+    corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.hub_access())
     corpus = limit_rows(corpus, None, data_args.max_eval_samples, data_args.max_predict_samples)
     corpus = with_extra_tests(corpus, run_args.extra_tests, data_args)
     corpus = corpus.only_splits(asked_for(run.args, corpus))

@@ -93,7 +93,7 @@ def main() -> None:
         for name in extra_columns(shared | overrides, str(args.comparison), PROGRAMS)
     ]
     corpus = load_corpus(
-        **corpus_arguments(first[1], first[0].cache_dir, first[0].token),
+        **corpus_arguments(first[1], first[0].hub_access()),
         extra_columns=list(dict.fromkeys([*columns, *read])),
     )
     check_trainable(corpus)

@@ -178,7 +178,7 @@ def load_target(recipe: FusionRecipe) -> Corpus:
         InputError: if it cannot be read, or its rows may have several labels.
     """
     model_args, data_args, *_ = resolve(recipe.shared, str(recipe.path))
-    corpus = load_corpus(**corpus_arguments(data_args, model_args.cache_dir, model_args.token))
+    corpus = load_corpus(**corpus_arguments(data_args, model_args.hub_access()))
     check_trainable(corpus)
     if corpus.classes("train").ndim == 2:
         raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")

@@ -81,7 +81,7 @@ def main() -> None:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     # ---- Texts about emotions (paper, section 2.1) ----------------------------------------------------------------
-    corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
+    corpus = load_pretraining_corpus(data_args, args.seed, model_args.hub_access())
     upstream = restricted_upstream(model_args.model_name_or_path)
     if args.hub_model_id and (corpus.target_licence or upstream) and not data_args.publish_restricted:
         source = corpus.guard.source if corpus.target_licence else model_args.model_name_or_path
@@ -109,7 +109,7 @@ def main() -> None:
         model_args.model_name_or_path,
         EmoDebertaForMaskedLM,
         from_scratch=model_args.from_scratch,
-        **model_args.hub_access(),
+        access=model_args.model_access(),
         **({"relative_attention": True} if model_args.relative_attention else {}),
     )
     model.full_logits = False  # `masked_scores` needs only the logits of masked tokens

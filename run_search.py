@@ -74,7 +74,7 @@ def main() -> None:
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     flags = resolve(recipe.settings, recipe.source)
-    corpus = load_corpus(**corpus_arguments(flags[1], flags[0].cache_dir, flags[0].token))
+    corpus = load_corpus(**corpus_arguments(flags[1], flags[0].hub_access()))
     check_trainable(corpus)
     assigned = cross_validation_folds(corpus, recipe.cv_folds)
     rows, gold = corpus.splits["train"], corpus.classes("train")

@@ -18,7 +18,7 @@ FLAGS = ("--train_file", ESSAYS, "--id_column_name", "id", "--group_column_name"
 
 def test_vectors_are_the_masked_mean_in_the_order_of_the_texts(v3_folder, tokenizer):
     texts = ["They knew, and they signed it all the same, twice over.", "Nobody told us", "The river took the road."]
-    found = probe.text_vectors(str(v3_folder), texts, 32, probe.ProbeArguments())
+    found = probe.text_vectors(str(v3_folder), texts, 32)
     library = DebertaV2Model.from_pretrained(v3_folder).eval()
     for text, vector in zip(texts, found, strict=True):
         with torch.no_grad():

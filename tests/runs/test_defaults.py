@@ -45,7 +45,7 @@ def completed(*flags: object) -> tuple[dict, dict, Corpus]:
     )
     defaults = Defaults.begin(parser, model_args, data_args, trains=True)
     apply_selection(run_args, args)
-    corpus = load_corpus(**corpus_arguments(data_args, None, None))
+    corpus = load_corpus(**corpus_arguments(data_args))
     corpus = defaults.with_validation(corpus, args.seed)
     defaults.complete(corpus, model_args, run_args, args)
     check_corpus(corpus, data_args, run_args, args)

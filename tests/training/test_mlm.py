@@ -227,7 +227,7 @@ def test_a_head_that_was_never_trained_is_drawn_anew_and_said(tmp_path, caplog):
 def test_a_million_tokens_are_masked_in_the_right_shares(data_dir):
     """Of the recipe's corpus and tokenizer, in run_mlm.py's own batches."""
     data = PretrainingArguments(dataset_name=["go_emotions", "xed"], data_dir=data_dir, validation_split_percentage=0)
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     name = "sentence-transformers/all-MiniLM-L6-v2"
     tokenizer = load_tokenizer(name, 128, EmoDebertaConfig(vocab_size=30522))
     rows = corpus.train.map(Tokenising(tokenizer, 128, True, False), batched=True, remove_columns=["text"])
@@ -421,7 +421,7 @@ def test_a_finished_model_is_measured_without_training(pretrained, corpus_file, 
 def test_a_short_stream_keeps_rows_to_train_on(texts, tmp_path):
     (tmp_path / "few.txt").write_text("".join(f"The river took road {number}.\n" for number in range(texts)))
     data = PretrainingArguments(train_file=[str(tmp_path / "few.txt")], streaming=True, data_dir=None)
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     held_out = {40: 2, 2000: 1000}[texts]
     assert len(corpus.validation) == held_out
     assert sum(1 for _ in corpus.train) == texts - held_out
@@ -496,7 +496,7 @@ def test_a_stream_lets_go_of_what_it_read_and_numbers_its_rows(tmp_path, monkeyp
         data_dir=None,
     )
     before = pyarrow.total_allocated_bytes()
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     held = [pyarrow.total_allocated_bytes() - before for _ in corpus.train]
     assert len(held) == 11_999
     assert max(held) < sum(map(len, texts)) / 3
@@ -522,7 +522,7 @@ def test_a_planted_target_text_is_found_and_named(plant, tmp_path):
     data = PretrainingArguments(
         train_file=[str(tmp_path / "corpus.tsv")], target_file=[str(tmp_path / "target.tsv")], data_dir=None
     )
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     assert corpus.guard.found == [("corpus.tsv, text 41", "target.tsv, text 1")]
     assert len(corpus.train) + len(corpus.validation) == 80
 

@@ -6,7 +6,6 @@ differently, and their mean finds more label errors than either does alone (resu
 
 import warnings
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -45,8 +44,7 @@ def quick_predictions(corpus: Corpus, folds: int | None, checkpoint: str, max_se
     texts = np.array(rows["text"][:], dtype=object)
     groups = rows["group"] if "group" in rows.column_names else text_groups(texts)
     of_row = group_folds(groups, classes, folds)
-    access = SimpleNamespace(pooling="mean", cache_dir=None, token=None)
-    vectors = text_vectors(checkpoint, texts.tolist(), max_seq_length, access)
+    vectors = text_vectors(checkpoint, texts.tolist(), max_seq_length)
     characters = {
         "analyzer": "char_wb",
         "ngram_range": (2, 5),

@@ -15,6 +15,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ..errors import InputError
+from ..recipes import DEFAULT_ACCESS, HubAccess
 from .tables import read_lines
 
 BUILT_IN = ("go_emotions", "xed")
@@ -70,14 +71,14 @@ def text_groups(texts: Iterable[str]) -> list[str]:
 
 
 def read_emotion_corpus(
-    name: str, data_dir: str | None, cache_dir: str | None = None, token: str | None = None, split: str = "train"
+    name: str, data_dir: str | None, access: HubAccess = DEFAULT_ACCESS, split: str = "train"
 ) -> EmotionCorpus:
     """Read `go_emotions` or `xed`, from `data_dir` if the corpus is there, else from the Hub.
 
     Args:
         name: `go_emotions` or `xed`.
         data_dir: Folder with `goemotions/` and `xed/`.
-        cache_dir, token: As in `datasets.load_dataset`.
+        access: Of the Hub, if the folder does not have the corpus.
         split: `train`, `validation` or `test` of GoEmotions. XED has only `train`.
 
     Raises:
@@ -87,12 +88,12 @@ def read_emotion_corpus(
         folder = Path(data_dir or "") / "goemotions"
         if data_dir and folder.is_dir():
             return _go_emotions(folder, split)
-        return _go_emotions_from_hub(split, cache_dir, token)
+        return _go_emotions_from_hub(split, access)
     if split != "train":
         raise InputError(f"{name}: no split {split!r}; go_emotions has train, validation and test, xed has train")
     if name == "xed":
         folder = Path(data_dir or "") / "xed"
-        return _xed(folder) if data_dir and folder.is_dir() else _xed_from_hub(cache_dir, token)
+        return _xed(folder) if data_dir and folder.is_dir() else _xed_from_hub(access)
     raise InputError(f"{name}: not a built-in emotion corpus; want go_emotions or xed")
 
 
@@ -112,8 +113,8 @@ def _go_emotions(folder: Path, split: str) -> EmotionCorpus:
     return corpus
 
 
-def _go_emotions_from_hub(split: str, cache_dir: str | None, token: str | None) -> EmotionCorpus:
-    rows = _hub_rows(GO_EMOTIONS_HUB, cache_dir, token, name="simplified", split=split)
+def _go_emotions_from_hub(split: str, access: HubAccess) -> EmotionCorpus:
+    rows = _hub_rows(GO_EMOTIONS_HUB, access, name="simplified", split=split)
     names = list(rows.features["labels"].feature.names)
     corpus = EmotionCorpus("go_emotions", LICENCE, names)
     for number, row in enumerate(rows, start=1):
@@ -142,11 +143,11 @@ def _xed(folder: Path) -> EmotionCorpus:
     return _joined(annotated, neutral, malformed)
 
 
-def _xed_from_hub(cache_dir: str | None, token: str | None) -> EmotionCorpus:
+def _xed_from_hub(access: HubAccess) -> EmotionCorpus:
     """Read XED from the Hub's parquet branch, because `datasets` no longer runs dataset scripts."""
     files = f"hf://datasets/{XED_HUB}@refs/convert/parquet"
     annotated, neutral = (
-        _hub_rows("parquet", cache_dir, token, data_files=f"{files}/{part}/train/*.parquet", split="train")
+        _hub_rows("parquet", access, data_files=f"{files}/{part}/train/*.parquet", split="train")
         for part in ("en_annotated", "en_neutral")
     )
     return _joined(
@@ -201,9 +202,9 @@ def _within(label: int, count: int) -> int:
     return label
 
 
-def _hub_rows(path: str, cache_dir: str | None, token: str | None, **described: object) -> Iterable[dict]:
+def _hub_rows(path: str, access: HubAccess, **described: object) -> Iterable[dict]:
     try:
-        return load_dataset(path, cache_dir=cache_dir, token=token, **described)
+        return load_dataset(path, **access.arguments(), **described)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(
             f"{described.get('data_files', path)}: {str(error).strip().splitlines()[0]}; or give --data_dir, a folder "

@@ -13,7 +13,7 @@ from pydantic import Field
 from ..errors import InputError
 from ..files import digest
 from ..recipe_file import Schema, check_recipe, read_recipe
-from ..recipes import flag
+from ..recipes import DEFAULT_ACCESS, HubAccess, flag
 from .emotion_corpora import BUILT_IN, EmotionCorpus, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments
 from .load import load_corpus
@@ -177,8 +177,7 @@ def load_transfer_rows(
     guard: LeakageGuard,
     seed: int,
     data_dir: str | None,
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
 ) -> TransferRows:
     """Return all rows of `--transfer_datasets` with exactly one of the target's labels, joined if the flags say so.
 
@@ -199,7 +198,7 @@ def load_transfer_rows(
                 f"{label_map.path}: maps to {unknown[0]!r}, which is no label of the target; those are "
                 f"{', '.join(rows.label_names)}. Copy the file and give your own"
             )
-        corpus = _read_corpus(label_map, data_dir, cache_dir, token)
+        corpus = _read_corpus(label_map, data_dir, access)
         if corpus.name in rows.licences:
             raise InputError(f"--transfer_datasets: {corpus.name} stands twice")
         if unknown := sorted(label_map.target_of.keys() - set(corpus.label_names)):
@@ -222,11 +221,11 @@ def transfer_digest(names: Iterable[str], data_dir: str | None) -> str:
     return digest([rows.ids, rows.texts, rows.labels])
 
 
-def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | None, token: str | None) -> EmotionCorpus:
+def _read_corpus(label_map: LabelMap, data_dir: str | None, access: HubAccess) -> EmotionCorpus:
     """Read the corpus that a label map names: built in, a file or on the Hub."""
     described = label_map.corpus
     if described.get("dataset_name") in BUILT_IN:
-        return read_emotion_corpus(described["dataset_name"], data_dir, cache_dir, token)
+        return read_emotion_corpus(described["dataset_name"], data_dir, access)
     file, split = described.get("train_file"), described.get("train_split_name")
     name = described.get("dataset_name") or Path(file).name
     loaded = load_corpus(
@@ -236,8 +235,7 @@ def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | Non
         split_names={"train": split} if split else None,
         text_column=described.get("text_column_name"),
         label_column=described.get("label_column_name"),
-        cache_dir=cache_dir,
-        token=token,
+        access=access,
     )
     if "labels" not in loaded.splits.get("train", Dataset.from_dict({})).column_names:
         raise InputError(f"{label_map.path}: {name} has no labelled train split; name it with train_split_name")

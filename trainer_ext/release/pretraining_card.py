@@ -38,7 +38,7 @@ def write_pretraining_card(
     """
     model_args, data_args = flags
     args, model, mask = trainer.args, trainer.model, trainer.processing_class.mask_token
-    base = upstream_of(model_args.model_name_or_path, **model_args.hub_access(), from_scratch=model_args.from_scratch)
+    base = upstream_of(model_args.model_name_or_path, model_args.model_access(), from_scratch=model_args.from_scratch)
     names = (base.name, *base.hub_ids)
     family = family_of(model.source_type, model.config, base)
     sources = [*corpus.source.split(", "), *[corpus.guard.source] * bool(corpus.target_licence)]

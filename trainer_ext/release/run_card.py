@@ -58,7 +58,7 @@ def write_run_card(
     """
     model_args, data_args, transfer_args, run_args = flags
     args, model = trainer.args, trainer.model.eval()
-    base = upstream_of(model_args.model_name_or_path, **model_args.hub_access(), from_scratch=model_args.from_scratch)
+    base = upstream_of(model_args.model_name_or_path, model_args.model_access(), from_scratch=model_args.from_scratch)
     languages = languages_of(run_args.language, corpus.source.split(", "), [base])
     names = (base.name, *base.hub_ids)
     family = family_of(model.source_type, model.config, base)

@@ -206,7 +206,7 @@ def load_predicted(held_out: Sequence[HeldOut], data_args: DataArguments) -> Cor
             raise InputError(f"{each.source}: give either scores of run_score.py or held-out predictions, not both")
     if first.scored is not None:
         return scored_texts(held_out, data_args)
-    corpus = load_labelled_as(first.label_names, data_args, None, None)
+    corpus = load_labelled_as(first.label_names, data_args)
     for each in held_out:
         for check in each.checks:
             check(corpus)
