@@ -85,6 +85,7 @@ def main() -> None:
         return
 
     # ---- Rows of the target and of other corpora: supervised transfer (paper, section 2.3.1) ----------------------
+    # Label maps are trainer_ext/data/maps/*.yaml, and which rows are drawn is in trainer_ext/data/augmentation.py.
     corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed, defaults)
     defaults.complete(corpus, model_args, run_args, args)
     corpus = with_upstream_licence(corpus, model_args.model_name_or_path, transfer_args.distill_from)
@@ -98,7 +99,7 @@ def main() -> None:
     }
     run = Run(output_dir, settings, args, parser.precision, run_args, defaults.chosen)
 
-    # ---- Encoder, mean pooling and head (section 2.2) -------------------------------------------------------------
+    # ---- Encoder, mean pooling and head (section 2.2; modeling_emodeberta.py) ---------------------------------------
     set_seed(args.seed)
     head = head_settings(model_args, corpus, args.label_smoothing_factor)
     args.label_smoothing_factor = 0.0
@@ -111,7 +112,7 @@ def main() -> None:
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
     encoded, truncated = encode_splits(corpus, tokenizer, data_args.max_seq_length, data_args.preprocessing_num_workers)
 
-    # ---- Fine-tuning with Child-Tuning (section 2.3.2) ------------------------------------------------------------
+    # ---- Fine-tuning with Child-Tuning (section 2.3.2; masks: trainer_ext/child_tuning/network.py) ------------------
     resume = run.begin()
     trainer = EmotionTrainer(
         model=model,

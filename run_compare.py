@@ -76,7 +76,7 @@ def main() -> None:
         raise InputError("--only_folds needs folds; leave out --cv_folds 0")
     columns = content["columns"] if args.columns is None else args.columns
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds {' '.join(map(str, seeds))}: one stands twice")
+        raise InputError(f"seeds {' '.join(map(str, seeds))}: a seed is listed twice")
     names = [*content["variants"], *content["sums"]]
     errors_of = args.errors_of or content["reference"] or names[0]
     if errors_of not in names:
@@ -250,7 +250,7 @@ def read_comparison(path: Path) -> dict:
                 f"{path}, sums, {name}: {unknown[0]!r}; want a sum with variants among {', '.join(variants)}"
             )
         if len(row["variants"]) * len(row["seeds"]) < 2:
-            raise InputError(f"{path}, sums, {name}: one model is no sum; want two or more")
+            raise InputError(f"{path}, sums, {name}: a sum of one model; want two or more")
     content = {"settings": settings, "variants": variants, "sums": sums, "reference": file.reference}
     content |= {"seeds": file.seeds, "cv_folds": file.cv_folds, "columns": file.columns}
     check_reference(content, path)

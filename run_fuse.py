@@ -98,7 +98,7 @@ def main() -> None:
     check_arguments(args, rest)
     command, card = command_line(), CardArguments(language=args.language, license=args.license)
 
-    # ---- Members, and what each fusion of them scores (paper, section 2.4) ----------------------------------------
+    # ---- Members, and what each rule scores (paper, section 2.4; rules: ensemble_emodeberta.py) ---------------------
     if args.members is not None:
         members = read_members(args.members, args.names)
         card.check_terms("one of the members", restricting_terms(members))

@@ -2,8 +2,7 @@
 from.
 
 As in section 2.1 of the paper (LingJing, WASSA 2022), 15% of the tokens of GoEmotions and XED are predicted. Of these,
-80%
-become [MASK], 10% a random token, and 10% stay. Examples:
+80% become [MASK], 10% a random token, and 10% stay. Examples:
 
     python run_mlm.py recipes/mlm.yaml --data_dir ../shared/data
     python run_mlm.py --model_name_or_path microsoft/deberta-v2-xlarge --train_file texts.txt --output_dir outputs/mlm
@@ -116,7 +115,7 @@ def main() -> None:
     tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
 
-    # ---- Masks: 15% of the tokens (section 2.1) -------------------------------------------------------------------
+    # ---- Masks: 15% of the tokens (section 2.1; trainer_ext/training/masking.py) ------------------------------------
     whole_words = data_args.whole_word_masking
     tokenising = Tokenising(tokenizer, data_args.max_seq_length, data_args.line_by_line, whole_words)
     masking = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed)

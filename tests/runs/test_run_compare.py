@@ -298,7 +298,7 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {"program": "os"}}}, (), "program 'os'; want one of run_classify, baselines.mtl"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["c"], "seeds": [1, 2]}}}, (), "with variants among a"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1]}}}, (), "want two or more"),
-        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "one stands twice"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "listed twice"),
         ({"variants": {"a": {}}, "reference": "b"}, (), "mine.yaml: reference 'b'; want one of a"),
     ],
 )

@@ -200,7 +200,7 @@ def main() -> None:
         for split, values in by_split.items():
             columns[split][name] = values
             if name in inputs and (missing := int(np.isnan(values).sum())):
-                logger.info(f"{split}: {missing} of {len(values)} rows lack {name}; the training mean stands in")
+                logger.info(f"{split}: {missing} of {len(values)} rows lack {name}; the training mean is used instead")
 
     def encode(split: str) -> Dataset:
         rows = corpus.splits[split]

@@ -4,9 +4,8 @@
         --models sentence-transformers/all-MiniLM-L6-v2 outputs/mlm outputs/transfer
 
 The encoder reads each training text once and is not trained. Its text vectors (masked mean of the token states, or
-[CLS]
-with --pooling cls) are standardised and classified in the folds of run_compare.py. This takes a minute per checkpoint,
-where fine-tuning takes an hour. It is a hint, not a measurement of what fine-tuning gives.
+[CLS] with --pooling cls) are standardised and classified in the folds of run_compare.py. This takes a minute per
+checkpoint, where fine-tuning takes an hour. It is a hint, not a measurement of what fine-tuning gives.
 
 Prints and writes each checkpoint's macro F1 with 95% interval, and its difference to the first checkpoint.
 """

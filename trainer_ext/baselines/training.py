@@ -1,4 +1,4 @@
-"""What the baseline scripts share: reading the rows, training, and writing predictions and figures."""
+"""Do what the baseline scripts share: read the rows, train, and write predictions and figures."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,9 +1,8 @@
 """Read GoEmotions and XED: texts, their published labels, and counts of the rows left out.
 
 GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372) has Reddit comments. XED (Öhman et al.
-2020,
-https://aclanthology.org/2020.coling-main.575) has film subtitles. Both have the licence `LICENCE`. They are read from a
-folder with the authors' files in `goemotions/` and `xed/`, else from the Hub.
+2020, https://aclanthology.org/2020.coling-main.575) has film subtitles. Both have the licence `LICENCE`. They are read
+from a folder with the authors' files in `goemotions/` and `xed/`, else from the Hub.
 """
 
 import re
@@ -78,7 +77,7 @@ def read_emotion_corpus(
     Args:
         name: `go_emotions` or `xed`.
         data_dir: Folder with `goemotions/` and `xed/`.
-        access: Of the Hub, if the folder does not have the corpus.
+        access: How to reach the Hub, if the folder does not have the corpus.
         split: `train`, `validation` or `test` of GoEmotions. XED has only `train`.
 
     Raises:

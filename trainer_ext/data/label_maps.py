@@ -165,7 +165,7 @@ def read_label_map(name: str) -> LabelMap:
     for target, sources in [*file.labels.items(), (None, file.left_out)]:
         for source in map(str, sources if isinstance(sources, list | tuple) else [sources]):
             if source in target_of:
-                raise InputError(f"{path}: {source!r} stands twice; a label of the corpus has one place")
+                raise InputError(f"{path}: {source!r} is listed twice; want each label of the corpus once")
             target_of[source] = target
     return LabelMap(path, file.model_dump(exclude_unset=True, exclude={"labels", "left_out"}), target_of)
 
@@ -195,20 +195,20 @@ def load_transfer_rows(
     for label_map in maps:
         if unknown := sorted(label_map.targets() - set(rows.label_names)):
             raise InputError(
-                f"{label_map.path}: maps to {unknown[0]!r}, which is no label of the target; those are "
+                f"{label_map.path}: maps to {unknown[0]!r}, which is not a label of the target; those are "
                 f"{', '.join(rows.label_names)}. Copy the file and give your own"
             )
         corpus = _read_corpus(label_map, data_dir, access)
         if corpus.name in rows.licences:
-            raise InputError(f"--transfer_datasets: {corpus.name} stands twice")
+            raise InputError(f"--transfer_datasets: {corpus.name} is listed twice")
         if unknown := sorted(label_map.target_of.keys() - set(corpus.label_names)):
             raise InputError(
-                f"{label_map.path}: {unknown[0]!r} is no label of {corpus.name}; those are "
+                f"{label_map.path}: {unknown[0]!r} is not a label of {corpus.name}; those are "
                 f"{', '.join(corpus.label_names)}"
             )
         if missing := [label for label in corpus.label_names if label not in label_map.target_of]:
             raise InputError(
-                f"{label_map.path}: says nothing of {', '.join(missing)}; map them, or put them in left_out"
+                f"{label_map.path}: does not map {', '.join(missing)}; map these labels, or list them in left_out"
             )
         _add_mapped(rows, corpus, label_map, guard)
     return rows if args.join_to_words is None else join_texts(rows, args.join_to_words, seed)
@@ -265,9 +265,8 @@ def join_texts(rows: TransferRows, words: int, seed: int) -> TransferRows:
     """Return rows whose texts are joined in random order to about `words` words, within each label and corpus.
 
     The length of each joined text is drawn uniformly from half to one and a half times `words`. Every text is used
-    once. The
-    last joined text of a label may be shorter. A joined row has the id of its first text, plus the number of the
-    others.
+    once. The last joined text of a label may be shorter. A joined row has the id of its first text, plus the number of
+    the others.
     """
     joined = rows.select([])
     of_kind: dict[tuple[str, str], list[int]] = {}

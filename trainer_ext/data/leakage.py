@@ -55,9 +55,8 @@ class LeakageGuard:
     """A guard that detects exact, near and contained copies of protected texts.
 
     The overlap with every protected text is computed exactly, from an index of shingles, not estimated by hashing.
-    Common
-    phrases are no leak. So a text of at most `SHINGLE` words counts only if it equals a whole protected text, and a
-    near copy must share at least 3 shingles.
+    Common phrases do not count as copies. So a text of at most `SHINGLE` words counts only if it equals a whole
+    protected text, and a near copy must share at least 3 shingles.
 
     Attributes:
         source: Describes the protected texts, for messages.

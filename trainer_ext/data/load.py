@@ -173,7 +173,7 @@ def load_corpus(
         quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         split_names: Split names of a Hub dataset, if not `train`, `validation` and `test`.
         text_column: Column with the text, by default `text`. Several columns, separated by commas, are joined.
-        text_delimiter: Stands between the joined columns.
+        text_delimiter: Separates the joined columns.
         label_column: Column with the label, by default `label`: a name, an integer, a list of names (several classes)
             or a list of numbers. Several columns separated by commas make such a list of numbers, too. Numbers are
             one-hot if each row has a single 1, distributions if each row sums to 1, else 0/1 for several classes. A
@@ -184,7 +184,7 @@ def load_corpus(
         label_names: The label set in order, by default all labels of all splits, sorted.
         extra_columns: Other columns to keep, as strings, for example for an error analysis.
         quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
-        access: Of a Hub dataset.
+        access: How to reach the Hub, for a Hub dataset.
         train_only: Read only the training rows of `go_emotions`, for a stage before another target.
 
     Raises:

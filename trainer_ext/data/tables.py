@@ -218,7 +218,7 @@ def read_common_columns(
             raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
         row_id = str(row[id_column] if id_column else table.numbers[index])
         if row_id in seen:
-            raise InputError(f"{table.where(index)}: {id_column} {row_id!r} stands in row {seen[row_id]} too")
+            raise InputError(f"{table.where(index)}: {id_column} {row_id!r} is also in row {seen[row_id]}")
         seen[row_id] = table.numbers[index]
         columns["id"].append(row_id)
         columns["text"].append(text)

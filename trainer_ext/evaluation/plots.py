@@ -13,7 +13,7 @@ from .fonts import drawn_as_text
 COLORS = json.loads(Path(__file__).with_name("palette.json").read_text(encoding="utf-8"))["plots"]
 _LARGEST = 30.0  # inches; a picture of hundreds of labels takes gigabytes, or has more pixels than a file may hold
 _SHOWN = 8.5  # inches; pages shrink wider pictures to about this, so letters grow with them
-_LONGEST_LABEL = 24  # characters, beside a matrix
+_LONGEST_LABEL = 24  # characters, next to a matrix
 _MOST_NUMBERED = 60  # labels of a matrix whose cells hold their counts; its JSON holds them always
 
 

@@ -58,7 +58,7 @@ def upstream_of(
 
     Args:
         name_or_path: Folder or Hub id.
-        access: Of a Hub id.
+        access: How to reach the Hub, if the name is a Hub id.
         from_scratch: Only its configuration was used. Then its licence, languages and data say nothing of the model.
     """
     if from_scratch:

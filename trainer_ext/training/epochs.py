@@ -1,4 +1,4 @@
-"""What a training does at each evaluation: log one line for people, and stop early."""
+"""Log one line for people at each evaluation of a training, and stop early."""
 
 import logging
 import sys

@@ -32,7 +32,7 @@ def load_tokenizer(
         name: Folder or Hub id.
         max_seq_length: Longest text, in tokens.
         config: Configuration of the model.
-        access: Of a Hub id.
+        access: How to reach the Hub, if the name is a Hub id.
         trust_remote_code: As in `from_pretrained`.
 
     Raises:
@@ -42,7 +42,7 @@ def load_tokenizer(
     tokenizer = read_tokenizer(name, access, trust_remote_code=trust_remote_code)
     least = tokenizer.num_special_tokens_to_add() + 1
     if max_seq_length < least:
-        raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, for {least - 1} are no text")
+        raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, since {least - 1} are not text")
     if config.position_biased_input and max_seq_length > config.max_position_embeddings:
         raise InputError(
             f"--max_seq_length is {max_seq_length}; {name} has positions for {config.max_position_embeddings}"

@@ -138,7 +138,7 @@ def warm_start(
         name_or_path: Folder or Hub id. Weights are read from safetensors only.
         model_class: `EmoDebertaForSequenceClassification`, `EmoDebertaForMaskedLM` or `EmoDebertaModel`.
         from_scratch: Use only the configuration; all weights are random (the paper's "w/o PLM" row).
-        access: Of a Hub id.
+        access: How to reach the Hub, if the name is a Hub id.
         config_overrides: Fields of `EmoDebertaConfig` to set, for example `id2label`, `pooling` or
             `relative_attention` (for a BERT-shaped checkpoint).
 
