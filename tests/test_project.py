@@ -130,7 +130,7 @@ scripts = ({scripts})
 for module in (emodeberta, modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 release = pathlib.Path(model_card.__file__).parent
-for part in ("model_card", "ensemble_card", "pretraining_card", "training", "terms", "log", "sections", "citation"):
+for part in ("model_card", "ensemble_card", "pretraining_card", "parts"):
     assert (release / f"{{part}}_template.md").is_file()
 assert (release / "citations.bib").is_file()
 assert len(list(label_maps.LABEL_MAPS.glob("*.yaml"))) == 2
