@@ -15,20 +15,26 @@ import pytest
 from support import ROOT
 
 SCRIPTS = {"emodeberta", *(path.stem for path in ROOT.glob("run_*.py"))}
-TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))
-MODULES = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts for path in TRAINER_EXT}
-OURS = SCRIPTS | {"benchmarks", "docs", "trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
+FOLDERS = ("benchmarks", "docs/generate", "space", "trainer_ext")
+FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+MODULES = {path.relative_to(ROOT).with_suffix("").parts: path for path in FILES}
 
 
-def imports_of(path) -> set[str]:
-    """Top-level names of the project that a file imports, `.x` for a relative import."""
-    names = set()
+def imports_of(path: Path) -> set[tuple[str, ...]]:
+    """Return the project's modules that a file imports, wherever in the file it does so, as paths from the root."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(f".{node.module}" if node.level else node.module.partition(".")[0])
-    return {name for name in names if name in OURS or name.startswith(".")}
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            start += tuple(filter(None, (node.module or "").split(".")))
+            found |= {start, *((*start, alias.name) for alias in node.names)}
+    found |= {(*name, "__init__") for name in found}
+    if package == ("space",):  # a script finds the files beside it
+        found |= {("space", *name) for name in found}
+    return found & MODULES.keys() - {path.relative_to(ROOT).with_suffix("").parts}
 
 
 # What each wing of trainer_ext may import. The ground: escape, errors, files, precision and child_tuning.
@@ -58,35 +64,27 @@ ARROWS = {
 }
 
 
-def package_imports(path: Path) -> set[tuple[str, ...]]:
-    """What a module of trainer_ext imports from it, as paths from its root, wherever in the file it does so."""
-    package = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            start = (*package[: -node.level], *filter(None, (node.module or "").split(".")))
-            names = [(*start, alias.name) for alias in node.names]
-            found |= {start} if start in MODULES else set(names)
-    return found
-
-
 def test_arrows_point_one_way():
-    for path in ROOT.glob("*_emodeberta.py"):
-        assert not imports_of(path) & (SCRIPTS | {"benchmarks", "docs", "trainer_ext"}), path
-    for path in TRAINER_EXT:
-        assert not imports_of(path) & (SCRIPTS | {"benchmarks", "docs", "trainer_ext"}), path
-        assert "import_module" not in path.read_text(encoding="utf-8"), path  # would hide an arrow
-        wing = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts[0]
-        assert {imported[0] for imported in package_imports(path)} <= ARROWS[wing], path
-    for path in ROOT.glob("run_*.py"):
-        assert not imports_of(path) & {"benchmarks", "docs"}, path
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        assert "docs" not in imports_of(path), path
+    for module, path in MODULES.items():
+        imported = imports_of(path)
+        tops = {name[0] for name in imported}
+        if module[0] == "trainer_ext":
+            assert "import_module" not in path.read_text(encoding="utf-8"), path  # would hide an arrow
+            assert not tops & (SCRIPTS | {"benchmarks", "docs"}), path
+            assert {name[1] for name in imported if name[0] == "trainer_ext"} <= ARROWS[module[1]], path
+        elif module[0].endswith("_emodeberta"):
+            assert all(top.endswith("_emodeberta") for top in tops), path
+        elif module[0] == "space":
+            assert tops <= {"space"}, path
+        else:
+            assert not tops & ({"docs"} if module[0] == "benchmarks" else {"space"}), path
+            assert module[0] not in SCRIPTS or not tops & {"benchmarks", "docs"}, path
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    of = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts: package_imports(path) for path in TRAINER_EXT}
-    assert list(TopologicalSorter(of).static_order())  # raises CycleError
+    """Imports inside functions count, too."""
+    of = {module: imports_of(path) for module, path in MODULES.items()}
+    assert len(list(TopologicalSorter(of).static_order())) == len(FILES) > 150  # raises CycleError
 
 
 def test_everything_installed_is_pinned():
