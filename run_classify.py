@@ -44,15 +44,14 @@ from trainer_ext.release import hub
 from trainer_ext.release.licence import with_upstream_licence
 from trainer_ext.release.model_folder import save_classifier
 from trainer_ext.release.run_card import unshown_texts, write_run_card
-from trainer_ext.runs.calibrated import add_to_config, calibrate
+from trainer_ext.runs.after_training import add_to_config, calibrate, keep_weights, weights_to_mix_in
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.defaults import Defaults
-from trainer_ext.runs.final_weights import keep_weights, weights_to_mix_in
 from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
 from trainer_ext.scoring.evaluate import evaluate, label_names_of
+from trainer_ext.training.callbacks import watch_epochs
 from trainer_ext.training.distillation import soften_labels
-from trainer_ext.training.epochs import watch_epochs
 from trainer_ext.training.head import ModelArguments, head_settings
 from trainer_ext.training.learning_rates import LearningRatesMixin
 from trainer_ext.training.lora import add_lora

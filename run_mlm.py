@@ -43,6 +43,7 @@ from trainer_ext.release.pretraining_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
+from trainer_ext.training.callbacks import ReturnMemory
 from trainer_ext.training.masking import (
     MaskAnew,
     MaskedStream,
@@ -53,7 +54,6 @@ from trainer_ext.training.masking import (
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.training.memory import ReturnMemory
 from trainer_ext.training.resuming import ResumableTrainer
 from trainer_ext.training.sharding import is_sharded
 from trainer_ext.training.token_budget import TokenBudgetMixin

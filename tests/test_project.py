@@ -1,7 +1,9 @@
-"""The project as a whole: its import rules, its wheel, its pages."""
+"""The project as a whole: its import rules, its wheel, its pages and its notebook."""
 
 import ast
 import configparser
+import contextlib
+import io
 import json
 import os
 import re
@@ -215,3 +217,30 @@ def test_the_quickstart_model_answers_plain_sentences():
         assert run["figures"]["macro_f1"] > run["tfidf"]["macro_f1"]
         assert run["train_minutes"] <= 5
     assert content["runs"][1]["extra_tests"]["wassa2022"]["macro_f1"] >= 0.4
+
+
+NOTEBOOK = ROOT / "examples" / "emodeberta.ipynb"
+
+
+def test_the_notebook_runs_and_prints(tmp_path, monkeypatch):
+    """With one epoch instead of six. Cells share one namespace, as in Jupyter, and start in the notebook's folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain_sentences.tsv").symlink_to(ROOT / "examples" / "plain_sentences.tsv")
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    namespace, printed = {}, []
+    for cell in cells:
+        source, said = "".join(cell["source"]).replace("num_train_epochs=6", "num_train_epochs=1"), io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(source, NOTEBOOK.name, "exec"), namespace)
+        printed.append(said.getvalue())
+    assert len(printed) == 6
+    assert all(printed)
+    assert "saved to outputs/notebook/" in printed[1]
+    assert "right: " in printed[2]
+    assert (tmp_path / "outputs" / "scores.csv").read_text(encoding="utf-8").startswith("text,emotion,confidence,anger")
+
+
+def test_the_notebook_shows_what_it_printed():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+    assert len(NOTEBOOK.read_bytes()) <= 12_000

@@ -22,8 +22,7 @@ from trainer_ext.evaluation.fusion_table import compare_fusions, without_figures
 from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.evaluation.validation_fit import ValidationFit
 from trainer_ext.recipes import CardArguments
-from trainer_ext.release.confidence import confidence_sections
-from trainer_ext.release.encoder_words import encoder_in_words, family_of
+from trainer_ext.release.card_words import confidence_sections, encoder_in_words, family_of
 from trainer_ext.release.ensemble_card import write_ensemble_card
 from trainer_ext.release.ensemble_folder import EnsembleMember, read_members
 from trainer_ext.release.model_card import PretrainingFacts, RunFacts, Section, write_card

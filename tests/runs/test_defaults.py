@@ -19,7 +19,7 @@ from trainer_ext.runs.checkpoints import checkpoints
 from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.flags import apply_selection, check_corpus
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
-from trainer_ext.training.epochs import StopEarly
+from trainer_ext.training.callbacks import StopEarly
 
 LINE = re.compile(r" *[\d.]+/\d+( +([\d.]+|-)){4}")
 

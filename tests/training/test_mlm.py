@@ -33,6 +33,7 @@ from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.data.pretraining_texts import PretrainingArguments, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.recipes import RecipeParser
+from trainer_ext.training.callbacks import ReturnMemory
 from trainer_ext.training.masking import (
     MaskedTexts,
     Masking,
@@ -41,7 +42,6 @@ from trainer_ext.training.masking import (
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.training.memory import ReturnMemory
 from trainer_ext.training.tokenizer import load_tokenizer
 from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 

@@ -7,9 +7,8 @@ from transformers import Trainer
 
 from ..data.pretraining_texts import PretrainingArguments, PretrainingCorpus
 from ..training.warm_start import CheckpointArguments
-from .encoder_words import encoder_in_words, encoder_name, family_of
+from .card_words import encoder_in_words, encoder_name, family_of, hyperparameters, training_log, versions
 from .model_card import PretrainingFacts, hub_datasets, write_card
-from .training_facts import hyperparameters, training_log, versions
 from .upstream import languages_of, licence_for, upstream_of
 
 

@@ -14,10 +14,18 @@ from ..data.leakage import LeakageGuard
 from ..evaluation.predictions import SYSTEMS, evaluated, prefix_of
 from ..evaluation.validation_fit import ValidationFit
 from ..files import shown
-from .confidence import confidence_sections
-from .encoder_words import encoder_in_words, encoder_name, family_of, head_in_words, pooling_in_words
+from .card_words import (
+    confidence_sections,
+    encoder_in_words,
+    encoder_name,
+    family_of,
+    head_in_words,
+    hyperparameters,
+    pooling_in_words,
+    training_log,
+    versions,
+)
 from .model_card import RunFacts, evaluations, hub_datasets, texts_to_try, write_card
-from .training_facts import hyperparameters, training_log, versions
 from .upstream import languages_of, licence_for, upstream_of
 
 _LONGEST_EXAMPLE = 200  # characters

@@ -35,7 +35,7 @@ from ..files import (
 )
 from ..precision import Choice
 from ..recipes import KEEP_CHECKPOINTS, CardArguments, flag
-from ..training.divergence import StopIfDiverged
+from ..training.callbacks import StopIfDiverged
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
 from .provenance import precision, provenance, recipe_digest, training_arguments
