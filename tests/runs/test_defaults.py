@@ -64,7 +64,7 @@ def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog
     epochs = [line for line in said if LINE.fullmatch(line)]
     assert [line.split()[0] for line in epochs] == ["1/20", "2/20", "3/20"]
     assert max(map(len, epochs)) <= 80
-    assert "stopped early, for validation did not improve" in said
+    assert "stopped early, because validation did not improve" in said
     assert any(line.startswith("kept: epoch 1, with macro F1 ") for line in said)
     record = json.loads((tmp_path / "out" / "run.json").read_text())["defaults"]
     assert (record["early_stopping_patience"], record["select"], record["warmup_steps"]) == (2, "best_on_dev", 0.1)

@@ -349,7 +349,7 @@ class Run:
 
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
-        """Guard a block that makes an optional part of the results: a failure is logged, and the run goes on.
+        """Guard a block that makes an optional part of the results: a failure is logged, and the run continues.
 
         A run with a failed part does not count as finished. Started again with the same command, it makes the missing
         parts.

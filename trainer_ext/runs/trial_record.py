@@ -1,7 +1,7 @@
 """Write and read what a finished trial leaves in its folder, a record and probabilities, and check them for changes.
 
-The folder is named by the record's identity, and the record has a check sum of itself and the probabilities; records
-from before have none.
+The folder is named by the record's identity, and the record has a check sum of itself and the probabilities; older
+records have none.
 """
 
 import hashlib

@@ -52,7 +52,7 @@ class StopEarly(TrainerCallback):
     Macro F1 or the loss must improve. With few rows, or where a row may have several classes, macro F1 may stay the
     same in the first epochs while the loss falls. Everything is read from the trainer's log, which checkpoints have.
     So a resumed training stops where an uninterrupted one does. The library's `EarlyStoppingCallback` watches one
-    figure, and counts anew when a training resumes.
+    figure, and starts counting again when a training resumes.
 
     Args:
         patience: Number of evaluations without improvement.
@@ -96,7 +96,7 @@ class EpochLines(TrainerCallback):
         if self._pending:
             self._show(state, {})
         if control.should_training_stop and state.global_step < state.max_steps:
-            _log("stopped early, for validation did not improve")
+            _log("stopped early, because validation did not improve")
         if args.load_best_model_at_end and state.best_global_step:
             epoch = state.epoch * state.best_global_step / state.global_step
             _log(f"kept: epoch {epoch:.4g}, with macro F1 {state.best_metric:.4f} on validation")

@@ -157,7 +157,7 @@ def warm_start(
     with reading(name_or_path, "its config.json does not describe a model"):
         config = _emodeberta_config(source, name_or_path, config_overrides)
     if from_scratch:
-        logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
+        logger.info(f"{name_or_path}: only the configuration is used; all weights are random")
         config.max_position_embeddings -= _first_position(source)
         with reading(name_or_path, "no model of this config.json can be made"):
             model = model_class(config)
@@ -202,7 +202,7 @@ def warm_start(
     if source.model_type in _BERT_SHAPED:  # RoBERTa's head has our parameter names, but its label order is unknown
         others_head = "classifier.out_proj" not in model.drawn_anew
     if others_head and hasattr(model, "classifier"):
-        logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
+        logger.info(f"{name_or_path}: its labels differ; the classification head starts with random weights")
         model.classifier = type(model.classifier)(config)
         model.classifier.apply(model._init_weights)
     if first := _first_position(source):
@@ -313,7 +313,7 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[s
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     drawn = {_module(key, prefix) for key in new}
     if drawn:
-        logger.info(f"{name}: drawn anew: {', '.join(sorted(drawn))}")
+        logger.info(f"{name}: with random weights: {', '.join(sorted(drawn))}")
     if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
         logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
     return drawn
