@@ -43,7 +43,7 @@ from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
 from trainer_ext.files import write_json
-from trainer_ext.recipes import RecipeParser, flag
+from trainer_ext.recipes import HubAccess, RecipeParser, flag
 
 # Flags of run_classify.py that say what to do with the rows, not what they are.
 _OF_TRAINING = {
@@ -91,8 +91,9 @@ def main() -> None:
     source_args, args = parse(sys.argv[1:])
     data_args = DataArguments(**vars(source_args))
     try:
-        choose_columns(data_args, args.cache_dir, args.token)
-        corpus = load_corpus(**corpus_arguments(data_args, args.cache_dir, args.token))
+        access = HubAccess(cache_dir=args.cache_dir, token=args.token)
+        choose_columns(data_args, access)
+        corpus = load_corpus(**corpus_arguments(data_args, access))
         check_trainable(corpus)
     except InputError as error:
         if args.json:
@@ -129,7 +130,7 @@ def token_counter(args: CheckArguments) -> Callable[[list[str]], list[int]] | No
         return None
     from trainer_ext.training.tokenizer import read_tokenizer  # imports slowly
 
-    tokenizer = read_tokenizer(args.model_name_or_path, cache_dir=args.cache_dir, token=args.token)
+    tokenizer = read_tokenizer(args.model_name_or_path, HubAccess(cache_dir=args.cache_dir, token=args.token))
     return lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
 
 

@@ -33,26 +33,25 @@ from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.extra_tests import protect_extra_tests, with_extra_tests
 from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
 from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_transfer_rows
-from trainer_ext.data.leakage import LeakageGuard, guard_of_target, left_out_rows
+from trainer_ext.data.leakage import LeakageGuard, LeftOut, guard_of_target
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus, load_labelled_as
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.metrics import metrics_of_logits
 from trainer_ext.evaluation.predictions import evaluated, predict_splits, print_results, write_plots, write_predictions
-from trainer_ext.files import digest, write_json
+from trainer_ext.files import digest
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import with_upstream_licence
 from trainer_ext.release.model_folder import save_classifier
 from trainer_ext.release.run_card import unshown_texts, write_run_card
-from trainer_ext.runs.calibrated import add_to_config, calibrate
+from trainer_ext.runs.after_training import add_to_config, calibrate, keep_weights, weights_to_mix_in
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.defaults import Defaults
-from trainer_ext.runs.final_weights import keep_weights, weights_to_mix_in
 from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
 from trainer_ext.scoring.evaluate import evaluate, label_names_of
+from trainer_ext.training.callbacks import watch_epochs
 from trainer_ext.training.distillation import soften_labels
-from trainer_ext.training.epochs import watch_epochs
 from trainer_ext.training.head import ModelArguments, head_settings
 from trainer_ext.training.learning_rates import LearningRatesMixin
 from trainer_ext.training.lora import add_lora
@@ -85,11 +84,13 @@ def main() -> None:
         return
 
     # ---- Rows of the target and of other corpora: supervised transfer (paper, section 2.3.1) ----------------------
+    # Label maps are trainer_ext/data/maps/*.yaml, and which rows are drawn is in trainer_ext/data/augmentation.py.
     corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed, defaults)
     defaults.complete(corpus, model_args, run_args, args)
     corpus = with_upstream_licence(corpus, model_args.model_name_or_path, transfer_args.distill_from)
     check_corpus(corpus, data_args, run_args, args)
-    report_rows(corpus, transferred, guard)
+    left_out = LeftOut({} if transferred is None else transferred.left_out, guard)
+    report_rows(corpus, transferred, left_out)
     settings = training_settings(model_args, data_args, transfer_args, run_args, args) | {
         "model_name_or_path": checkpoint_digest(model_args.model_name_or_path),
         "training data": digest(corpus.splits["train"].remove_columns("id").to_list()),
@@ -97,13 +98,12 @@ def main() -> None:
     }
     run = Run(output_dir, settings, args, parser.precision, run_args, defaults.chosen)
 
-    # ---- Encoder, mean pooling and head (section 2.2) -------------------------------------------------------------
+    # ---- Encoder, mean pooling and head (section 2.2; modeling_emodeberta.py) ---------------------------------------
     set_seed(args.seed)
     head = head_settings(model_args, corpus, args.label_smoothing_factor)
     args.label_smoothing_factor = 0.0
-    model = warm_start(
-        model_args.model_name_or_path, from_scratch=model_args.from_scratch, **model_args.hub_access(), **head
-    )
+    name, access = model_args.model_name_or_path, model_args.model_access()
+    model = warm_start(name, from_scratch=model_args.from_scratch, access=access, **head)
     pretrained = weights_to_mix_in(model, run_args)
     if model_args.lora_rank is not None:
         add_lora(model, model_args.lora_rank)
@@ -111,7 +111,7 @@ def main() -> None:
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
     encoded, truncated = encode_splits(corpus, tokenizer, data_args.max_seq_length, data_args.preprocessing_num_workers)
 
-    # ---- Fine-tuning with Child-Tuning (section 2.3.2) ------------------------------------------------------------
+    # ---- Fine-tuning with Child-Tuning (section 2.3.2; masks: trainer_ext/child_tuning/network.py) ------------------
     resume = run.begin()
     trainer = EmotionTrainer(
         model=model,
@@ -155,8 +155,7 @@ def main() -> None:
         with run.part("the plots"):
             write_plots(folder, corpus, probabilities, trainer.state.log_history, fit.reliability, fit.coverage)
         if len(guard) or transferred is not None:
-            left_out = {} if transferred is None else transferred.left_out
-            write_json(folder / "left_out.json", left_out_rows(left_out, guard))
+            left_out.write(folder)
         with run.part("the card"):
             write_run_card(
                 folder,
@@ -186,8 +185,8 @@ def read_rows(
     defaults: Defaults,
 ) -> tuple[Corpus, TransferRows | None, LeakageGuard]:
     """Return the corpus to train on, its rows from other corpora, and the guard that kept copies of test texts out."""
-    described = corpus_arguments(data_args, model_args.cache_dir, model_args.token)
-    reading = {key: described[key] for key in ("data_dir", "cache_dir", "token")} | {"seed": seed}
+    described = corpus_arguments(data_args, model_args.hub_access())
+    reading = {"data_dir": data_args.data_dir, "access": model_args.hub_access(), "seed": seed}
     is_stage = check_transfer(transfer_args, described)  # train on other corpora only
     guard, _ = guard_of_target(transfer_args, data_args.data_dir, train=is_stage)
     protect_extra_tests(guard, run_args.extra_tests, data_args)
@@ -222,7 +221,7 @@ def read_rows(
 def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, run: Run) -> None:
     """Evaluate a finished model on validation rows (`--do_eval`) and predict test rows (`--do_predict`)."""
     name, access = model_args.model_name_or_path, {"revision": model_args.model_revision, "token": model_args.token}
-    corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.cache_dir, model_args.token)
+    corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.hub_access())
     corpus = limit_rows(corpus, None, data_args.max_eval_samples, data_args.max_predict_samples)
     corpus = with_extra_tests(corpus, run_args.extra_tests, data_args)
     corpus = corpus.only_splits(asked_for(run.args, corpus))

@@ -25,8 +25,8 @@ held-out fold.
 
 The results are:
 
-- comparison.json, comparison.md and comparison.png: the comparison
-- errors.json and errors.md: confusions, contested rows, and F1 by --columns, with row ids but without texts
+- comparison.json, comparison.md and comparison.png: the comparison, then the errors of one variant: confusions,
+  contested rows, and F1 by --columns, with row ids but without texts
 - predictions.parquet: the predictions of every training, from which the tables can be rebuilt without training
 """
 
@@ -47,7 +47,7 @@ from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors
-from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.evaluation.plots import plot_comparison
 from trainer_ext.files import read_object, write_json, write_text
 from trainer_ext.runs.provenance import command_line
@@ -76,7 +76,7 @@ def main() -> None:
         raise InputError("--only_folds needs folds; leave out --cv_folds 0")
     columns = content["columns"] if args.columns is None else args.columns
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds {' '.join(map(str, seeds))}: one stands twice")
+        raise InputError(f"seeds {' '.join(map(str, seeds))}: a seed is listed twice")
     names = [*content["variants"], *content["sums"]]
     errors_of = args.errors_of or content["reference"] or names[0]
     if errors_of not in names:
@@ -93,7 +93,7 @@ def main() -> None:
         for name in extra_columns(shared | overrides, str(args.comparison), PROGRAMS)
     ]
     corpus = load_corpus(
-        **corpus_arguments(first[1], first[0].cache_dir, first[0].token),
+        **corpus_arguments(first[1], first[0].hub_access()),
         extra_columns=list(dict.fromkeys([*columns, *read])),
     )
     check_trainable(corpus)
@@ -154,6 +154,7 @@ def main() -> None:
         row["last_training_loss"] = last_training_loss(records)
         row["overrides"] = content["variants"].get(name, content["sums"].get(name))
         row["trials"] = [trials.path(trial).name for of_seed in of_row for trial in of_seed]
+    analysed = {name: rows[f"column_{name}"][:] for name in columns}
     result = {
         "name": args.comparison.stem,
         "command": command_line(),
@@ -169,17 +170,15 @@ def main() -> None:
         "machine": ", ".join(sorted({trials.record(trial)["machine"] for trial in every})),
         "libraries": libraries([trials.record(trial) for trial in every]),
         "variants": table,
+        "errors": analyse_errors(systems, errors_of, gold, groups, corpus.label_names, ids, analysed),
     }
-    analysed = {name: rows[f"column_{name}"][:] for name in columns}
-    errors = analyse_errors(systems, errors_of, gold, groups, corpus.label_names, ids, analysed)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "comparison.json", result)
-    write_json(output_dir / "errors.json", errors)
     trials.write_archive(output_dir / ARCHIVE)
     plot_comparison(output_dir / "comparison.json", output_dir / "comparison.png")
-    write_text(output_dir / "errors.md", errors_page(errors))
-    write_text(output_dir / "comparison.md", comparison_page(result))
-    print(comparison_page(result))
+    page = comparison_page(result)
+    write_text(output_dir / "comparison.md", page + errors_section(result["errors"]))
+    print(page)
     print(f"written to {output_dir}/")
 
 
@@ -221,8 +220,8 @@ def parser() -> argparse.ArgumentParser:
         help="train and score only these folds (from 0), for a quick look before the whole comparison",
     )
     made.add_argument("--variants", nargs="+", metavar="NAME", help="variants of the file to compare (default: all)")
-    made.add_argument("--columns", nargs="*", help="columns of the data by which errors.md breaks F1 down")
-    made.add_argument("--errors_of", metavar="VARIANT", help="the row to analyse in errors.md (default: the first)")
+    made.add_argument("--columns", nargs="*", help="columns of the data by which the errors break F1 down")
+    made.add_argument("--errors_of", metavar="VARIANT", help="variant whose errors to analyse (default: the first)")
     made.add_argument("--plan", action="store_true", help="print how many trainings and hours it would take, and stop")
     made.add_argument(
         "--jobs",
@@ -251,7 +250,7 @@ def read_comparison(path: Path) -> dict:
                 f"{path}, sums, {name}: {unknown[0]!r}; want a sum with variants among {', '.join(variants)}"
             )
         if len(row["variants"]) * len(row["seeds"]) < 2:
-            raise InputError(f"{path}, sums, {name}: one model is no sum; want two or more")
+            raise InputError(f"{path}, sums, {name}: a sum of one model; want two or more")
     content = {"settings": settings, "variants": variants, "sums": sums, "reference": file.reference}
     content |= {"seeds": file.seeds, "cv_folds": file.cv_folds, "columns": file.columns}
     check_reference(content, path)

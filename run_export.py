@@ -176,7 +176,7 @@ def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
 
 def quantize(source: Path, target: Path) -> None:
     """Write the model with int8 weights in the matrix products; activations are quantized at run time."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # of an extra
 
     quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
 
@@ -192,7 +192,7 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
         `relative_logit_difference` (the largest difference, relative to the largest logit) and `equal_decisions` (a
         share).
     """
-    import onnxruntime
+    import onnxruntime  # of an extra
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     encoded = tokenizer(texts, truncation=True, return_token_type_ids=False)

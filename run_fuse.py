@@ -99,7 +99,7 @@ def main() -> None:
     check_arguments(args, rest)
     command, card = command_line(), CardArguments(language=args.language, license=args.license)
 
-    # ---- Members, and what each fusion of them scores (paper, section 2.4) ----------------------------------------
+    # ---- Members, and what each rule scores (paper, section 2.4; rules: ensemble_emodeberta.py) ---------------------
     if args.members is not None:
         members = read_members(args.members, args.names)
         card.check_terms("one of the members", restricting_terms(members))
@@ -179,7 +179,7 @@ def load_target(recipe: FusionRecipe) -> Corpus:
         InputError: if it cannot be read, or its rows may have several labels.
     """
     model_args, data_args, *_ = resolve(recipe.shared, str(recipe.path))
-    corpus = load_corpus(**corpus_arguments(data_args, model_args.cache_dir, model_args.token))
+    corpus = load_corpus(**corpus_arguments(data_args, model_args.hub_access()))
     check_trainable(corpus)
     if corpus.classes("train").ndim == 2:
         raise InputError(f"{corpus.source}: gives several classes a row; a vote is on one")

@@ -2,8 +2,7 @@
 from.
 
 As in section 2.1 of the paper (LingJing, WASSA 2022), 15% of the tokens of GoEmotions and XED are predicted. Of these,
-80%
-become [MASK], 10% a random token, and 10% stay. Examples:
+80% become [MASK], 10% a random token, and 10% stay. Examples:
 
     python run_mlm.py recipes/mlm.yaml --data_dir ../shared/data
     python run_mlm.py --model_name_or_path microsoft/deberta-v2-xlarge --train_file texts.txt --output_dir outputs/mlm
@@ -32,7 +31,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from modeling_emodeberta import EmoDebertaForMaskedLM
 from trainer_ext.child_tuning import ChildTuningArguments, ChildTuningTrainer
-from trainer_ext.data.leakage import left_out_rows, report_left_out
+from trainer_ext.data.leakage import LeftOut
 from trainer_ext.data.pretraining_texts import PretrainingArguments, PretrainingCorpus, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.plots import plot_pretraining
@@ -44,6 +43,7 @@ from trainer_ext.release.pretraining_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
+from trainer_ext.training.callbacks import ReturnMemory
 from trainer_ext.training.masking import (
     MaskAnew,
     MaskedStream,
@@ -54,7 +54,6 @@ from trainer_ext.training.masking import (
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.training.memory import ReturnMemory
 from trainer_ext.training.resuming import ResumableTrainer
 from trainer_ext.training.sharding import is_sharded
 from trainer_ext.training.token_budget import TokenBudgetMixin
@@ -81,7 +80,7 @@ def main() -> None:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
     # ---- Texts about emotions (paper, section 2.1) ----------------------------------------------------------------
-    corpus = load_pretraining_corpus(data_args, model_args.cache_dir, model_args.token, args.seed)
+    corpus = load_pretraining_corpus(data_args, args.seed, model_args.hub_access())
     upstream = restricted_upstream(model_args.model_name_or_path)
     if args.hub_model_id and (corpus.target_licence or upstream) and not data_args.publish_restricted:
         source = corpus.guard.source if corpus.target_licence else model_args.model_name_or_path
@@ -109,14 +108,14 @@ def main() -> None:
         model_args.model_name_or_path,
         EmoDebertaForMaskedLM,
         from_scratch=model_args.from_scratch,
-        **model_args.hub_access(),
+        access=model_args.model_access(),
         **({"relative_attention": True} if model_args.relative_attention else {}),
     )
     model.full_logits = False  # `masked_scores` needs only the logits of masked tokens
     tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
 
-    # ---- Masks: 15% of the tokens (section 2.1) -------------------------------------------------------------------
+    # ---- Masks: 15% of the tokens (section 2.1; trainer_ext/training/masking.py) ------------------------------------
     whole_words = data_args.whole_word_masking
     tokenising = Tokenising(tokenizer, data_args.max_seq_length, data_args.line_by_line, whole_words)
     masking = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed)
@@ -170,7 +169,7 @@ def main() -> None:
             write_json(folder / "learning_curve.json", trainer.state.log_history)
             with run.part("the plot"):
                 plot_pretraining(folder / "learning_curve.json", folder / "learning_curve.png")
-            write_json(folder / "left_out.json", left_out_rows(corpus.left_out, corpus.guard))
+            LeftOut(corpus.left_out, corpus.guard).write(folder)
             with run.part("the card"):
                 write_pretraining_card(
                     folder,
@@ -245,7 +244,7 @@ def report_corpus(corpus: PretrainingCorpus, data_args: PretrainingArguments) ->
         logger.info(f"train: {len(corpus.train)} texts of {corpus.source}")
     if corpus.validation is not None:
         logger.info(f"validation: {len(corpus.validation)} texts")
-    report_left_out(corpus.left_out, corpus.guard)
+    LeftOut(corpus.left_out, corpus.guard).report()
 
 
 def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):

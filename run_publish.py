@@ -9,9 +9,8 @@ same goes for links, pickles and unknown types of files (known are text, JSON, P
 and sentencepiece). Checkpoints, predictions.tsv and hidden files are never uploaded.
 
 The files to upload, and those of an earlier upload to delete, are listed first. Repositories are private unless
---public.
-Readers see either the old revision or the complete new one. If the upload is interrupted, run the same command again:
-large files that arrived are not sent again.
+--public is given. Readers see either the old revision or the complete new one. If the upload is interrupted, run the
+same command again: large files that arrived are not sent again.
 """
 
 from trainer_ext.front_door import check_flags

@@ -15,8 +15,7 @@ submitted:
     submission: {predictions_EMO_single.tsv: outputs/wassa2022}
 
 If it is stopped or killed, run the same command again. Finished stages are skipped (remove a stage's folder to repeat
-it).
-An interrupted stage resumes from its last checkpoint. Trainings of run_compare.py and run_fuse.py are kept in
+it). An interrupted stage resumes from its last checkpoint. Trainings of run_compare.py and run_fuse.py are kept in
 outputs/trials. A folder that another command or another recipe made is an error. After each stage, the remaining time
 is estimated from the time so far.
 """

@@ -97,13 +97,13 @@ def main() -> None:
 
     # ---- Data, and what models predict of it that did not train on it ---------------------------------------------
     if data_args.dataset_name or data_args.train_file or data_args.validation_file or data_args.test_file:
-        choose_columns(data_args, None, None)
+        choose_columns(data_args)
     if args.predictions:
         held_out = [read_held_out(Path(path)) for path in args.predictions]
         corpus = load_predicted(held_out, data_args)
         opinions = [opinion for each in held_out for opinion in each.opinions]
     else:
-        corpus = load_corpus(**corpus_arguments(data_args, None, None))
+        corpus = load_corpus(**corpus_arguments(data_args))
         check_trainable(corpus)
         check_installed()
         of_models = quick_predictions(corpus, data_args.cv_folds, args.encoder, data_args.max_seq_length)
@@ -190,7 +190,7 @@ def apply(args: ReviewArguments, data_args: DataArguments) -> None:
         InputError: if a correction does not fit, or the new file would not read as it should.
     """
     split, path = the_file(data_args)
-    choose_columns(data_args, None, None)
+    choose_columns(data_args)
     output = Path(args.output)
     if output.resolve() == path.resolve():
         raise InputError(f"--output {output}: is the data itself, which stay as they are; give another")

@@ -22,7 +22,7 @@ run_classify.py (see its --help) and apply to all configurations.
 The recipe's own values are trained first. Optuna then proposes configurations. Each is trained fold by fold, and
 stopped where its gain is below the median of those that were finished. Each training is a process of its own, kept in
 --trials_dir as for run_compare.py, and keeps its last epoch, so that no fold chooses an epoch. Start an interrupted
-search again with the same command: it goes on where it was. A larger --budget or --trials goes on, too.
+search again with the same command: it resumes where it was. With a larger --budget or --trials it continues, too.
 
 The results are:
 
@@ -74,7 +74,7 @@ def main() -> None:
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     flags = resolve(recipe.settings, recipe.source)
-    corpus = load_corpus(**corpus_arguments(flags[1], flags[0].cache_dir, flags[0].token))
+    corpus = load_corpus(**corpus_arguments(flags[1], flags[0].hub_access()))
     check_trainable(corpus)
     assigned = cross_validation_folds(corpus, recipe.cv_folds)
     rows, gold = corpus.splits["train"], corpus.classes("train")

@@ -1,7 +1,7 @@
-"""What Child-Tuning costs: a training step with F, with D and with the published algorithm, over the plain step.
+"""Measure what Child-Tuning costs: a training step with F, with D and as published, over the plain step.
 
-One model, one AdamW, base size with DeBERTa-v3's vocabulary, 8 texts of 128 tokens; the sides take turns, each with
-its hook on the same optimizer. Masking alone is timed too, on the gradients of such a step.
+There is one model of base size with DeBERTa-v3's vocabulary, one AdamW, and 8 texts of 128 tokens. The sides take
+turns, each with its hook on the same optimizer. Masking alone is also timed, on the gradients of such a step.
 """
 
 import statistics
@@ -19,7 +19,7 @@ VOCABULARY = 128_100
 
 @torch.no_grad()
 def publish(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    """F as its authors published it: a float mask for each parameter from `torch.distributions`."""
+    """Mask as the authors of F published it: with a float mask per parameter, from `torch.distributions`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -28,7 +28,7 @@ def publish(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None
 
 
 def measure(results: Results, rounds: int, device: torch.device) -> None:
-    """Steps over the plain one, masking alone as a share of it, and the published masking over ours."""
+    """Return the steps over the plain step, masking alone as a share of it, and the published masking over ours."""
 
     def run() -> dict:
         torch.manual_seed(0)

@@ -1,6 +1,6 @@
-"""The encoder against the library's eager one: same weights, same padded mixed batches, same precision.
+"""Time the encoder against the library's eager one, with the same weights, padded mixed batches and precision.
 
-Hidden states of tokens and gradients are compared first. Ratios are library / ours; `products` is the share of our
+Hidden states of tokens and gradients are compared first. Ratios are library / ours. `products` is the share of our
 time that the matrix products alone would need at the machine's peak, counted over tokens without padding.
 """
 
@@ -16,7 +16,10 @@ SIDES = {"library": "eager", "ours": "sdpa"}
 
 
 def models(device: torch.device, dtype: torch.dtype) -> dict[str, EmoDebertaModel]:
-    """The library's attention and ours, with the same weights; a small vocabulary, which no timing here touches."""
+    """Return two models with the same weights: the library's attention and ours.
+
+    The vocabulary is small, because nothing here times it.
+    """
     made = {}
     for side, implementation in SIDES.items():
         config = EmoDebertaConfig(**DEBERTA, **SIZES["base"], vocab_size=1000)
@@ -28,7 +31,7 @@ def models(device: torch.device, dtype: torch.dtype) -> dict[str, EmoDebertaMode
 
 
 def batch(length: int, rows: int, device: torch.device) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """Texts between half and full length, padded to `length`; and their lengths."""
+    """Return texts of half to full length, padded to `length`, and their lengths."""
     ids = torch.randint(5, 1000, (rows, length), generator=torch.Generator().manual_seed(length))
     lengths = torch.linspace(length, length / 2, rows).long()
     mask = (torch.arange(length) < lengths[:, None]).long()
@@ -36,7 +39,7 @@ def batch(length: int, rows: int, device: torch.device) -> tuple[dict[str, torch
 
 
 def check_equal(pair: dict[str, EmoDebertaModel], inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict:
-    """Largest difference of the tokens' hidden states, and of gradients relative to a parameter's largest."""
+    """Return the largest difference of hidden states, and of gradients relative to a parameter's largest."""
     states, gradients = {}, {}
     kept = inputs["attention_mask"].bool()
     for side, model in pair.items():
@@ -63,7 +66,7 @@ def check_equal(pair: dict[str, EmoDebertaModel], inputs: dict[str, torch.Tensor
 
 
 def measure_row(pair, length: int, rows: int, rounds: int, device, dtype, peak: float) -> dict:
-    """Forward in evaluation, and forward with backward in training."""
+    """Time the forward pass in evaluation, and forward and backward in training."""
     inputs, lengths = batch(length, rows, device)
     row = {"length": length, "rows": rows, "tokens": sum(lengths), **check_equal(pair, inputs, dtype)}
 
@@ -93,7 +96,7 @@ def measure_row(pair, length: int, rows: int, rounds: int, device, dtype, peak: 
 
 
 def measure(results: Results, tokens: int, rounds: int, dtypes: list[str], device: torch.device) -> None:
-    """Tables over length, and in float32 over batch at length 128."""
+    """Return tables by length, and in float32 by batch size at length 128."""
     for name in dtypes:
         dtype = getattr(torch, name)
         peak = peak_gflops(device, dtype)

@@ -1,8 +1,8 @@
-"""Strings to labels: `EmotionPipeline` against `pipeline("text-classification")` on the library's DeBERTa at the best
-of several batch sizes, over mixed real texts.
+"""Time strings to labels: `EmotionPipeline` against `pipeline("text-classification")` on the library's DeBERTa at the
+best of several batch sizes, on mixed real texts.
 
-Weights are random but for the last layer, which is fitted to tell essays' and comments' labels apart, so that there
-are decisions to compare: ours in float32 against the library's attention, and bf16 against float32.
+Weights are random except for the last layer, which is fitted to arbitrary labels of the texts, so that there are
+decisions to compare: ours in float32 with the library's attention, and bf16 with float32.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def our_model(size: str, vocabulary: int) -> EmoDebertaForSequenceClassification
 
 
 def library_model(ours: EmoDebertaForSequenceClassification) -> DebertaV2ForSequenceClassification:
-    """The library's class with the same encoder; its head pools the first token, at the same cost."""
+    """Return the library's class with the same encoder. Its head pools the first token, at the same cost."""
     options = {key: getattr(ours.config, key) for key in (*DEBERTA, *SIZES["base"], "vocab_size")}
     model = DebertaV2ForSequenceClassification(DebertaV2Config(**options, num_labels=LABELS)).eval()
     model.deberta.load_state_dict(ours.deberta.state_dict())
@@ -53,14 +53,14 @@ def library_model(ours: EmoDebertaForSequenceClassification) -> DebertaV2ForSequ
 
 
 def logits(model, tokenizer, texts: list[str], device: torch.device) -> np.ndarray:
-    """`(texts, labels)`, through the pipeline."""
+    """Return the pipeline's logits `(texts, labels)`."""
     classify = EmotionPipeline(model=model, tokenizer=tokenizer, device=device)
     rows = classify(texts, top_k=None, function_to_apply="none")
     return np.array([[x["score"] for x in sorted(row, key=lambda x: x["label"])] for row in rows])
 
 
 def fit_last_layer(model, tokenizer, texts: list[str], device: torch.device) -> None:
-    """A classifier of the pooled states: by thirds of length, shortest to longest, and by the first letter."""
+    """Fit the last layer to an arbitrary label of each text: its length modulo the number of labels."""
     states = []
     hook = model.classifier.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0].float().cpu()))
     for text in texts:
@@ -79,7 +79,7 @@ def fit_last_layer(model, tokenizer, texts: list[str], device: torch.device) -> 
 
 
 def measure(results: Results, data_dir: str | None, count: int, rounds: int, device: torch.device) -> None:
-    """Both sizes, float32 and bf16, against the library in float32."""
+    """Return the ratios of both sizes in float32 and bf16 to the library in float32."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))
     tokenizer.model_max_length = 512
     tokenizer.backend_tokenizer.no_truncation()

@@ -1,7 +1,9 @@
-"""Memory of a training step at base size, 8 texts of 512 tokens, beyond weights, gradients and optimizer state.
+"""Measure the memory of a training step at base size with 8 texts of 512 tokens.
 
-Each side runs in a process of its own, `python -m benchmarks.bench_memory SIDE DEVICE`: on CPU the figure is the
-process's highest resident size during the step less that before it (Linux), on CUDA the allocator's.
+Weights, gradients and optimizer state do not count.
+
+Each side runs in a process of its own: `python -m benchmarks.bench_memory SIDE DEVICE`. On CPU, the figure is the
+process's highest resident size during the step minus that before it (Linux). On CUDA, it is the allocator's.
 """
 
 import json
@@ -14,7 +16,7 @@ from benchmarks.measure import Results, machine, measures_memory, memory_of_side
 
 
 def one_side(side: str, device: torch.device) -> dict:
-    """Peak bytes of one step, after a small one that makes gradients and optimizer state."""
+    """Return the peak bytes of one step, after a small step that makes gradients and optimizer state."""
     pair = models(device, torch.float32)
     model = pair.pop(side).train()
     pair.clear()
@@ -31,7 +33,7 @@ def one_side(side: str, device: torch.device) -> dict:
 
 
 def measure(results: Results, device: torch.device) -> None:
-    """Ours as a share of the library's."""
+    """Return our memory as a share of the library's."""
 
     if not measures_memory(device):
         print("\nmemory: only measured on Linux and CUDA")

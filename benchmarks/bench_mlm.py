@@ -1,8 +1,8 @@
-"""Masked-language training at base size with DeBERTa-v3's vocabulary, 8 texts of 128 tokens: the library's
-`DebertaV2ForMaskedLM` under plain `Trainer`, and `EmoDebertaForMaskedLM` under the same.
+"""Time masked-language training at base size with DeBERTa-v3's vocabulary and 8 texts of 128 tokens: the library's
+`DebertaV2ForMaskedLM` and `EmoDebertaForMaskedLM`, both with plain `Trainer`.
 
-Both start from the same weights and see the same masks; their losses are compared before anything is timed. Memory is
-that of a step beyond weights, gradients and optimizer state, each side in a process of its own:
+Both start from the same weights and see the same masks. Their losses are compared before anything is timed. Memory is
+that of a step beyond weights, gradients and optimizer state. For it, each side runs in a process of its own:
 `python -m benchmarks.bench_mlm SIDE DEVICE`.
 """
 
@@ -29,7 +29,7 @@ TIMED = 2  # steps of each `train()` after the first, which makes the optimizer'
 
 
 def masked_rows(count: int, length: int = 128) -> list[dict[str, torch.Tensor]]:
-    """Random tokens, 15% of them to predict."""
+    """Return random tokens, 15% of them to predict."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, SHAPE["vocab_size"], (count, length), generator=generator)
     chosen = torch.rand(ids.shape, generator=generator) < 0.15
@@ -39,7 +39,7 @@ def masked_rows(count: int, length: int = 128) -> list[dict[str, torch.Tensor]]:
 
 
 class Clock(TrainerCallback):
-    """When each step began and ended."""
+    """Times at which each step began and ended."""
 
     def __init__(self):
         self.began: list[float] = []
@@ -60,7 +60,7 @@ class Clock(TrainerCallback):
 
 
 def train(model: torch.nn.Module, bf16: bool, device: torch.device) -> list[float]:
-    """Seconds of `TIMED` steps under `Trainer`."""
+    """Return the seconds of `TIMED` steps with `Trainer`."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
@@ -82,7 +82,7 @@ def train(model: torch.nn.Module, bf16: bool, device: torch.device) -> list[floa
 
 
 def one_side(side: str, device: torch.device) -> dict:
-    """Peak bytes of one step, after a small one that makes gradients and optimizer state."""
+    """Return the peak bytes of one step, after a small step that makes gradients and optimizer state."""
     torch.manual_seed(0)
     model = SIDES[side]().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
@@ -99,7 +99,7 @@ def one_side(side: str, device: torch.device) -> dict:
 
 
 def measure(results: Results, rounds: int, device: torch.device) -> None:
-    """Library's time over ours, and our memory as a share of the library's."""
+    """Return the library's time over ours, and our memory as a share of the library's."""
 
     def speed() -> dict:
         torch.manual_seed(0)

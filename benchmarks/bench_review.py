@@ -3,7 +3,7 @@
     python -m benchmarks.bench_review --output results/review.json
 
 Takes 2,000 training rows of examples/emotions.parquet, gives 5% of them another label at random, and looks for these
-rows in the first part of the list. The rows have mistakes of their own, which stand in the list, too.
+rows in the first part of the list. The rows also have mistakes of their own, which are in the list, too.
 """
 
 import argparse

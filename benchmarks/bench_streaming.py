@@ -1,7 +1,7 @@
-"""Memory of `run_mlm.py --streaming` over millions of rows: the first and the last tenth of the run.
+"""Measure the memory of `run_mlm.py --streaming` over millions of rows, in the first and the last tenth of the run.
 
-The rows are generated, the model is tiny: what is measured is the reading, tokenising, shuffling and masking of a file
-that is never held as a whole. What the process holds in memory is read ten times a second (Linux).
+The rows are generated and the model is tiny. So this measures reading, tokenising, shuffling and masking a file that is
+never in memory as a whole. The memory of the process is read ten times a second (Linux).
 """
 
 import re
@@ -26,7 +26,7 @@ SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
 
 
 def make_checkpoint(folder: Path) -> None:
-    """One layer of 16 units, and a tokenizer of 500 words."""
+    """Save a model with one layer of 16 units, and a tokenizer of 500 words."""
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
@@ -39,7 +39,7 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def make_rows(path: Path, rows: int) -> None:
-    """Texts of 4 to 11 words, all different, written in pieces."""
+    """Write texts of 4 to 11 words, all different, piece by piece."""
     schema = pyarrow.schema([("text", pyarrow.string())])
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         for start in range(0, rows, 50_000):
@@ -51,8 +51,10 @@ def make_rows(path: Path, rows: int) -> None:
 
 
 def resident(pid: int) -> int | None:
-    """Bytes of its own, swapped ones too, or `None` once the process is over. Pages of files are left out: the system
-    takes them back when it likes, which would hide growth."""
+    """Return a process's own bytes, including swapped ones, or `None` if it has ended.
+
+    Pages of files do not count. The system frees them at any time, which would hide growth.
+    """
     try:
         found = re.findall(r"(?:RssAnon|VmSwap):\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     except FileNotFoundError:
@@ -61,7 +63,7 @@ def resident(pid: int) -> int | None:
 
 
 def measure(results: Results, rows: int, device) -> None:
-    """Mean memory in each tenth of the training."""
+    """Return the mean memory in each tenth of the training."""
 
     def run() -> dict:
         with tempfile.TemporaryDirectory() as name:

@@ -1,7 +1,7 @@
-"""Fine-tuning: plain `Trainer` on the library's DeBERTa against ours, same weights, rows, order and epochs.
+"""Time fine-tuning with plain `Trainer`: the library's DeBERTa and ours, with the same weights, rows, order and epochs.
 
-Both sides compute the same function: MiniLM with DeBERTa's positions, first token, one hidden layer. The figure is
-`train_runtime`, peer / ours. Losses of the last epoch and on validation must agree within the seeds' spread.
+Both sides compute the same function: MiniLM with DeBERTa's positions, the first token, and one hidden layer. The figure
+is `train_runtime`, peer / ours. Losses of the last epoch and on validation must agree within the spread of the seeds.
 """
 
 import statistics
@@ -38,7 +38,7 @@ BATCH = 16
 
 
 def our_model(label_names: list[str]):
-    """The same function as the library's head: first token, one hidden layer of the encoder's width."""
+    """Return our model with the library's head: first token, one hidden layer of the encoder's width."""
     return warm_start(
         CHECKPOINT,
         relative_attention=True,
@@ -52,7 +52,7 @@ def our_model(label_names: list[str]):
 
 
 def library_model(ours) -> DebertaV2ForSequenceClassification:
-    """The library's class with the weights of ours."""
+    """Return the library's class with our model's weights."""
     keys = set(DebertaV2Config().to_dict()) | {
         *("position_buckets", "share_att_key", "norm_rel_ebd", "conv_kernel_size", "id2label", "label2id"),
     }
@@ -71,7 +71,7 @@ def library_model(ours) -> DebertaV2ForSequenceClassification:
 
 
 def train(side: str, seed: int, rows: dict, tokenizer, label_names: list[str], epochs: int, use_cpu: bool) -> dict:
-    """One training; seconds and losses."""
+    """Train once, and return seconds and losses."""
     bf16, tokens_per_batch = SIDES[side]
     with tempfile.TemporaryDirectory() as folder:
         options = {
@@ -104,7 +104,7 @@ def train(side: str, seed: int, rows: dict, tokenizer, label_names: list[str], e
 
 
 def check_same_function(rows, tokenizer, label_names: list[str]) -> float:
-    """Largest difference of the two models' logits on real texts before training, in float32."""
+    """Return the largest difference of the two models' logits on real texts before training, in float32."""
     set_seed(0)
     ours = our_model(label_names).eval()
     library = library_model(ours).eval()
@@ -117,7 +117,7 @@ def check_same_function(rows, tokenizer, label_names: list[str]) -> float:
 
 
 def measure(results: Results, data_dir: str | None, epochs: int, seeds: list[int], limit: int | None, use_cpu: bool):
-    """All sides for all seeds; each training is kept as soon as it is done."""
+    """Train all sides with all seeds. Each result is kept as soon as its training is done."""
     if data_dir:
         corpus, source = load_corpus(dataset_name="wassa2022", data_dir=data_dir), "WASSA 2022"
     else:
@@ -162,7 +162,7 @@ def measure(results: Results, data_dir: str | None, epochs: int, seeds: list[int
 
 
 def summary(runs: dict[str, list[dict]]) -> dict:
-    """Ratios of times, means and spreads of losses; asserts that float32 losses agree."""
+    """Return ratios of times, and means and spreads of losses, after checking that float32 losses agree."""
     sides = {}
     peer = runs["library, float32"]
     for side, of_side in runs.items():

@@ -81,7 +81,7 @@ CREDIT = (
 )
 
 
-# "_" stands for the end of a word and, between two words, for the space.
+# "_" is the end of a word and, between two words, the space.
 PATTERNS = {
     label: [re.compile(r"\b" + re.escape(word).replace("_", r"\b\s*")) for word in words.split()]
     for label, words in WORDS.items()

@@ -80,7 +80,7 @@ def print_identities() -> None:
             for name in variants.extra_columns(settings | flags, str(path), programs)
         ]
         corpus = load_corpus(
-            **corpus_arguments(first[1], first[0].cache_dir, first[0].token), extra_columns=list(dict.fromkeys(columns))
+            **corpus_arguments(first[1], first[0].hub_access()), extra_columns=list(dict.fromkeys(columns))
         )
         cache = trials.Trials(Path("-"), settings, corpus, str(path), programs=programs)
         found[path.relative_to(ROOT).as_posix()] = {

@@ -8,7 +8,8 @@ import forked
 import pytest
 from support import ESSAY_FLAGS, ROOT
 
-from trainer_ext.errors import expand_home
+from trainer_ext.errors import InputError, expand_home
+from trainer_ext.escape import labels_of_columns, one_line, probability_column
 
 MAIN = """
 import sys
@@ -87,3 +88,25 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(v3_folder, tmp_pat
     assert "Traceback" not in done.stderr
     forked.run(*command[1:], cwd=tmp_path)
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    label = "joy\r\nerror: all is well\u2028\x1b[2J\u202eyoj"
+    assert str(InputError(f"label {label}; want fear")) == "label joy error: all is well [2J\ufffdyoj; want fear"
+    assert str(InputError("not as it is:", "  a\nb", "  c")) == "not as it is:\n  a b\n  c"
+
+
+def test_a_command_ends_with_that_line():
+    code = (
+        "from trainer_ext.errors import InputError, run_command\n"
+        "def main(): raise InputError('label a\\nb \\ud83d \\x1b[31m')\nrun_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: label a b \ufffd  [31m\n")
+
+
+def test_columns_name_their_labels():
+    labels = ["group", "probability_x", ""]
+    assert labels_of_columns([probability_column(label) for label in labels]) == labels
+    assert labels_of_columns(["joy", "fear"]) == ["joy", "fear"]  # a file of before
+    assert one_line("a  b") == "a  b"

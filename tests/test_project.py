@@ -1,7 +1,9 @@
-"""The project as a whole: its import rules, its wheel, its pages."""
+"""The project as a whole: its import rules, its wheel, its pages and its notebook."""
 
 import ast
 import configparser
+import contextlib
+import io
 import json
 import os
 import re
@@ -15,20 +17,26 @@ import pytest
 from support import ROOT
 
 SCRIPTS = {"emodeberta", *(path.stem for path in ROOT.glob("run_*.py"))}
-TRAINER_EXT = sorted((ROOT / "trainer_ext").rglob("*.py"))
-MODULES = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts for path in TRAINER_EXT}
-OURS = SCRIPTS | {"benchmarks", "docs", "trainer_ext", *(path.stem for path in ROOT.glob("*_emodeberta.py"))}
+FOLDERS = ("benchmarks", "docs/generate", "space", "trainer_ext")
+FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+MODULES = {path.relative_to(ROOT).with_suffix("").parts: path for path in FILES}
 
 
-def imports_of(path) -> set[str]:
-    """Top-level names of the project that a file imports, `.x` for a relative import."""
-    names = set()
+def imports_of(path: Path) -> set[tuple[str, ...]]:
+    """Return the project's modules that a file imports, wherever in the file it does so, as paths from the root."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(f".{node.module}" if node.level else node.module.partition(".")[0])
-    return {name for name in names if name in OURS or name.startswith(".")}
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            start += tuple(filter(None, (node.module or "").split(".")))
+            found |= {start, *((*start, alias.name) for alias in node.names)}
+    found |= {(*name, "__init__") for name in found}
+    if package == ("space",):  # a script finds the files beside it
+        found |= {("space", *name) for name in found}
+    return found & MODULES.keys() - {path.relative_to(ROOT).with_suffix("").parts}
 
 
 # What each wing of trainer_ext may import. The ground: escape, errors, files, precision and child_tuning.
@@ -58,35 +66,27 @@ ARROWS = {
 }
 
 
-def package_imports(path: Path) -> set[tuple[str, ...]]:
-    """What a module of trainer_ext imports from it, as paths from its root, wherever in the file it does so."""
-    package = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            start = (*package[: -node.level], *filter(None, (node.module or "").split(".")))
-            names = [(*start, alias.name) for alias in node.names]
-            found |= {start} if start in MODULES else set(names)
-    return found
-
-
 def test_arrows_point_one_way():
-    for path in ROOT.glob("*_emodeberta.py"):
-        assert not imports_of(path) & (SCRIPTS | {"benchmarks", "docs", "trainer_ext"}), path
-    for path in TRAINER_EXT:
-        assert not imports_of(path) & (SCRIPTS | {"benchmarks", "docs", "trainer_ext"}), path
-        assert "import_module" not in path.read_text(encoding="utf-8"), path  # would hide an arrow
-        wing = path.relative_to(ROOT / "trainer_ext").with_suffix("").parts[0]
-        assert {imported[0] for imported in package_imports(path)} <= ARROWS[wing], path
-    for path in ROOT.glob("run_*.py"):
-        assert not imports_of(path) & {"benchmarks", "docs"}, path
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        assert "docs" not in imports_of(path), path
+    for module, path in MODULES.items():
+        imported = imports_of(path)
+        tops = {name[0] for name in imported}
+        if module[0] == "trainer_ext":
+            assert "import_module" not in path.read_text(encoding="utf-8"), path  # would hide an arrow
+            assert not tops & (SCRIPTS | {"benchmarks", "docs"}), path
+            assert {name[1] for name in imported if name[0] == "trainer_ext"} <= ARROWS[module[1]], path
+        elif module[0].endswith("_emodeberta"):
+            assert all(top.endswith("_emodeberta") for top in tops), path
+        elif module[0] == "space":
+            assert tops <= {"space"}, path
+        else:
+            assert not tops & ({"docs"} if module[0] == "benchmarks" else {"space"}), path
+            assert module[0] not in SCRIPTS or not tops & {"benchmarks", "docs"}, path
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    of = {path.relative_to(ROOT / "trainer_ext").with_suffix("").parts: package_imports(path) for path in TRAINER_EXT}
-    assert list(TopologicalSorter(of).static_order())  # raises CycleError
+    """Imports inside functions count, too."""
+    of = {module: imports_of(path) for module, path in MODULES.items()}
+    assert len(list(TopologicalSorter(of).static_order())) == len(FILES) > 150  # raises CycleError
 
 
 def test_everything_installed_is_pinned():
@@ -130,7 +130,7 @@ scripts = ({scripts})
 for module in (emodeberta, modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__
 release = pathlib.Path(model_card.__file__).parent
-for part in ("model_card", "ensemble_card", "pretraining_card", "training", "terms", "log", "sections", "citation"):
+for part in ("model_card", "ensemble_card", "pretraining_card", "parts"):
     assert (release / f"{{part}}_template.md").is_file()
 assert (release / "citations.bib").is_file()
 assert len(list(label_maps.LABEL_MAPS.glob("*.yaml"))) == 2
@@ -217,3 +217,30 @@ def test_the_quickstart_model_answers_plain_sentences():
         assert run["figures"]["macro_f1"] > run["tfidf"]["macro_f1"]
         assert run["train_minutes"] <= 5
     assert content["runs"][1]["extra_tests"]["wassa2022"]["macro_f1"] >= 0.4
+
+
+NOTEBOOK = ROOT / "examples" / "emodeberta.ipynb"
+
+
+def test_the_notebook_runs_and_prints(tmp_path, monkeypatch):
+    """With one epoch instead of six. Cells share one namespace, as in Jupyter, and start in the notebook's folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain_sentences.tsv").symlink_to(ROOT / "examples" / "plain_sentences.tsv")
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    namespace, printed = {}, []
+    for cell in cells:
+        source, said = "".join(cell["source"]).replace("num_train_epochs=6", "num_train_epochs=1"), io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(source, NOTEBOOK.name, "exec"), namespace)
+        printed.append(said.getvalue())
+    assert len(printed) == 6
+    assert all(printed)
+    assert "saved to outputs/notebook/" in printed[1]
+    assert "right: " in printed[2]
+    assert (tmp_path / "outputs" / "scores.csv").read_text(encoding="utf-8").startswith("text,emotion,confidence,anger")
+
+
+def test_the_notebook_shows_what_it_printed():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert all(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+    assert len(NOTEBOOK.read_bytes()) <= 12_000

@@ -15,6 +15,6 @@ __all__ = ["ChildNetwork", "ChildTuningArguments", "ChildTuningTrainer"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import child_tuning
+    from . import child_tuning  # imports transformers
 
     return getattr(child_tuning, name)

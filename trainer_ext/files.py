@@ -145,8 +145,10 @@ def file_digest(path: Path) -> str:
 
 
 def file_state(path: Path) -> tuple[int, ...]:
-    """Return what tells, without reading a file, that it is as it was. Whoever changes one can set its times back, but
-    not the time of that (`st_ctime`)."""
+    """Return values that differ after a file was changed, without reading it.
+
+    A program can set a file's own times back, but not `st_ctime`, the time of the last change to file or times.
+    """
     state = path.stat()
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 

@@ -167,7 +167,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise _error("a name is not text", key)
             if key.value in names:
-                raise _error(f"{key.value!r} stands twice", key)
+                raise _error(f"{key.value!r} is listed twice", key)
             names.add(key.value)
         self.flatten_mapping(node)  # merges `<<`; existing values take precedence
         return {self.construct_text(key): self.construct_object(value, deep=True) for key, value in node.value}

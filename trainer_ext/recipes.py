@@ -38,6 +38,28 @@ def flag(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
+@dataclass(frozen=True)
+class HubAccess:
+    """How to reach a checkpoint or a dataset on the Hub.
+
+    Attributes:
+        revision: Branch, tag or commit; `None` for the newest.
+        cache_dir: Folder for downloads; `None` for the Hub client's own.
+        token: Hub token; `None` for that of `hf auth login`.
+    """
+
+    revision: str | None = None
+    cache_dir: str | None = None
+    token: str | None = None
+
+    def arguments(self) -> dict[str, str]:
+        """Return what is set, as keyword arguments for `from_pretrained` or `load_dataset`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+DEFAULT_ACCESS = HubAccess()
+
+
 @dataclass
 class CardArguments:
     """Flags for what the model card says, and whether the model may be published.

@@ -225,8 +225,7 @@ def one_comparison(name: str, content: dict) -> list[str]:
     return [
         f"### {name}\n",
         f"`{content['command']}`, {content['rows']:,} rows, {folds_of(content)} "
-        f"([table, plot](../results/compare/{name}/comparison.md), "
-        f"[errors](../results/compare/{name}/errors.md))\n",
+        f"([table, plot, errors](../results/compare/{name}/comparison.md))\n",
         *scores(content["variants"]),
         "",
     ]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import subprocess
 import sys
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from support import ESSAYS, ROOT, call
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainingArguments
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DebertaV2Model, Seq2SeqTrainingArguments
 
 from modeling_emodeberta import EmoDebertaModel
-from trainer_ext.baselines import mtl, small_checkpoint, t5
+from trainer_ext.baselines import mtl, probe, small_checkpoint, t5
 from trainer_ext.baselines.mtl import MultiTaskModel
 from trainer_ext.baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
 from trainer_ext.data.load import DataArguments
@@ -299,3 +300,52 @@ def test_several_tasks_on_wassa(name, bert_folder, data_dir, tmp_path, monkeypat
     lacking = "test: 525 of 525 rows lack iri_fantasy; the training mean stands in"
     assert (lacking in caplog.text) == (name == "mi3_mtl2")
     assert "validation: " not in caplog.text  # dev's are in the file with its labels
+
+
+PROBE_FLAGS = (
+    "--train_file",
+    ESSAYS,
+    "--id_column_name",
+    "id",
+    "--group_column_name",
+    "writer",
+    "--max_seq_length",
+    32,
+)
+
+
+def test_vectors_are_the_masked_mean_in_the_order_of_the_texts(v3_folder, tokenizer):
+    texts = ["They knew, and they signed it all the same, twice over.", "Nobody told us", "The river took the road."]
+    found = probe.text_vectors(str(v3_folder), texts, 32)
+    library = DebertaV2Model.from_pretrained(v3_folder).eval()
+    for text, vector in zip(texts, found, strict=True):
+        with torch.no_grad():
+            states = library(**tokenizer(text, return_tensors="pt", return_token_type_ids=False))[0][0]
+        np.testing.assert_allclose(vector, states.mean(dim=0).numpy(), atol=1e-5)
+
+
+def test_checkpoints_are_compared_on_the_same_folds(v3_folder, bert_folder, tmp_path):
+    output = tmp_path / "probe.json"
+    flags = map(str, [*PROBE_FLAGS, "--models", v3_folder, bert_folder, "--cv_folds", 2, "--output", output])
+    command = [sys.executable, "-m", "trainer_ext.baselines.probe", *flags]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    content = json.loads(output.read_text())
+    assert content["command"].startswith("python -m trainer_ext.baselines.probe --train_file ")
+    first, second = content["models"]
+    assert content["folds"] == 2
+    assert second["difference"]["macro_f1"] == pytest.approx(second["macro_f1"] - first["macro_f1"], abs=1e-3)
+    assert f"{first['macro_f1']:.3f} (" in said
+    assert str(tmp_path) not in output.read_text()
+    assert "difference" not in first
+
+
+def test_a_probe_learns_what_the_vectors_hold():
+    generator = np.random.default_rng(0)
+    classes = np.arange(120) % 3
+    vectors = np.eye(3)[classes] * 3 + generator.normal(size=(120, 3))
+    assert (probe.fit_probe(vectors, classes, None, 1).predict(vectors) == classes).mean() > 0.9
+
+
+def test_without_a_checkpoint_it_says_so():
+    with pytest.raises(InputError, match="give --models"):
+        call(probe.main, *PROBE_FLAGS)

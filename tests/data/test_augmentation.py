@@ -154,11 +154,14 @@ def test_a_corpus_of_ones_own_joins_by_a_mapping(tmp_path):
     [
         (
             {"labels": {"joy": ["glad", "happy"], "anger": "cross"}},
-            "'happy' is no label of posts.csv; those are bored,",
+            "'happy' is not a label of posts.csv; those are bored,",
         ),
-        ({"labels": {"joy": ["glad"], "rage": "cross"}}, "maps to 'rage', which is no label of the target; those are"),
-        ({"labels": {"joy": ["glad"]}}, "says nothing of cross; map them, or put them in left_out"),
-        ({"labels": {"joy": ["glad", "cross"], "anger": "cross"}}, "'cross' stands twice"),
+        (
+            {"labels": {"joy": ["glad"], "rage": "cross"}},
+            "maps to 'rage', which is not a label of the target; those are",
+        ),
+        ({"labels": {"joy": ["glad"]}}, "does not map cross; map these labels, or list them in left_out"),
+        ({"labels": {"joy": ["glad", "cross"], "anger": "cross"}}, "'cross' is listed twice"),
         ({"labels": ["glad"]}, "labels: ['glad']; want lines of `name: value`"),
         ({"lables": {}}, "unknown key 'lables'"),
         ({"dataset_name": "x"}, "want either dataset_name or train_file"),
@@ -402,7 +405,7 @@ def test_a_stage_on_the_corpus_own_labels(in_process, small_data, tmp_path):
         (["--transfer_datasets", "xed"], "Give --augmentation RA or BA; or leave out"),
         (["--transfer_datasets", "xed", "--augmentation", "BA"], "have 6 usable rows of anger; 400 are wanted"),
         (["--transfer_datasets", "xed", "--augmentation", "RA"], "--augmentation_rows 1000: xed have 43 usable rows"),
-        (["--transfer_datasets", "xed", "xed", "--augmentation", "RA"], "xed stands twice"),
+        (["--transfer_datasets", "xed", "xed", "--augmentation", "RA"], "xed is listed twice"),
         (
             ["--transfer_datasets", "xed", "--augmentation", "RA", "--ba_mode", "topped_up"],
             "it needs a target and --augmentation BA",

@@ -33,7 +33,7 @@ def chosen(tmp_path, columns: dict[str, list], suffix: str = "csv", **flags) -> 
         features = Features({name: names if name == "f" else Value("string") for name in columns})
         Dataset.from_dict(columns, features=features).to_parquet(path)
     data_args = DataArguments(data_dir=None, train_file=str(path), **flags)
-    choose_columns(data_args, None, None)
+    choose_columns(data_args)
     return data_args
 
 

@@ -191,7 +191,7 @@ def test_an_unlabelled_test_split_stays_unlabelled(write):
         ),
         ("a.csv", "text,joy,fear\nx,1,much\n", {"label_column": "joy,fear"}, "row 2: label is 'much'; want a number"),
         ("a.csv", "text,label,w\nx,joy,7\ny,joy,\n", {"group_column": "w"}, "row 3: no w; want the writer"),
-        ("a.csv", "text,label,id\nx,joy,7\ny,joy,7\n", {"id_column": "id"}, "row 3: id '7' stands in row 2 too"),
+        ("a.csv", "text,label,id\nx,joy,7\ny,joy,7\n", {"id_column": "id"}, "row 3: id '7' is also in row 2"),
         ("a.csv", "text,label,split\nx,joy,trian\n", {"split_column": "split"}, "row 2: split is 'trian'; want train"),
         ("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": \n', {}, "a.jsonl, row 2: not JSON"),
         ("a.jsonl", '{"text": "x", "label": "joy"}\n[1]\n', {}, "a.jsonl, row 2: a list"),
@@ -332,7 +332,7 @@ def test_validation_rows_train_when_asked_to(write):
         join_validation(corpus)
     for holds_out in ({"cv_folds": 5}, {"validation_split_percentage": 10}):
         with pytest.raises(InputError, match=f"holds nothing out; leave out --{next(iter(holds_out))}"):
-            corpus_arguments(DataArguments(train_on_validation=True, **holds_out), None, None)
+            corpus_arguments(DataArguments(train_on_validation=True, **holds_out))
 
 
 @settings(max_examples=5, deadline=None)

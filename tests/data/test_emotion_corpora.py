@@ -10,6 +10,7 @@ from trainer_ext.data.label_maps import TransferArguments
 from trainer_ext.data.leakage import LeakageGuard
 from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import InputError
+from trainer_ext.recipes import HubAccess
 
 
 @pytest.mark.realdata
@@ -84,7 +85,7 @@ def test_a_row_that_is_not_as_published_is_named(annotated, says, tmp_path):
 def test_without_a_folder_the_hub_is_asked(tmp_path):
     """And where it does not answer, the way out is named."""
     with pytest.raises(InputError, match="give --data_dir, a folder with goemotions/ and xed/"):
-        read_emotion_corpus("go_emotions", None, cache_dir=str(tmp_path))
+        read_emotion_corpus("go_emotions", None, HubAccess(cache_dir=str(tmp_path)))
 
 
 def test_a_common_phrase_is_no_copy():

@@ -36,14 +36,14 @@ def as_scoring(path: Path, **options) -> list[str | None]:
 
 def as_pretraining(path: Path, **options) -> list[str]:
     data = PretrainingArguments(train_file=[str(path)], validation_split_percentage=0, data_dir=None, **options)
-    return load_pretraining_corpus(data, None, None, seed=1).train["text"][:]
+    return load_pretraining_corpus(data, seed=1).train["text"][:]
 
 
 def as_stream(path: Path, **options) -> list[str]:
     data = PretrainingArguments(
         train_file=[str(path)], validation_split_percentage=0, data_dir=None, streaming=True, **options
     )
-    return sorted(row["text"] for row in load_pretraining_corpus(data, None, None, seed=1).train)
+    return sorted(row["text"] for row in load_pretraining_corpus(data, seed=1).train)
 
 
 def read_everywhere(path: Path, **options) -> list[str]:

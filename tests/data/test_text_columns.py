@@ -52,10 +52,9 @@ def ways(path, name=NAMES, delimiter=" | "):
         "training": corpus.splits["train"]["text"][:],
         "extra test": load_extra_test(str(path), other, **columns)["text"][:],
         "guarded texts": read_texts(path, name, text_delimiter=delimiter),
-        "pre-training": load_pretraining_corpus(PretrainingArguments(**flags), None, None, 1).train["text"][:],
+        "pre-training": load_pretraining_corpus(PretrainingArguments(**flags), seed=1).train["text"][:],
         "stream": [
-            row["text"]
-            for row in load_pretraining_corpus(PretrainingArguments(**flags, streaming=True), None, None, 1).train
+            row["text"] for row in load_pretraining_corpus(PretrainingArguments(**flags, streaming=True), seed=1).train
         ],
         "scoring": [row.text for row in open_source(str(path), **columns)],
     }
@@ -124,7 +123,7 @@ def test_columns_of_a_hub_dataset_are_joined_before_pre_training(streaming, monk
         dataset_name=["owner/corpus"], text_column_name="title,text", streaming=streaming, data_dir=None,
         validation_split_percentage=0,
     )  # fmt: skip
-    train = load_pretraining_corpus(data, None, None, 1).train
+    train = load_pretraining_corpus(data, seed=1).train
     assert sorted(row["text"] for row in train) == ["Käse “quoted”", "Nobody told us", "The river took the road."]
 
 

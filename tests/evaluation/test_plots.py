@@ -9,9 +9,8 @@ import pytest
 from matplotlib import font_manager, image
 from matplotlib.font_manager import FontProperties
 
-from trainer_ext.evaluation import fonts
-from trainer_ext.evaluation.fonts import drawn_as_text
-from trainer_ext.evaluation.plots import plot_comparison, plot_confusion_matrix, plot_reliability
+from trainer_ext.evaluation import plots
+from trainer_ext.evaluation.plots import drawn_as_text, plot_comparison, plot_confusion_matrix, plot_reliability
 
 NAMES = ["$_$", "$\\frac$", "$", "a\nb", "日本語", "مرحبا", "😀", "👩‍👩‍👧", "\ud83d", "\0", "x" * 5000, "^_{", "%", ""]
 
@@ -101,4 +100,4 @@ def test_a_font_of_the_machine_is_found_for_what_the_usual_one_lacks(only_han, m
         assert names == ["喜 joy"]
         assert "Only Han" in FontProperties().get_family()
     assert not caplog.records
-    assert fonts._fonts_for(frozenset("joy")) == (["DejaVu Sans"], set())
+    assert plots._fonts_for(frozenset("joy")) == (["DejaVu Sans"], set())

@@ -19,11 +19,10 @@ from trainer_ext.escape import in_code, in_markdown, one_line
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors
 from trainer_ext.evaluation.fusion_table import compare_fusions, without_figures
-from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.evaluation.validation_fit import ValidationFit
 from trainer_ext.recipes import CardArguments
-from trainer_ext.release.confidence import confidence_sections
-from trainer_ext.release.encoder_words import encoder_in_words, family_of
+from trainer_ext.release.card_words import confidence_sections, encoder_in_words, family_of
 from trainer_ext.release.ensemble_card import write_ensemble_card
 from trainer_ext.release.ensemble_folder import EnsembleMember, read_members
 from trainer_ext.release.model_card import PretrainingFacts, RunFacts, Section, write_card
@@ -207,7 +206,7 @@ def test_the_pages_of_a_comparison(names):
 
     ids = [names[i % len(names)] for i in range(90)]
     columns = {name: [names[i % 3] for i in range(90)] for name in names}
-    page = errors_page(analyse_errors(systems, names[0], gold, None, names, ids, columns))
+    page = errors_section(analyse_errors(systems, names[0], gold, None, names, ids, columns))
     headings = [f"Errors of {shown(names)[0]}", "Most frequent confusions", "Most contested rows"]
     found = check_page(page)
     assert found.headings == [*headings, *(f"By {name}" for name in shown(names))]

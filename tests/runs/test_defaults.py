@@ -19,7 +19,7 @@ from trainer_ext.runs.checkpoints import checkpoints
 from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.flags import apply_selection, check_corpus
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
-from trainer_ext.training.epochs import StopEarly
+from trainer_ext.training.callbacks import StopEarly
 
 LINE = re.compile(r" *[\d.]+/\d+( +([\d.]+|-)){4}")
 
@@ -45,7 +45,7 @@ def completed(*flags: object) -> tuple[dict, dict, Corpus]:
     )
     defaults = Defaults.begin(parser, model_args, data_args, trains=True)
     apply_selection(run_args, args)
-    corpus = load_corpus(**corpus_arguments(data_args, None, None))
+    corpus = load_corpus(**corpus_arguments(data_args))
     corpus = defaults.with_validation(corpus, args.seed)
     defaults.complete(corpus, model_args, run_args, args)
     check_corpus(corpus, data_args, run_args, args)
@@ -64,7 +64,7 @@ def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog
     epochs = [line for line in said if LINE.fullmatch(line)]
     assert [line.split()[0] for line in epochs] == ["1/20", "2/20", "3/20"]
     assert max(map(len, epochs)) <= 80
-    assert "stopped early, for validation did not improve" in said
+    assert "stopped early, because validation did not improve" in said
     assert any(line.startswith("kept: epoch 1, with macro F1 ") for line in said)
     record = json.loads((tmp_path / "out" / "run.json").read_text())["defaults"]
     assert (record["early_stopping_patience"], record["select"], record["warmup_steps"]) == (2, "best_on_dev", 0.1)

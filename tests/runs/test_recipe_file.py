@@ -42,8 +42,8 @@ def bomb(first: str = "[x, x, x]") -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("mean: {}\nother: {}\nmean: {}", "line 3: not a YAML file that can be read ('mean' stands twice)"),
-        ("variants:\n  1: {}\n  '1': {}", "line 3: .* ('1' stands twice)"),
+        ("mean: {}\nother: {}\nmean: {}", "line 3: not a YAML file that can be read ('mean' is listed twice)"),
+        ("variants:\n  1: {}\n  '1': {}", "line 3: .* ('1' is listed twice)"),
         ("a: 1\n? [x]\n: 2", "line 2: .* (a name is not text)"),
         (bomb(), "more than 1,000,000 characters, aliases written out"),
         (f'long: &l "{"x" * 20_000}"\nmany: [{"*l, " * 60}]', "more than 1,000,000 characters, aliases written out"),
@@ -103,7 +103,7 @@ def test_names_are_as_they_are_written_and_dates_are_text(tmp_path):
     [
         ("comparison", {"seeds": "1"}, "seeds: '1'; want a list"),
         ("comparison", {"seeds": [1, "2"]}, "seeds, 1: '2'; want an integer"),
-        ("comparison", {"seeds": [1, 1]}, "seeds: [1, 1]; one stands twice"),
+        ("comparison", {"seeds": [1, 1]}, "seeds: [1, 1]; a value is listed twice"),
         ("comparison", {"seeds": []}, "seeds: []; want at least one"),
         ("comparison", {"cv_folds": 2.5}, "cv_folds: 2.5; want an integer"),
         ("comparison", {"cv_folds": True}, "cv_folds: True; want an integer"),

@@ -25,7 +25,7 @@ from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors, banded
-from trainer_ext.evaluation.pages import comparison_page, errors_page
+from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.precision import Choice
 from trainer_ext.runs import trials
 from trainer_ext.runs.checkpoints import checkpoint_digest
@@ -52,17 +52,20 @@ def figures(path) -> dict:
 
 def test_a_users_csv_gives_a_table_a_plot_and_an_error_page_without_text(compared, comparison):
     folder, done = compared
-    names = ["comparison.json", "comparison.md", "comparison.png", "errors.json", "errors.md", "predictions.parquet"]
+    names = ["comparison.json", "comparison.md", "comparison.png", "predictions.parquet"]
     assert sorted(path.name for path in folder.iterdir()) == names
     page = (folder / "comparison.md").read_text()
-    assert page in done.stdout
+    table, errors, _ = page.partition("\n## Errors of ")
+    assert errors
+    assert table in done.stdout
+    assert errors not in done.stdout
     assert "| first token |" in page
     with open(comparison / "mine.csv", newline="", encoding="utf-8") as file:
         bodies = [row["body"] for row in csv.DictReader(file)]
     written = "".join((folder / name).read_bytes().decode(errors="ignore") for name in names)
     written += str(pyarrow.parquet.read_table(folder / "predictions.parquet").to_pydict())
     assert not any(body[:25] in written for body in bodies)
-    errors = json.loads((folder / "errors.json").read_text())
+    errors = json.loads((folder / "comparison.json").read_text())["errors"]
     assert {row["id"] for row in errors["contested"]} <= {f"n{i}" for i in range(90)}
     assert sum(row["rows"] for row in errors["columns"]["length"]) == 90
 
@@ -295,7 +298,7 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {"program": "os"}}}, (), "program 'os'; want one of run_classify, baselines.mtl"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["c"], "seeds": [1, 2]}}}, (), "with variants among a"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1]}}}, (), "want two or more"),
-        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "one stands twice"),
+        ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "listed twice"),
         ({"variants": {"a": {}}, "reference": "b"}, (), "mine.yaml: reference 'b'; want one of a"),
     ],
 )
@@ -491,8 +494,8 @@ def test_errors_name_rows_and_count_every_mistake():
     mean = np.concatenate(list(found.values())).mean(0)[np.arange(120), gold]
     assert [row["id"] for row in errors["contested"]] == [ids[i] for i in np.argsort(mean)[:20]]
     assert [row["rows"] for row in errors["columns"]["age"]] == [30, 30, 30, 30]
-    page = errors_page(errors)
-    assert "## By age" in page
+    page = errors_section(errors)
+    assert "### By age" in page
     assert errors["contested"][0]["id"] in page
 
 
@@ -502,8 +505,8 @@ def test_several_labels_a_row_are_compared_too():
     found = {"a": rng.random((1, 80, 3)), "b": 0.5 * rng.random((1, 80, 3)) + 0.5 * gold}
     _, second = compare(found, gold, None, LABELS)
     assert second["macro_f1"] == pytest.approx(f1_score(gold, found["b"][0] > 0.5, average="macro"))
-    page = errors_page(analyse_errors(found, "a", gold, None, LABELS, list(map(str, range(80))), {"x": ["u"] * 80}))
-    assert "## By x" in page
+    page = errors_section(analyse_errors(found, "a", gold, None, LABELS, list(map(str, range(80))), {"x": ["u"] * 80}))
+    assert "### By x" in page
 
 
 def test_bands():

@@ -33,6 +33,7 @@ from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.data.pretraining_texts import PretrainingArguments, load_pretraining_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.recipes import RecipeParser
+from trainer_ext.training.callbacks import ReturnMemory
 from trainer_ext.training.masking import (
     MaskedTexts,
     Masking,
@@ -41,7 +42,6 @@ from trainer_ext.training.masking import (
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.training.memory import ReturnMemory
 from trainer_ext.training.tokenizer import load_tokenizer
 from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
@@ -227,7 +227,7 @@ def test_a_head_that_was_never_trained_is_drawn_anew_and_said(tmp_path, caplog):
 def test_a_million_tokens_are_masked_in_the_right_shares(data_dir):
     """Of the recipe's corpus and tokenizer, in run_mlm.py's own batches."""
     data = PretrainingArguments(dataset_name=["go_emotions", "xed"], data_dir=data_dir, validation_split_percentage=0)
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     name = "sentence-transformers/all-MiniLM-L6-v2"
     tokenizer = load_tokenizer(name, 128, EmoDebertaConfig(vocab_size=30522))
     rows = corpus.train.map(Tokenising(tokenizer, 128, True, False), batched=True, remove_columns=["text"])
@@ -421,7 +421,7 @@ def test_a_finished_model_is_measured_without_training(pretrained, corpus_file, 
 def test_a_short_stream_keeps_rows_to_train_on(texts, tmp_path):
     (tmp_path / "few.txt").write_text("".join(f"The river took road {number}.\n" for number in range(texts)))
     data = PretrainingArguments(train_file=[str(tmp_path / "few.txt")], streaming=True, data_dir=None)
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     held_out = {40: 2, 2000: 1000}[texts]
     assert len(corpus.validation) == held_out
     assert sum(1 for _ in corpus.train) == texts - held_out
@@ -430,7 +430,7 @@ def test_a_short_stream_keeps_rows_to_train_on(texts, tmp_path):
 def test_fine_tuning_starts_from_it(pretrained, run_classify, tmp_path):
     folder, _ = pretrained
     done = run_classify("--model_name_or_path", folder, *ESSAY_FLAGS, "--max_steps", 2, "--output_dir", tmp_path / "x")
-    assert "drawn anew: classifier.dense, classifier.out_proj" in done.stderr
+    assert "with random weights: classifier.dense, classifier.out_proj" in done.stderr
     assert "not used: lm_predictions" in done.stderr
 
 
@@ -496,7 +496,7 @@ def test_a_stream_lets_go_of_what_it_read_and_numbers_its_rows(tmp_path, monkeyp
         data_dir=None,
     )
     before = pyarrow.total_allocated_bytes()
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     held = [pyarrow.total_allocated_bytes() - before for _ in corpus.train]
     assert len(held) == 11_999
     assert max(held) < sum(map(len, texts)) / 3
@@ -522,7 +522,7 @@ def test_a_planted_target_text_is_found_and_named(plant, tmp_path):
     data = PretrainingArguments(
         train_file=[str(tmp_path / "corpus.tsv")], target_file=[str(tmp_path / "target.tsv")], data_dir=None
     )
-    corpus = load_pretraining_corpus(data, None, None, seed=1)
+    corpus = load_pretraining_corpus(data, seed=1)
     assert corpus.guard.found == [("corpus.tsv, text 41", "target.tsv, text 1")]
     assert len(corpus.train) + len(corpus.validation) == 80
 

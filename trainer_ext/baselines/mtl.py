@@ -182,8 +182,9 @@ def main() -> None:
     corpus, run = begin(model_args, data_args, args, parser.precision, extra_columns=model_args.extra_columns)
     set_seed(args.seed)
     encoder = warm_start(
-        model_args.model_name_or_path, EmoDebertaModel, from_scratch=model_args.from_scratch, **model_args.hub_access(),
-        pooling=model_args.pooling, **({"relative_attention": True} if model_args.relative_attention else {}),
+        model_args.model_name_or_path, EmoDebertaModel, from_scratch=model_args.from_scratch,
+        access=model_args.model_access(), pooling=model_args.pooling,
+        **({"relative_attention": True} if model_args.relative_attention else {}),
     )  # fmt: skip
     tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, encoder.config, **access)
@@ -199,7 +200,7 @@ def main() -> None:
         for split, values in by_split.items():
             columns[split][name] = values
             if name in inputs and (missing := int(np.isnan(values).sum())):
-                logger.info(f"{split}: {missing} of {len(values)} rows lack {name}; the training mean stands in")
+                logger.info(f"{split}: {missing} of {len(values)} rows lack {name}; the training mean is used instead")
 
     def encode(split: str) -> Dataset:
         rows = corpus.splits[split]

@@ -4,9 +4,8 @@
         --models sentence-transformers/all-MiniLM-L6-v2 outputs/mlm outputs/transfer
 
 The encoder reads each training text once and is not trained. Its text vectors (masked mean of the token states, or
-[CLS]
-with --pooling cls) are standardised and classified in the folds of run_compare.py. This takes a minute per checkpoint,
-where fine-tuning takes an hour. It is a hint, not a measurement of what fine-tuning gives.
+[CLS] with --pooling cls) are standardised and classified in the folds of run_compare.py. This takes a minute per
+checkpoint, where fine-tuning takes an hour. It is a hint, not a measurement of what fine-tuning gives.
 
 Prints and writes each checkpoint's macro F1 with 95% interval, and its difference to the first checkpoint.
 """
@@ -30,7 +29,7 @@ from ..errors import InputError, run_command
 from ..evaluation.comparison import compare
 from ..evaluation.pages import score_cells
 from ..files import shown, write_json
-from ..recipes import RecipeParser
+from ..recipes import DEFAULT_ACCESS, HubAccess, RecipeParser
 from ..runs.provenance import command_line
 from ..training.tokenizer import load_tokenizer
 from ..training.warm_start import warm_start
@@ -64,7 +63,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not probe_args.models:
         raise InputError("give --models, one or more checkpoints")
-    corpus = load_corpus(**corpus_arguments(data_args, probe_args.cache_dir, probe_args.token))
+    access = HubAccess(cache_dir=probe_args.cache_dir, token=probe_args.token)
+    corpus = load_corpus(**corpus_arguments(data_args, access))
     corpus = limit_rows(corpus, data_args.max_train_samples, None, None)
     check_trainable(corpus)
     gold, rows = corpus.classes("train"), corpus.splits["train"]
@@ -74,7 +74,7 @@ def main() -> None:
     folds = cross_validation_folds(corpus, data_args.cv_folds or 5)
     systems = {}
     for name in probe_args.models:
-        vectors = text_vectors(name, rows["text"][:], data_args.max_seq_length, probe_args)
+        vectors = text_vectors(name, rows["text"][:], data_args.max_seq_length, probe_args.pooling, access)
         labels = len(corpus.label_names)
         systems[shown(name)] = held_out_probabilities(vectors, gold, groups, folds, labels, 1, fit_probe)[None]
     table = compare(systems, gold, groups, corpus.label_names)
@@ -86,12 +86,13 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def text_vectors(name: str, texts: list[str], max_seq_length: int, args: ProbeArguments) -> np.ndarray:
+def text_vectors(
+    name: str, texts: list[str], max_seq_length: int, pooling: str = "mean", access: HubAccess = DEFAULT_ACCESS
+) -> np.ndarray:
     """Return the text vectors of a checkpoint, `(texts, hidden)`, in the order of the texts."""
-    access = {"cache_dir": args.cache_dir, "token": args.token}
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    model = warm_start(name, EmoDebertaModel, pooling=args.pooling, **access).eval().to(device)
-    tokenizer = load_tokenizer(name, max_seq_length, model.config, **access)
+    model = warm_start(name, EmoDebertaModel, access=access, pooling=pooling).eval().to(device)
+    tokenizer = load_tokenizer(name, max_seq_length, model.config, access=access)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     found = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
     for start in tqdm(range(0, len(order), TEXTS_AT_A_TIME), desc=shown(name), unit="batch"):

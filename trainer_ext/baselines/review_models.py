@@ -1,12 +1,11 @@
-"""Held-out probabilities of a corpus within minutes, from two small models, for run_review.py.
+"""Predict the held-out rows of a corpus within minutes, with two small models, for run_review.py.
 
-One is a logistic regression on the frozen text vectors of a checkpoint, the other one on character n-grams. They err
-differently, and their mean finds more label errors than either does alone (results/review.json).
+One is a logistic regression on the frozen text vectors of a checkpoint, the other one on character n-grams. They make
+different mistakes, so their mean finds more label errors than either model alone (results/review.json).
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -45,8 +44,7 @@ def quick_predictions(corpus: Corpus, folds: int | None, checkpoint: str, max_se
     texts = np.array(rows["text"][:], dtype=object)
     groups = rows["group"] if "group" in rows.column_names else text_groups(texts)
     of_row = group_folds(groups, classes, folds)
-    access = SimpleNamespace(pooling="mean", cache_dir=None, token=None)
-    vectors = text_vectors(checkpoint, texts.tolist(), max_seq_length, access)
+    vectors = text_vectors(checkpoint, texts.tolist(), max_seq_length)
     characters = {
         "analyzer": "char_wb",
         "ngram_range": (2, 5),

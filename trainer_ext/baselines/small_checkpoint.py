@@ -75,7 +75,7 @@ def main() -> None:
     if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
         raise InputError(f"{args.folder}: is there already; give another folder")
     if not ESSAYS.is_file():
-        raise InputError(f"{ESSAYS.name} is not there: this command wants a clone of the project")
+        raise InputError(f"{ESSAYS.name} is not there: this command requires a clone of the project")
     with open(ESSAYS, newline="", encoding="utf-8") as file:
         texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
     torch.manual_seed(0)

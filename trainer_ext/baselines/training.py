@@ -1,4 +1,4 @@
-"""What the baseline scripts share: reading the rows, training, and writing predictions and figures."""
+"""Do what the baseline scripts share: read the rows, train, and write predictions and figures."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from ..evaluation.predictions import (
 )
 from ..files import digest
 from ..precision import Choice
+from ..recipes import HubAccess
 from ..runs.flags import complete_folders
 from ..runs.run import Run, training_settings
 
@@ -50,7 +51,8 @@ def begin(
     if args.hub_model_id:
         raise InputError("--push_to_hub: a baseline is for comparison and is not published; leave the flag out")
     corpus = load_corpus(
-        **corpus_arguments(data_args, model_args.cache_dir, model_args.token), extra_columns=extra_columns
+        **corpus_arguments(data_args, HubAccess(cache_dir=model_args.cache_dir, token=model_args.token)),
+        extra_columns=extra_columns,
     )
     check_trainable(corpus)
     if corpus.classes("train").ndim == 2:

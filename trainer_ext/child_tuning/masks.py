@@ -81,8 +81,7 @@ def _masked_parts(kept: Mask, *tensors: torch.Tensor) -> Iterator[tuple[tuple[to
     """Yield parts of equally large tensors, as views, and the mask of each part as integers 0 or 1 of the same size.
 
     On CPU, the parts fit in the processor's cache. On other devices, or if a tensor is not contiguous, there is one
-    part:
-    the whole tensors.
+    part: the whole tensors.
     """
     fits = all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
     parts = zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True) if fits else [tensors]

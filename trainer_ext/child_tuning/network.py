@@ -41,16 +41,13 @@ class ChildNetwork:
     The target chooses what happens to the other entries:
 
     - `gradient` (as published): their gradients are zeroed before the step. For F, the kept gradients are divided by p.
-      The
-      optimizer's moments see the masked gradients. Momentum, weight decay and optimizers that mix entries (GaLore,
-      Muon,
-      LBFGS) still change weights outside the child.
+      The optimizer's moments see the masked gradients. Momentum, weight decay and optimizers that mix entries (GaLore,
+      Muon, LBFGS) still change weights outside the child.
     - `update` (equation 2 of the LingJing paper): the step uses the whole gradient, then every weight outside the child
       gets its old value back.
 
     A step with a closure (LBFGS, Lightning) is masked after each call of the closure, with one mask for the whole step.
-    For a
-    sparse gradient, the stored rows are masked.
+    For a sparse gradient, the stored rows are masked.
 
     F's masks depend only on seed, step, parameter and shard. So replicas draw the same masks, each shard of a `DTensor`
     (FSDP2) draws its own, and a resumed run draws those of an uninterrupted one.

@@ -69,8 +69,7 @@ class ChildTuningTrainer(Trainer):
     later steps do not change. With `p = 1`, the run is bit-identical to `Trainer`'s.
 
     D's masks are found before the first step, in one pass over the training data, without changing the random state.
-    For a
-    stream, the pass takes as many batches as the training. Each checkpoint contains the masks, as
+    For a stream, the pass takes as many batches as the training. Each checkpoint contains the masks, as
     `child_network.safetensors`.
 
     Each logging step also logs `child_tuning_kept_fraction`, the share of maskable entries that were kept. For target
@@ -145,7 +144,7 @@ class ChildTuningTrainer(Trainer):
                 firsts.append(next(iter(self.train_dataset), None))
         if not _same(*firsts):
             raise ChildTuningError(
-                "Child-Tuning D reads the training data once before it trains, and these go on where they were left, "
+                "Child-Tuning D reads the training data once before it trains, and these resume where they were left, "
                 "or differ; want a dataset that starts again for each iteration, or --child_tuning F"
             )
 

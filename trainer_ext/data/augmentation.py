@@ -17,7 +17,7 @@ from .class_table import class_table
 from .corpus import Corpus
 from .emotion_corpora import text_groups
 from .label_maps import TransferArguments, TransferRows
-from .leakage import LeakageGuard, report_left_out
+from .leakage import LeftOut
 
 logger = logging.getLogger(__name__)
 RANDOM_ROWS = 1000
@@ -156,11 +156,11 @@ def with_rows(corpus: Corpus, rows: TransferRows) -> Corpus:
     return corpus.with_splits(train=concatenate_datasets([train, added]))
 
 
-def report_rows(corpus: Corpus, transferred: TransferRows | None, guard: LeakageGuard) -> None:
+def report_rows(corpus: Corpus, transferred: TransferRows | None, left_out: LeftOut) -> None:
     """Log the rows of each split by class, those of other corpora, and the rows that were left out."""
     for line in class_table(corpus):
         logger.info(line)
     for name, counts in ({} if transferred is None else transferred.counts()).items():
         by_class = ", ".join(f"{label} {count}" for label, count in counts.items())
         logger.info(f"of {name}: {sum(counts.values())} rows ({by_class})")
-    report_left_out({} if transferred is None else transferred.left_out, guard)
+    left_out.report()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from datasets import ClassLabel
 
 from ..errors import InputError
+from ..recipes import DEFAULT_ACCESS, HubAccess
 from .corpus import SPLITS
 from .emotion_corpora import BUILT_IN
 from .load import DataArguments, read_tables
@@ -42,7 +43,7 @@ _MOST_CLASSES = 50  # of a label column that is recognised by its values alone
 _WORDS = 4  # mean number of words of a text column that is recognised by its values alone
 
 
-def choose_columns(data_args: DataArguments, cache_dir: str | None, token: str | None) -> None:
+def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> None:
     """Set the columns of the text, label, group, id and split that no flag names, and log which they are.
 
     A column is chosen by its name (case and separators do not matter, and `Tweet Text` counts as `text`), if its values
@@ -56,7 +57,7 @@ def choose_columns(data_args: DataArguments, cache_dir: str | None, token: str |
     """
     if data_args.dataset_name in ("wassa2022", *BUILT_IN):
         return  # these have their own
-    tables = read_tables(data_args, cache_dir, token)
+    tables = read_tables(data_args, access)
     first = next(iter(tables.values()))
     if not all(table.rows for table in tables.values()):
         return  # reading the corpus says which file is empty

@@ -20,10 +20,9 @@ class Corpus:
 
     Attributes:
         splits: Rows by `train`, `validation`, `test`, and the name of each extra test set ([`load_extra_test`]).
-            Columns:
-            `id` and `text` (strings), `group` (string, if a group column was named), `column_<name>` (string, empty if
-            the split lacks it) for each extra column. A labelled split has `labels`: an integer, or a list of one float
-            per label.
+            Columns: `id` and `text` (strings), `group` (string, if a group column was named), `column_<name>` (string,
+            empty if the split lacks it) for each extra column. A labelled split has `labels`: an integer, or a list of
+            one float per label.
         label_names: Names of the labels, in the order of the label ids.
         problem_type: `single_label_classification` (one class, or a distribution, per row) or
             `multi_label_classification`.

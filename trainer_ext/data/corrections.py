@@ -190,7 +190,7 @@ def rows_of(split: str, path: Path, data_args: DataArguments) -> Rows:
 
 def load_file(path: Path, split: str, data_args: DataArguments) -> Corpus:
     """Return the corpus of one file."""
-    return load_corpus(**{**corpus_arguments(data_args, None, None), "files": {split: str(path)}})
+    return load_corpus(**{**corpus_arguments(data_args), "files": {split: str(path)}})
 
 
 def write_corrected(path: Path, found: Corrected, rows: Rows, split: str, like: Path, data_args: DataArguments) -> None:

@@ -1,12 +1,12 @@
 """Read GoEmotions and XED: texts, their published labels, and counts of the rows left out.
 
 GoEmotions (Demszky et al. 2020, https://aclanthology.org/2020.acl-main.372) has Reddit comments. XED (Öhman et al.
-2020,
-https://aclanthology.org/2020.coling-main.575) has film subtitles. Both have the licence `LICENCE`. They are read from a
-folder with the authors' files in `goemotions/` and `xed/`, else from the Hub.
+2020, https://aclanthology.org/2020.coling-main.575) has film subtitles. Both have the licence `LICENCE`. They are read
+from a folder with the authors' files in `goemotions/` and `xed/`, else from the Hub.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets import load_dataset
 
 from ..errors import InputError
+from ..recipes import DEFAULT_ACCESS, HubAccess
 from .tables import read_lines
 
 BUILT_IN = ("go_emotions", "xed")
@@ -47,16 +48,12 @@ class EmotionCorpus:
     ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     labels: list[list[str]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, row_id: str, text: str, labels: list[str]) -> None:
         self.ids.append(row_id)
         self.texts.append(_MASK.sub(lambda mask: MASKS[mask[1]], text))
         self.labels.append(labels)
-
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
 
 def normalised(text: str) -> str:
@@ -73,14 +70,14 @@ def text_groups(texts: Iterable[str]) -> list[str]:
 
 
 def read_emotion_corpus(
-    name: str, data_dir: str | None, cache_dir: str | None = None, token: str | None = None, split: str = "train"
+    name: str, data_dir: str | None, access: HubAccess = DEFAULT_ACCESS, split: str = "train"
 ) -> EmotionCorpus:
     """Read `go_emotions` or `xed`, from `data_dir` if the corpus is there, else from the Hub.
 
     Args:
         name: `go_emotions` or `xed`.
         data_dir: Folder with `goemotions/` and `xed/`.
-        cache_dir, token: As in `datasets.load_dataset`.
+        access: How to reach the Hub, if the folder does not have the corpus.
         split: `train`, `validation` or `test` of GoEmotions. XED has only `train`.
 
     Raises:
@@ -90,12 +87,12 @@ def read_emotion_corpus(
         folder = Path(data_dir or "") / "goemotions"
         if data_dir and folder.is_dir():
             return _go_emotions(folder, split)
-        return _go_emotions_from_hub(split, cache_dir, token)
+        return _go_emotions_from_hub(split, access)
     if split != "train":
         raise InputError(f"{name}: no split {split!r}; go_emotions has train, validation and test, xed has train")
     if name == "xed":
         folder = Path(data_dir or "") / "xed"
-        return _xed(folder) if data_dir and folder.is_dir() else _xed_from_hub(cache_dir, token)
+        return _xed(folder) if data_dir and folder.is_dir() else _xed_from_hub(access)
     raise InputError(f"{name}: not a built-in emotion corpus; want go_emotions or xed")
 
 
@@ -115,8 +112,8 @@ def _go_emotions(folder: Path, split: str) -> EmotionCorpus:
     return corpus
 
 
-def _go_emotions_from_hub(split: str, cache_dir: str | None, token: str | None) -> EmotionCorpus:
-    rows = _hub_rows(GO_EMOTIONS_HUB, cache_dir, token, name="simplified", split=split)
+def _go_emotions_from_hub(split: str, access: HubAccess) -> EmotionCorpus:
+    rows = _hub_rows(GO_EMOTIONS_HUB, access, name="simplified", split=split)
     names = list(rows.features["labels"].feature.names)
     corpus = EmotionCorpus("go_emotions", LICENCE, names)
     for number, row in enumerate(rows, start=1):
@@ -145,11 +142,11 @@ def _xed(folder: Path) -> EmotionCorpus:
     return _joined(annotated, neutral, malformed)
 
 
-def _xed_from_hub(cache_dir: str | None, token: str | None) -> EmotionCorpus:
+def _xed_from_hub(access: HubAccess) -> EmotionCorpus:
     """Read XED from the Hub's parquet branch, because `datasets` no longer runs dataset scripts."""
     files = f"hf://datasets/{XED_HUB}@refs/convert/parquet"
     annotated, neutral = (
-        _hub_rows("parquet", cache_dir, token, data_files=f"{files}/{part}/train/*.parquet", split="train")
+        _hub_rows("parquet", access, data_files=f"{files}/{part}/train/*.parquet", split="train")
         for part in ("en_annotated", "en_neutral")
     )
     return _joined(
@@ -167,21 +164,22 @@ def _joined(
 ) -> EmotionCorpus:
     """Join annotated and neutral sentences, without those that are in both files and without duplicate neutral ones."""
     corpus = EmotionCorpus("xed", LICENCE, XED_LABELS)
-    corpus.leave_out("malformed line of the neutral file", malformed)
+    if malformed:
+        corpus.left_out["malformed line of the neutral file"] = malformed
     of_emotion = {normalised(text) for _, text, _ in annotated}
     of_neutral = {normalised(text) for _, text in neutral}
     for row_id, text, labels in annotated:
         if normalised(text) in of_neutral:
-            corpus.leave_out("annotated, and neutral in the other file")
+            corpus.left_out["annotated, and neutral in the other file"] += 1
         else:
             corpus.add(row_id, text, labels)
     seen: set[str] = set()
     for row_id, text in neutral:
         key = normalised(text)
         if key in of_emotion:
-            corpus.leave_out("neutral, and annotated in the other file")
+            corpus.left_out["neutral, and annotated in the other file"] += 1
         elif key in seen:
-            corpus.leave_out("neutral, a second time")
+            corpus.left_out["neutral, a second time"] += 1
         else:
             seen.add(key)
             corpus.add(row_id, text, ["neutral"])
@@ -203,9 +201,9 @@ def _within(label: int, count: int) -> int:
     return label
 
 
-def _hub_rows(path: str, cache_dir: str | None, token: str | None, **described: object) -> Iterable[dict]:
+def _hub_rows(path: str, access: HubAccess, **described: object) -> Iterable[dict]:
     try:
-        return load_dataset(path, cache_dir=cache_dir, token=token, **described)
+        return load_dataset(path, **access.arguments(), **described)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(
             f"{described.get('data_files', path)}: {str(error).strip().splitlines()[0]}; or give --data_dir, a folder "

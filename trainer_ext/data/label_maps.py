@@ -13,7 +13,7 @@ from pydantic import Field
 from ..errors import InputError
 from ..files import digest
 from ..recipe_file import Schema, check_recipe, read_recipe
-from ..recipes import flag
+from ..recipes import DEFAULT_ACCESS, HubAccess, flag
 from .emotion_corpora import BUILT_IN, EmotionCorpus, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments
 from .load import load_corpus
@@ -112,7 +112,7 @@ class TransferRows:
     labels: list[str] = field(default_factory=list)
     corpora: list[str] = field(default_factory=list)
     licences: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -122,10 +122,6 @@ class TransferRows:
         self.texts.append(text)
         self.labels.append(label)
         self.corpora.append(corpus)
-
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
     def select(self, indices: Iterable[int]) -> "TransferRows":
         """Return the rows at `indices`, in that order."""
@@ -169,7 +165,7 @@ def read_label_map(name: str) -> LabelMap:
     for target, sources in [*file.labels.items(), (None, file.left_out)]:
         for source in map(str, sources if isinstance(sources, list | tuple) else [sources]):
             if source in target_of:
-                raise InputError(f"{path}: {source!r} stands twice; a label of the corpus has one place")
+                raise InputError(f"{path}: {source!r} is listed twice; want each label of the corpus once")
             target_of[source] = target
     return LabelMap(path, file.model_dump(exclude_unset=True, exclude={"labels", "left_out"}), target_of)
 
@@ -181,8 +177,7 @@ def load_transfer_rows(
     guard: LeakageGuard,
     seed: int,
     data_dir: str | None,
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
 ) -> TransferRows:
     """Return all rows of `--transfer_datasets` with exactly one of the target's labels, joined if the flags say so.
 
@@ -200,20 +195,20 @@ def load_transfer_rows(
     for label_map in maps:
         if unknown := sorted(label_map.targets() - set(rows.label_names)):
             raise InputError(
-                f"{label_map.path}: maps to {unknown[0]!r}, which is no label of the target; those are "
+                f"{label_map.path}: maps to {unknown[0]!r}, which is not a label of the target; those are "
                 f"{', '.join(rows.label_names)}. Copy the file and give your own"
             )
-        corpus = _read_corpus(label_map, data_dir, cache_dir, token)
+        corpus = _read_corpus(label_map, data_dir, access)
         if corpus.name in rows.licences:
-            raise InputError(f"--transfer_datasets: {corpus.name} stands twice")
+            raise InputError(f"--transfer_datasets: {corpus.name} is listed twice")
         if unknown := sorted(label_map.target_of.keys() - set(corpus.label_names)):
             raise InputError(
-                f"{label_map.path}: {unknown[0]!r} is no label of {corpus.name}; those are "
+                f"{label_map.path}: {unknown[0]!r} is not a label of {corpus.name}; those are "
                 f"{', '.join(corpus.label_names)}"
             )
         if missing := [label for label in corpus.label_names if label not in label_map.target_of]:
             raise InputError(
-                f"{label_map.path}: says nothing of {', '.join(missing)}; map them, or put them in left_out"
+                f"{label_map.path}: does not map {', '.join(missing)}; map these labels, or list them in left_out"
             )
         _add_mapped(rows, corpus, label_map, guard)
     return rows if args.join_to_words is None else join_texts(rows, args.join_to_words, seed)
@@ -226,11 +221,11 @@ def transfer_digest(names: Iterable[str], data_dir: str | None) -> str:
     return digest([rows.ids, rows.texts, rows.labels])
 
 
-def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | None, token: str | None) -> EmotionCorpus:
+def _read_corpus(label_map: LabelMap, data_dir: str | None, access: HubAccess) -> EmotionCorpus:
     """Read the corpus that a label map names: built in, a file or on the Hub."""
     described = label_map.corpus
     if described.get("dataset_name") in BUILT_IN:
-        return read_emotion_corpus(described["dataset_name"], data_dir, cache_dir, token)
+        return read_emotion_corpus(described["dataset_name"], data_dir, access)
     file, split = described.get("train_file"), described.get("train_split_name")
     name = described.get("dataset_name") or Path(file).name
     loaded = load_corpus(
@@ -240,8 +235,7 @@ def _read_corpus(label_map: LabelMap, data_dir: str | None, cache_dir: str | Non
         split_names={"train": split} if split else None,
         text_column=described.get("text_column_name"),
         label_column=described.get("label_column_name"),
-        cache_dir=cache_dir,
-        token=token,
+        access=access,
     )
     if "labels" not in loaded.splits.get("train", Dataset.from_dict({})).column_names:
         raise InputError(f"{label_map.path}: {name} has no labelled train split; name it with train_split_name")
@@ -258,11 +252,11 @@ def _add_mapped(rows: TransferRows, corpus: EmotionCorpus, label_map: LabelMap, 
     """Add the corpus' rows that have exactly one target label to `rows`, and count the others."""
     rows.licences[corpus.name] = corpus.licence
     for reason, count in corpus.left_out.items():
-        rows.leave_out(f"{corpus.name}: {reason}", count)
+        rows.left_out[f"{corpus.name}: {reason}"] += count
     for row_id, text, labels in zip(corpus.ids, corpus.texts, corpus.labels, strict=True):
         mapped = {label_map.target_of[label] for label in labels} - {None}
         if len(mapped) != 1:
-            rows.leave_out(f"{corpus.name}: {'several labels' if mapped else 'no label'} of the target")
+            rows.left_out[f"{corpus.name}: {'several labels' if mapped else 'no label'} of the target"] += 1
         elif guard.keeps(f"{corpus.name}, {row_id}", text):
             rows.add(f"{corpus.name}, {row_id}", text, mapped.pop(), corpus.name)
 
@@ -271,9 +265,8 @@ def join_texts(rows: TransferRows, words: int, seed: int) -> TransferRows:
     """Return rows whose texts are joined in random order to about `words` words, within each label and corpus.
 
     The length of each joined text is drawn uniformly from half to one and a half times `words`. Every text is used
-    once. The
-    last joined text of a label may be shorter. A joined row has the id of its first text, plus the number of the
-    others.
+    once. The last joined text of a label may be shorter. A joined row has the id of its first text, plus the number of
+    the others.
     """
     joined = rows.select([])
     of_kind: dict[tuple[str, str], list[int]] = {}

@@ -2,10 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..files import write_json
 from ..recipes import flag
 from .corpus import Corpus
 from .emotion_corpora import normalised
@@ -54,9 +55,8 @@ class LeakageGuard:
     """A guard that detects exact, near and contained copies of protected texts.
 
     The overlap with every protected text is computed exactly, from an index of shingles, not estimated by hashing.
-    Common
-    phrases are no leak. So a text of at most `SHINGLE` words counts only if it equals a whole protected text, and a
-    near copy must share at least 3 shingles.
+    Common phrases do not count as copies. So a text of at most `SHINGLE` words counts only if it equals a whole
+    protected text, and a near copy must share at least 3 shingles.
 
     Attributes:
         source: Describes the protected texts, for messages.
@@ -140,21 +140,31 @@ def guard_of_target(args: TargetArguments, data_dir: str | None, train: bool) ->
     return guard, target
 
 
-def report_left_out(left_out: dict[str, int], guard: LeakageGuard) -> None:
-    """Log how many rows were left out, by reason, and which rows copy a protected text."""
-    for reason, count in left_out.items():
-        logger.info(f"left out: {count} ({reason})")
-    if len(guard):
-        logger.info(f"left out: {len(guard.found)} that copy one of {len(guard)} texts of {guard.source}")
-        for row_id, copied in guard.found[:SHOWN]:
-            logger.info(f"  {row_id} copies {copied}")
-        if len(guard.found) > SHOWN:
-            logger.info(f"  and {len(guard.found) - SHOWN} more, see left_out.json")
+@dataclass(frozen=True)
+class LeftOut:
+    """What was left out of the training texts, and why.
 
+    Attributes:
+        counts: Number of rows, by reason.
+        guard: Its `found` lists the rows that copy a protected text.
+    """
 
-def left_out_rows(left_out: dict[str, int], guard: LeakageGuard) -> dict:
-    """Return the content of left_out.json: counts by reason, and all copies of protected texts."""
-    return {
-        "counts": left_out,
-        "copies_of_target_texts": [{"row": row_id, "copies": copied} for row_id, copied in guard.found],
-    }
+    counts: Mapping[str, int]
+    guard: LeakageGuard
+
+    def report(self) -> None:
+        """Log how many rows were left out, by reason, and which rows copy a protected text."""
+        for reason, count in self.counts.items():
+            logger.info(f"left out: {count} ({reason})")
+        if len(self.guard):
+            found = self.guard.found
+            logger.info(f"left out: {len(found)} that copy one of {len(self.guard)} texts of {self.guard.source}")
+            for row_id, copied in found[:SHOWN]:
+                logger.info(f"  {row_id} copies {copied}")
+            if len(found) > SHOWN:
+                logger.info(f"  and {len(found) - SHOWN} more, see left_out.json")
+
+    def write(self, folder: Path) -> None:
+        """Write left_out.json into a folder: counts by reason, and all copies of protected texts."""
+        copies = [{"row": row_id, "copies": copied} for row_id, copied in self.guard.found]
+        write_json(folder / "left_out.json", {"counts": self.counts, "copies_of_target_texts": copies})

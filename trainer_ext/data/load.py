@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import InputError
-from ..recipes import flag
+from ..recipes import DEFAULT_ACCESS, HubAccess, flag
 from .corpus import SPLITS, Corpus
 from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
 from .folds import join_validation
@@ -124,7 +124,7 @@ class DataArguments:
     max_predict_samples: int | None = flag(None, "Use only the first rows of test, and of each of --extra_tests.")
 
 
-def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Any]:
+def corpus_arguments(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> dict[str, Any]:
     """Return the keyword arguments for [`load_corpus`] from the flags.
 
     Raises:
@@ -151,8 +151,7 @@ def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str
         "label_names": data_args.label_set or None,
         "train_on_validation": data_args.train_on_validation,
         "quoting": data_args.quoting,
-        "cache_dir": cache_dir,
-        "token": token,
+        "access": access,
     }
 
 
@@ -175,8 +174,7 @@ def load_corpus(
     label_names: Sequence[str] | None = None,
     extra_columns: Sequence[str] = (),
     quoting: str = "auto",
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
     train_only: bool = False,
     train_on_validation: bool = False,
 ) -> Corpus:
@@ -191,7 +189,7 @@ def load_corpus(
         quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         split_names: Split names of a Hub dataset, if not `train`, `validation` and `test`.
         text_column: Column with the text, by default `text`. Several columns, separated by commas, are joined.
-        text_delimiter: Stands between the joined columns.
+        text_delimiter: Separates the joined columns.
         label_column: Column with the label, by default `label`: a name, an integer, a list of names (several classes)
             or a list of numbers. Several columns separated by commas make such a list of numbers, too. Numbers are
             one-hot if each row has a single 1, distributions if each row sums to 1, else 0/1 for several classes. A
@@ -202,7 +200,7 @@ def load_corpus(
         label_names: The label set in order, by default all labels of all splits, sorted.
         extra_columns: Other columns to keep, as strings, for example for an error analysis.
         quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
-        cache_dir, token: As in `datasets.load_dataset`.
+        access: How to reach the Hub, for a Hub dataset.
         train_only: Read only the training rows of `go_emotions`, for a stage before another target.
         train_on_validation: Move the validation rows to `train`.
 
@@ -221,8 +219,8 @@ def load_corpus(
         if dataset_name == "wassa2022":
             return join(load_wassa2022(data_dir, group_column or "response_id", extra_columns))
         splits = SPLITS if dataset_name == "go_emotions" and not train_only else ("train",)
-        return join(_load_emotion_corpus(dataset_name, splits, data_dir, cache_dir, token))
-    tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, cache_dir, token)
+        return join(_load_emotion_corpus(dataset_name, splits, data_dir, access))
+    tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, access)
     source = dataset_name or ", ".join(readable(Path(path).name) for path in files.values())
     if split_column:
         tables = divide_by_split(tables, split_column)
@@ -242,14 +240,14 @@ def load_corpus(
     return join(Corpus(splits, names, problem_type, source, attribution=credited))
 
 
-def read_tables(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Table]:
+def read_tables(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> dict[str, Table]:
     """Return the rows of the flags' files or Hub dataset as they are, by split.
 
     Raises:
         InputError: if there is no data, or it cannot be read.
     """
-    described = corpus_arguments(data_args, cache_dir, token)
-    names = ("dataset_name", "dataset_config_name", "files", "split_names", "quoting", "cache_dir", "token")
+    described = corpus_arguments(data_args, access)
+    names = ("dataset_name", "dataset_config_name", "files", "split_names", "quoting", "access")
     return _read_tables(*(described[name] for name in names))
 
 
@@ -259,13 +257,12 @@ def _read_tables(
     files: dict[str, str],
     split_names: dict[str, str],
     quoting: str,
-    cache_dir: str | None,
-    token: str | None,
+    access: HubAccess,
 ) -> dict[str, Table]:
     if dataset_name and files:
         raise InputError(f"give dataset_name ({dataset_name}) or files ({', '.join(files.values())}), not both")
     if dataset_name:
-        return read_hub_dataset(dataset_name, config, split_names, cache_dir, token)
+        return read_hub_dataset(dataset_name, config, split_names, access)
     if not files:
         raise InputError("no data: give --dataset_name (wassa2022, or a Hub dataset) or --train_file")
     return {split: read_file(path, quoting) for split, path in files.items()}
@@ -283,14 +280,14 @@ def _check_label_column(label_column: str, text_column: str, *others: str | None
 
 
 def load_labelled_as(
-    label_names: Sequence[str], data_args: DataArguments, cache_dir: str | None, token: str | None
+    label_names: Sequence[str], data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS
 ) -> Corpus:
     """Return the corpus of the flags, with labels in the order of a model's labels.
 
     Raises:
         InputError: as [`load_corpus`], or if a label is unknown to the model.
     """
-    described = corpus_arguments(data_args, cache_dir, token)
+    described = corpus_arguments(data_args, access)
     built_in = described["dataset_name"] in ("wassa2022", *BUILT_IN)
     if not built_in:
         described["label_names"] = list(label_names)
@@ -364,13 +361,11 @@ def load_extra_test(
     return Dataset.from_dict(columns | {"labels": labels["test"]})
 
 
-def _load_emotion_corpus(
-    name: str, splits: Sequence[str], data_dir: str | None, cache_dir: str | None, token: str | None
-) -> Corpus:
+def _load_emotion_corpus(name: str, splits: Sequence[str], data_dir: str | None, access: HubAccess) -> Corpus:
     """Return the rows of a built-in emotion corpus with their own labels, several per row."""
     rows, names = {}, []
     for split in splits:
-        read = read_emotion_corpus(name, data_dir, cache_dir, token, split)
+        read = read_emotion_corpus(name, data_dir, access, split)
         for reason, count in read.left_out.items():
             logger.info(f"{name}: left out: {count} ({reason})")
         names = read.label_names

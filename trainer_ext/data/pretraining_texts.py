@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset, load_dataset
 
 from ..errors import InputError, first_line
-from ..recipes import KEEP_CHECKPOINTS, CardArguments, flag
+from ..recipes import DEFAULT_ACCESS, KEEP_CHECKPOINTS, CardArguments, HubAccess, flag
 from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
@@ -120,16 +121,12 @@ class PretrainingCorpus:
     validation: Dataset | None
     source: str
     licences: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
     guard: LeakageGuard = field(default_factory=lambda: LeakageGuard(""))
     target_licence: str | None = None
 
-    def leave_out(self, reason: str, count: int = 1) -> None:
-        if count:
-            self.left_out[reason] = self.left_out.get(reason, 0) + count
 
-
-def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int):
+def load_pretraining_corpus(data: PretrainingArguments, seed: int, access: HubAccess = DEFAULT_ACCESS):
     """Return the [`PretrainingCorpus`] of the flags.
 
     Raises:
@@ -148,18 +145,18 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     guard, target_texts, licence = _target(data)
     corpus = PretrainingCorpus(None, None, ", ".join(names), guard=guard)
     if data.streaming:
-        _stream(corpus, data, cache_dir, token, seed)
+        _stream(corpus, data, access, seed)
         return corpus
 
     rows: list[tuple[str, str]] = []  # row id and text
     for name in built_in:
-        part = read_emotion_corpus(name, data.data_dir, cache_dir, token)
+        part = read_emotion_corpus(name, data.data_dir, access)
         rows += zip((f"{name}, {row_id}" for row_id in part.ids), part.texts, strict=True)
         corpus.licences[name] = part.licence
         for reason, count in part.left_out.items():
-            corpus.leave_out(f"{name}: {reason}", count)
+            corpus.left_out[f"{name}: {reason}"] += count
     if data.dataset_name and not built_in:
-        rows += _hub_texts(data, cache_dir, token)
+        rows += _hub_texts(data, access)
     for path in data.train_file:
         rows += _file_texts(path, data, corpus)
     if data.include_target_train:
@@ -169,14 +166,14 @@ def load_pretraining_corpus(data: PretrainingArguments, cache_dir: str | None, t
     for row_id, text in rows:
         key = normalised(text) or text.strip()
         if not key:
-            corpus.leave_out("empty")
+            corpus.left_out["empty"] += 1
         elif key in seen:
-            corpus.leave_out("a second time, letters and digits compared")
+            corpus.left_out["a second time, letters and digits compared"] += 1
         elif guard.keeps(row_id, text):
             seen.add(key)
             kept.append(text)
     if not kept:
-        raise InputError(f"{corpus.source}: no texts are left; left out: {corpus.left_out}")
+        raise InputError(f"{corpus.source}: no texts are left; left out: {dict(corpus.left_out)}")
     if data.validation_file:
         held_out = [text for path in data.validation_file for _, text in _file_texts(path, data)]
         held_out = [text for text in held_out if text.strip()]
@@ -206,10 +203,10 @@ def _target(data: PretrainingArguments) -> tuple[LeakageGuard, list[tuple[str, s
     return guard, train, target.licence
 
 
-def _hub_texts(data: PretrainingArguments, cache_dir: str | None, token: str | None) -> list[tuple[str, str]]:
+def _hub_texts(data: PretrainingArguments, access: HubAccess) -> list[tuple[str, str]]:
     name = data.dataset_name[0]
     try:
-        rows = load_dataset(name, data.dataset_config_name, split="train", cache_dir=cache_dir, token=token)
+        rows = load_dataset(name, data.dataset_config_name, split="train", **access.arguments())
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
     columns = text_columns(f"dataset {name}", data.text_column_name, rows.column_names)
@@ -227,15 +224,14 @@ def _file_texts(
         return [(f"{name}, text {i}", text) for i, text in enumerate(texts, start=1)]
     table = read_file(path)
     texts = [(f"{name}, {place}", row["text"]) for place, row in zip(table.places, table.rows, strict=True)]
-    if corpus is not None:
-        corpus.leave_out(f"{name}: empty line", sum(not text.strip() for _, text in texts))
-    return [(row_id, text) for row_id, text in texts if text.strip()]
+    kept = [(row_id, text) for row_id, text in texts if text.strip()]
+    if corpus is not None and len(kept) < len(texts):
+        corpus.left_out[f"{name}: empty line"] += len(texts) - len(kept)
+    return kept
 
 
 # ---- Streams ------------------------------------------------------------------------------------------------------
-def _stream(
-    corpus: PretrainingCorpus, data: PretrainingArguments, cache_dir: str | None, token: str | None, seed: int
-) -> None:
+def _stream(corpus: PretrainingCorpus, data: PretrainingArguments, access: HubAccess, seed: int) -> None:
     """Fill `corpus` from a stream: the first texts for perplexity, the rest shuffled through a buffer."""
     if set(data.dataset_name) & set(BUILT_IN):
         raise InputError("--streaming is for files and Hub datasets; go_emotions and xed fit in memory")
@@ -247,14 +243,14 @@ def _stream(
     if data.train_file:
         rows = IterableDataset.from_generator(_streamed, gen_kwargs={"paths": data.train_file, "data": data})
     else:
-        rows = _hub_stream(data, cache_dir, token)
+        rows = _hub_stream(data, access)
     if next(iter(rows), None) is None:
         raise InputError(f"{corpus.source}: no rows")
 
     def keep(row: dict, number: int) -> bool:
         text = row["text"]
         if not isinstance(text, str) or not text.strip():
-            corpus.leave_out("empty, or no text")
+            corpus.left_out["empty, or no text"] += 1
             return False
         return corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)
 
@@ -305,12 +301,10 @@ def _streamed(paths: list[str], data: PretrainingArguments) -> Iterator[dict[str
             raise InputError(f"{name}: {error}") from error
 
 
-def _hub_stream(data: PretrainingArguments, cache_dir: str | None, token: str | None) -> IterableDataset:
+def _hub_stream(data: PretrainingArguments, access: HubAccess) -> IterableDataset:
     name = data.dataset_name[0]
     try:
-        rows = load_dataset(
-            name, data.dataset_config_name, split="train", streaming=True, cache_dir=cache_dir, token=token
-        )
+        rows = load_dataset(name, data.dataset_config_name, split="train", streaming=True, **access.arguments())
         first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"dataset {name}: {first_line(error)}") from error

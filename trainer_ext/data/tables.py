@@ -9,6 +9,7 @@ import pyarrow.parquet
 from datasets import Features, load_dataset
 
 from ..errors import InputError, first_line
+from ..recipes import HubAccess
 from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
 from .rows import cells, format_of, read_rows, readable, text_lines, text_of
@@ -86,11 +87,9 @@ def read_lines(path: Path) -> list[str]:
     return [row["text"] for row in table.rows]
 
 
-def read_hub_dataset(
-    name: str, config: str | None, split_names: dict[str, str], cache_dir: str | None, token: str | None
-) -> dict[str, Table]:
+def read_hub_dataset(name: str, config: str | None, split_names: dict[str, str], access: HubAccess) -> dict[str, Table]:
     try:
-        loaded = load_dataset(name, config, cache_dir=cache_dir, token=token)
+        loaded = load_dataset(name, config, **access.arguments())
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
     tables = {}
@@ -219,7 +218,7 @@ def read_common_columns(
             raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
         row_id = str(row[id_column] if id_column else table.numbers[index])
         if row_id in seen:
-            raise InputError(f"{table.where(index)}: {id_column} {row_id!r} stands in row {seen[row_id]} too")
+            raise InputError(f"{table.where(index)}: {id_column} {row_id!r} is also in row {seen[row_id]}")
         seen[row_id] = table.numbers[index]
         columns["id"].append(row_id)
         columns["text"].append(text)

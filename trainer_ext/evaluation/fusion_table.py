@@ -101,7 +101,7 @@ def compare_fusions(
 
 
 def without_figures(names: Sequence[str], labels: Sequence[str], kept: str) -> dict:
-    """Return the dict of [`compare_fusions`] for the case that there are no rows to compare on."""
+    """Return the dict of [`compare_fusions`] if there are no rows to compare on."""
     return {
         "members": list(names), "labels": list(labels), "fusion": kept, "weights": None, "temperature": 1.0,
         "rows": 0, "variants": [],

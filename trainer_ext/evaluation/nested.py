@@ -39,7 +39,7 @@ def running_scores(probabilities: np.ndarray, gold: np.ndarray, assigned: np.nda
 def choose_by_other_folds(systems: Mapping[str, np.ndarray], gold: np.ndarray, assigned: np.ndarray) -> list[str]:
     """Return for each fold the configuration with the best macro F1 over the rows of the other folds.
 
-    Of equal ones, the first is chosen. Arguments are as in [`nested_comparison`].
+    If several are equal, the first of them is chosen. Arguments are as in [`nested_comparison`].
     """
     counts = [_by_fold(probabilities, gold, assigned) for probabilities in systems.values()]
     others = np.stack([each.macro_f1(1 - np.eye(len(each))) for each in counts])
@@ -68,7 +68,7 @@ def nested_comparison(
         [`compare`] `own`, `nested` and `selection` (the winner's), each with its paired difference to `own`.
 
     Raises:
-        InputError: if a value is no probability.
+        InputError: if a value is not a probability.
     """
     scores = {name: _by_fold(values, gold, assigned).macro_f1()[0] for name, values in systems.items()}
     winner = max(scores, key=scores.__getitem__)

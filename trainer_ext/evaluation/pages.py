@@ -131,9 +131,9 @@ def search_page(content: dict) -> str:
     return "\n".join(lines)
 
 
-def errors_page(content: dict) -> str:
-    """Return the error analysis as a Markdown page, from its JSON. It has row ids and figures, but no texts."""
-    lines = [f"# Errors of {in_markdown(content['of'])}\n"]
+def errors_section(content: dict) -> str:
+    """Return the error analysis as a section of a comparison's page, from its JSON: row ids and figures, no texts."""
+    lines = [f"\n## Errors of {in_markdown(content['of'])}\n"]
     if "confusions" in content:
         confused = []
         for row in content["confusions"]:
@@ -149,10 +149,10 @@ def errors_page(content: dict) -> str:
             for row in content["contested"]
         ]
         lines += [
-            "## Most frequent confusions\n",
+            "### Most frequent confusions\n",
             *table(["gold", "predicted", "of gold", "rows", "their ids"], confused),
             "",
-            "## Most contested rows\n",
+            "### Most contested rows\n",
             f"Rows whose gold label all {content['models']} models together find least probable: errors of theirs, or "
             "of the annotation.\n",
             *table(["id", "gold", "probability", "models say", "probability", "of the models"], contested),
@@ -168,5 +168,5 @@ def errors_page(content: dict) -> str:
             writers = [str(row["groups"])] if grouped else []
             scored.append([row["value"] or "(empty)", str(row["rows"]), *writers, score])
         header = [name, "rows", *["writers"] * grouped, "macro F1"]
-        lines += [f"## By {in_markdown(name)}\n", *table(header, scored), ""]
+        lines += [f"### By {in_markdown(name)}\n", *table(header, scored), ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What every trained classifier writes: predictions, intervals, plots and a table of results."""
+"""Write what every trained classifier leaves: predictions, intervals, plots and a table of results."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -280,8 +280,7 @@ def side_by_side(results: dict[str, float], splits: Sequence[str]) -> list[list[
     """Return a table with one line per labelled test set, header first.
 
     The columns are the number of rows, accuracy, macro F1, its interval and, if it was computed, the macro F1 of
-    TF-IDF.
-    Validation is included only if the corpus has no test set of its own.
+    TF-IDF. Validation is included only if the corpus has no test set of its own.
     """
     with_tfidf = any(name.endswith("_tfidf_macro_f1") for name in results)
     lines = [["test set", "rows", "right", "macro F1", "95% interval", *["macro F1 of TF-IDF"] * with_tfidf]]

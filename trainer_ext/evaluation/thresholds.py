@@ -51,7 +51,7 @@ def _highest_f1(scores: np.ndarray, gold: np.ndarray) -> float:
 
 
 def _cuts(ranked: np.ndarray) -> np.ndarray:
-    """Return where a threshold can lie below a row `(rows,)`: not between equal scores, which are sorted downwards."""
+    """Return whether a threshold may lie just below each row `(rows,)`, so not between equal scores (highest first)."""
     return np.append(ranked[:-1] > ranked[1:], True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..evaluation.fusion_table import voters
 from ..evaluation.pages import score_cells
 from ..recipes import CardArguments
-from .encoder_words import encoder_name, family_of, head_in_words, pooling_in_words
+from .card_words import encoder_name, family_of, head_in_words, pooling_in_words
 from .ensemble_folder import EnsembleMember
 from .model_card import EnsembleFacts, Section, write_card
 from .upstream import languages_of, licence_for, upstream_of

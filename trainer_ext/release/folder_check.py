@@ -46,8 +46,8 @@ def check_folder(
 
     In addition to [`check_files`], the configuration, card and weights must exist. If `run` is true, a new process
     without access to this project loads the model with its code, and runs the card's snippets that begin with
-    ```python. Those that need this project begin with ```py. This
-    executes code from the folder, so only check folders that you trust.
+    ```python. Those that need this project begin with ```py. This executes code from the folder, so only check folders
+    that you trust.
 
     Args:
         folder: A folder that `save_pretrained` wrote, with a card.
@@ -70,8 +70,7 @@ def check_files(folder: Path, texts: Iterable[str] = (), links_to: Path | None =
     corpus.
 
     Problems are searched for in names, lines and metadata, also where they are written with URL escapes, HTML entities,
-    JSON
-    escapes or base64. Files that [`push_folder`](hub.py) does not upload, such as checkpoints, are skipped.
+    JSON escapes or base64. Files that [`push_folder`](hub.py) does not upload, such as checkpoints, are skipped.
 
     Args:
         folder: Any folder.

@@ -44,7 +44,7 @@ def checked_name(repo_id: str) -> str:
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
-        raise InputError(f"{repo_id!r} is no name for a repository: {_reason(error)}") from error
+        raise InputError(f"{repo_id!r} is not a name for a repository: {_reason(error)}") from error
     return repo_id
 
 

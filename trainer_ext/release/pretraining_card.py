@@ -7,9 +7,8 @@ from transformers import Trainer
 
 from ..data.pretraining_texts import PretrainingArguments, PretrainingCorpus
 from ..training.warm_start import CheckpointArguments
-from .encoder_words import encoder_in_words, encoder_name, family_of
+from .card_words import encoder_in_words, encoder_name, family_of, hyperparameters, training_log, versions
 from .model_card import PretrainingFacts, hub_datasets, write_card
-from .training_facts import hyperparameters, training_log, versions
 from .upstream import languages_of, licence_for, upstream_of
 
 
@@ -38,7 +37,7 @@ def write_pretraining_card(
     """
     model_args, data_args = flags
     args, model, mask = trainer.args, trainer.model, trainer.processing_class.mask_token
-    base = upstream_of(model_args.model_name_or_path, **model_args.hub_access(), from_scratch=model_args.from_scratch)
+    base = upstream_of(model_args.model_name_or_path, model_args.model_access(), from_scratch=model_args.from_scratch)
     names = (base.name, *base.hub_ids)
     family = family_of(model.source_type, model.config, base)
     sources = [*corpus.source.split(", "), *[corpus.guard.source] * bool(corpus.target_licence)]

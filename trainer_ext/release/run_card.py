@@ -14,10 +14,18 @@ from ..data.leakage import LeakageGuard
 from ..evaluation.predictions import SYSTEMS, evaluated, prefix_of
 from ..evaluation.validation_fit import ValidationFit
 from ..files import shown
-from .confidence import confidence_sections
-from .encoder_words import encoder_in_words, encoder_name, family_of, head_in_words, pooling_in_words
+from .card_words import (
+    confidence_sections,
+    encoder_in_words,
+    encoder_name,
+    family_of,
+    head_in_words,
+    hyperparameters,
+    pooling_in_words,
+    training_log,
+    versions,
+)
 from .model_card import RunFacts, evaluations, hub_datasets, texts_to_try, write_card
-from .training_facts import hyperparameters, training_log, versions
 from .upstream import languages_of, licence_for, upstream_of
 
 _LONGEST_EXAMPLE = 200  # characters
@@ -58,7 +66,7 @@ def write_run_card(
     """
     model_args, data_args, transfer_args, run_args = flags
     args, model = trainer.args, trainer.model.eval()
-    base = upstream_of(model_args.model_name_or_path, **model_args.hub_access(), from_scratch=model_args.from_scratch)
+    base = upstream_of(model_args.model_name_or_path, model_args.model_access(), from_scratch=model_args.from_scratch)
     languages = languages_of(run_args.language, corpus.source.split(", "), [base])
     names = (base.name, *base.hub_ids)
     family = family_of(model.source_type, model.config, base)

@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from ..data.emotion_corpora import BUILT_IN
 from ..errors import InputError
 from ..files import shown
+from ..recipes import DEFAULT_ACCESS, HubAccess
 from ..training.checkpoint_source import PINNED, hub_answers
 from .licence import card_of
 
@@ -50,16 +51,14 @@ class Upstream:
 
 def upstream_of(
     name_or_path: str,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
     from_scratch: bool = False,
 ) -> Upstream:
     """Return what is known of a checkpoint: from the card in its folder, or from the Hub, if that answers.
 
     Args:
         name_or_path: Folder or Hub id.
-        revision, cache_dir, token: As in `from_pretrained`.
+        access: How to reach the Hub, if the name is a Hub id.
         from_scratch: Only its configuration was used. Then its licence, languages and data say nothing of the model.
     """
     if from_scratch:
@@ -68,15 +67,14 @@ def upstream_of(
     if folder.exists():
         return _described(shown(name_or_path), folder if folder.is_dir() else folder.parent, (), None)
     pin = PINNED.get(name_or_path)
-    if pin is not None and revision in (None, pin.revision):
+    if pin is not None and access.revision in (None, pin.revision):
         return Upstream(name_or_path, (name_or_path,), pin.revision, pin.licence, ("en",))
     try:
         card = hf_hub_download(
-            name_or_path, "README.md", revision=revision, cache_dir=cache_dir, token=token,
-            local_files_only=not hub_answers(),
+            name_or_path, "README.md", **access.arguments(), local_files_only=not hub_answers(),
         )  # fmt: skip
     except (OSError, ValueError):  # no card, no network or no Hub id
-        return Upstream(name_or_path, (name_or_path,) if name_or_path.count("/") == 1 else (), revision)
+        return Upstream(name_or_path, (name_or_path,) if name_or_path.count("/") == 1 else (), access.revision)
     return _described(name_or_path, Path(card).parent, (name_or_path,), Path(card).parent.name)
 
 

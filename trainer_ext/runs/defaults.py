@@ -76,7 +76,7 @@ class Defaults:
         if parser.recipe is None and (
             named or data_args.train_file or data_args.validation_file or data_args.test_file
         ):
-            choose_columns(data_args, model_args.cache_dir, model_args.token)
+            choose_columns(data_args, model_args.hub_access())
         return defaults
 
     def with_validation(self, corpus: Corpus, seed: int) -> Corpus:
@@ -99,7 +99,7 @@ class Defaults:
         if not self.own_data:
             return
         few = len(corpus.splits["train"]) < FEW_ROWS
-        weights = encoder_weights(model_args.model_name_or_path, **model_args.hub_access())
+        weights = encoder_weights(model_args.model_name_or_path, model_args.model_access())
         rate, batch = next((rate, batch) for most, rate, batch in SIZES if weights <= most)
         rate *= 1 if model_args.lora_rank is None else LORA_RATE
         batch = min(batch, SMALL_BATCH) if few else batch

@@ -39,8 +39,14 @@ def matrix_gflops() -> float:
 
 
 def measured_rate(folder: Path, jobs: int) -> float | None:
-    """Seconds for a billion operations of the trials in a folder that went through on this machine without a break,
-    so many at a time; `None` if there are none."""
+    """Return the median seconds per billion operations of earlier trials, or `None` if there are none.
+
+    Only trials count that ran on this machine, without a break and with as many at a time.
+
+    Args:
+        folder: Folder of the trials.
+        jobs: Trainings at a time.
+    """
     rates = []
     for path in folder.glob(f"*/{RECORD}"):
         with suppress(InputError):  # perhaps of another comparison, which will say so
@@ -51,7 +57,7 @@ def measured_rate(folder: Path, jobs: int) -> float | None:
 
 
 def training_gflop(settings: dict[str, Any], held_out: float, texts: Sequence[str], checkpoint: str) -> float:
-    """About how many billion operations a training's matrix products take: 6 for each weight and token.
+    """Estimate how many billion operations a training's matrix products take: 6 for each weight and token.
 
     Args:
         settings: The training's flags.

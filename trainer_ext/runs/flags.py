@@ -15,7 +15,7 @@ from ..data.load import DataArguments
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
 from ..flag_parser import NO_OUTPUT_DIR
-from ..training.epochs import bars_on_a_terminal_only
+from ..training.callbacks import bars_on_a_terminal_only
 from ..training.head import ModelArguments
 from ..training.sharding import check_sharding, is_sharded
 from .checkpoints import is_complete

@@ -1,7 +1,7 @@
-"""Read what models predict of rows that they did not train on, from whatever the scripts leave.
+"""Read models' predictions on rows that they did not train on, from the files of any script.
 
-A comparison or fusion says it by split and fold: the rows of a trial are those of its held-out folds, or of the
-validation and test splits. A run's predictions.tsv says it by split. Files of scores do not say it, so they count for
+A comparison or fusion records splits and folds: the rows of a trial are those of its held-out folds, or of the
+validation and test splits. A run's predictions.tsv records splits. Files of scores record neither, so they count for
 texts without labels only.
 """
 
@@ -206,7 +206,7 @@ def load_predicted(held_out: Sequence[HeldOut], data_args: DataArguments) -> Cor
             raise InputError(f"{each.source}: give either scores of run_score.py or held-out predictions, not both")
     if first.scored is not None:
         return scored_texts(held_out, data_args)
-    corpus = load_labelled_as(first.label_names, data_args, None, None)
+    corpus = load_labelled_as(first.label_names, data_args)
     for each in held_out:
         for check in each.checks:
             check(corpus)

@@ -35,7 +35,7 @@ from ..files import (
 )
 from ..precision import Choice
 from ..recipes import KEEP_CHECKPOINTS, CardArguments, flag
-from ..training.divergence import StopIfDiverged
+from ..training.callbacks import StopIfDiverged
 from ..training.head import ModelArguments
 from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
 from .provenance import precision, provenance, recipe_digest, training_arguments
@@ -349,7 +349,7 @@ class Run:
 
     @contextmanager
     def part(self, what: str) -> Iterator[None]:
-        """Guard a block that makes an optional part of the results: a failure is logged, and the run goes on.
+        """Guard a block that makes an optional part of the results: a failure is logged, and the run continues.
 
         A run with a failed part does not count as finished. Started again with the same command, it makes the missing
         parts.

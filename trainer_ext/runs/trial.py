@@ -72,9 +72,12 @@ def last_loss(run: Path) -> float | None:
 
 
 def last_words(log: Path, before: int) -> str:
-    """Return the last error in a training's log after so many bytes, else the last line.
+    """Return the last error in a training's log, else its last line.
 
-    A progress bar that is closed when the program ends may stand before the error, or after it.
+    A progress bar that is closed when the program ends may come before or after the error.
+
+    Args:
+        before: Bytes at the start of the log to skip, which an earlier start wrote.
     """
     said = log.read_bytes()[before:].decode("utf-8", errors="replace").strip()
     errors = re.findall(r"error: (.*)", said)

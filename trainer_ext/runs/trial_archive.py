@@ -125,7 +125,7 @@ class TrialArchive:
         if (width := rows.num_columns - len(_COLUMNS)) != len(self._label_names) or not len(rows):
             raise InputError(f"{self._path}: trial {name} is damaged ({len(rows)} rows of {width} probabilities)")
         splits, row_ids = rows["split"].to_pylist(), rows["row"].to_pylist()
-        # By position, since files of before have bare labels for columns.
+        # By position, since older files have bare labels as column names.
         probabilities = np.stack([values.to_numpy() for values in rows.columns[len(_COLUMNS) :]], axis=1)
         ids: dict[str, list[str]] = {split: [] for split in splits}
         for split, row_id in zip(splits, row_ids, strict=True):

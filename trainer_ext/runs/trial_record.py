@@ -1,7 +1,7 @@
-"""What a finished trial leaves in its folder, a record and probabilities, and whether they are still what was left.
+"""Write and read what a finished trial leaves in its folder, a record and probabilities, and check them for changes.
 
-The folder is named by the record's identity, and the record has a check sum of itself and the probabilities; records
-from before have none.
+The folder is named by the record's identity, and the record has a check sum of itself and the probabilities; older
+records have none.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class _Trial(Schema, extra="ignore"):
 
 
 class _Record(Schema, extra="ignore"):
-    """What is read of a record, by whoever reads one."""
+    """The parts of a record that are read."""
 
     trial: _Trial
     settings: dict[str, Any]

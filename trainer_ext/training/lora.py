@@ -24,7 +24,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> None:
     if rank < 1:
         raise InputError(f"--lora_rank is {rank}; want at least 1")
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig, inject_adapter_in_model  # of an extra; takes seconds
     except ImportError as error:
         raise InputError("--lora_rank needs PEFT: pip install peft (or this project with the extra `lora`)") from error
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LAYERS), model)
@@ -37,7 +37,7 @@ def merge_lora(model: PreTrainedModel) -> None:
 
     Afterwards the model has its original class and size, and all its weights are trainable.
     """
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import LoraLayer  # of an extra; takes seconds
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):

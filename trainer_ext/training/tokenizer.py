@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from texts_emodeberta import beginning
 
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
+from ..recipes import DEFAULT_ACCESS, HubAccess
 from .checkpoint_source import resolve_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -21,9 +23,7 @@ def load_tokenizer(
     max_seq_length: int,
     config: PretrainedConfig,
     *,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Return a checkpoint's tokenizer, set to truncate at `max_seq_length` where truncation is asked for.
@@ -32,17 +32,17 @@ def load_tokenizer(
         name: Folder or Hub id.
         max_seq_length: Longest text, in tokens.
         config: Configuration of the model.
-        revision, cache_dir, token, trust_remote_code: As in `from_pretrained`.
+        access: How to reach the Hub, if the name is a Hub id.
+        trust_remote_code: As in `from_pretrained`.
 
     Raises:
         InputError: if there is no tokenizer, it does not fit the model's configuration, or `max_seq_length` is too
             small or too large.
     """
-    access = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    tokenizer = read_tokenizer(name, trust_remote_code=trust_remote_code, **access)
+    tokenizer = read_tokenizer(name, access, trust_remote_code=trust_remote_code)
     least = tokenizer.num_special_tokens_to_add() + 1
     if max_seq_length < least:
-        raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, for {least - 1} are no text")
+        raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, since {least - 1} are not text")
     if config.position_biased_input and max_seq_length > config.max_position_embeddings:
         raise InputError(
             f"--max_seq_length is {max_seq_length}; {name} has positions for {config.max_position_embeddings}"
@@ -57,29 +57,23 @@ def load_tokenizer(
 
 def read_tokenizer(
     name: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Return a checkpoint's tokenizer, which cuts and pads texts only where that is asked for.
 
     Args:
-        name, revision, cache_dir, token, trust_remote_code: As in [`load_tokenizer`].
+        name, access, trust_remote_code: As in [`load_tokenizer`].
 
     Raises:
         InputError: if there is no tokenizer.
     """
-    path = resolve_checkpoint(name, revision=revision, cache_dir=cache_dir, token=token)
-    access = {"cache_dir": cache_dir, "token": token}
-    if path == name:
-        access["revision"] = revision
+    path = resolve_checkpoint(name, access)
+    if path != name:
+        access = replace(access, revision=None)
     try:
         with library_quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=trust_remote_code, **{k: v for k, v in access.items() if v}
-            )
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **access.arguments())
     except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{name}: no tokenizer there ({first_line(error)}); give --tokenizer_name") from error
     if tokenizer.is_fast:  # sentence-transformers checkpoints carry a fixed length of 128 in tokenizer.json

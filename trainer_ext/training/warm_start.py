@@ -2,7 +2,7 @@
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from configuration_emodeberta import CALIBRATION, EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification
 
 from ..errors import InputError, first_line
-from ..recipes import flag
+from ..recipes import DEFAULT_ACCESS, HubAccess, flag
 from .checkpoint_source import resolve_checkpoint
 from .saved_model import check_config, reading
 
@@ -44,19 +44,19 @@ class CheckpointArguments:
     token: str | None = flag(None, "Hub token, if not the one of `hf auth login`.")
     trust_remote_code: bool = flag(False, "Run the code in the checkpoint's tokenizer. Read that code first.")
 
-    def hub_access(self) -> dict[str, Any]:
-        """Return `revision`, `cache_dir` and `token`, as keyword arguments for [`warm_start`]."""
-        return {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
+    def model_access(self) -> HubAccess:
+        """Return how to reach the checkpoint on the Hub."""
+        return HubAccess(self.model_revision, self.cache_dir, self.token)
+
+    def hub_access(self) -> HubAccess:
+        """Return how to reach anything else on the Hub: `--model_revision` applies to the checkpoint only."""
+        return HubAccess(cache_dir=self.cache_dir, token=self.token)
 
     def tokenizer_source(self) -> tuple[str, dict[str, Any]]:
-        """Return the tokenizer's name or path, and keyword arguments for `load_tokenizer`.
-
-        `--model_revision` applies to the checkpoint only, so it is not used with `--tokenizer_name`.
-        """
-        access = {**self.hub_access(), "trust_remote_code": self.trust_remote_code}
-        if self.tokenizer_name:
-            access["revision"] = None
-        return self.tokenizer_name or self.model_name_or_path, access
+        """Return the tokenizer's name or path, and keyword arguments for `load_tokenizer`."""
+        access = self.hub_access() if self.tokenizer_name else self.model_access()
+        name = self.tokenizer_name or self.model_name_or_path
+        return name, {"access": access, "trust_remote_code": self.trust_remote_code}
 
 
 logger = logging.getLogger(__name__)
@@ -118,9 +118,7 @@ def warm_start(
     model_class: type[PreTrainedModel] = EmoDebertaForSequenceClassification,
     *,
     from_scratch: bool = False,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    token: str | None = None,
+    access: HubAccess = DEFAULT_ACCESS,
     **config_overrides,
 ) -> PreTrainedModel:
     """Return a `model_class` with the weights of a checkpoint.
@@ -140,7 +138,7 @@ def warm_start(
         name_or_path: Folder or Hub id. Weights are read from safetensors only.
         model_class: `EmoDebertaForSequenceClassification`, `EmoDebertaForMaskedLM` or `EmoDebertaModel`.
         from_scratch: Use only the configuration; all weights are random (the paper's "w/o PLM" row).
-        revision, cache_dir, token: As in `from_pretrained`.
+        access: How to reach the Hub, if the name is a Hub id.
         config_overrides: Fields of `EmoDebertaConfig` to set, for example `id2label`, `pooling` or
             `relative_attention` (for a BERT-shaped checkpoint).
 
@@ -152,15 +150,14 @@ def warm_start(
         InputError: if there is no such checkpoint, its architecture is not supported, a setting is out of range, or its
             parameters do not fit. The message names them.
     """
-    hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    path = resolve_checkpoint(name_or_path, **hub)
+    path = resolve_checkpoint(name_or_path, access)
     if path != name_or_path:
-        hub["revision"] = None
-    source = _read_config(path, hub)
+        access = replace(access, revision=None)
+    source = _read_config(path, access)
     with reading(name_or_path, "its config.json does not describe a model"):
         config = _emodeberta_config(source, name_or_path, config_overrides)
     if from_scratch:
-        logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
+        logger.info(f"{name_or_path}: only the configuration is used; all weights are random")
         config.max_position_embeddings -= _first_position(source)
         with reading(name_or_path, "no model of this config.json can be made"):
             model = model_class(config)
@@ -189,7 +186,7 @@ def warm_start(
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             output_loading_info=True,
-            **hub,
+            **access.arguments(),
         )
     model._weight_conversions = None  # else `save_pretrained` would use the checkpoint's parameter names
     model.source_type = source.model_type
@@ -205,7 +202,7 @@ def warm_start(
     if source.model_type in _BERT_SHAPED:  # RoBERTa's head has our parameter names, but its label order is unknown
         others_head = "classifier.out_proj" not in model.drawn_anew
     if others_head and hasattr(model, "classifier"):
-        logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
+        logger.info(f"{name_or_path}: its labels differ; the classification head starts with random weights")
         model.classifier = type(model.classifier)(config)
         model.classifier.apply(model._init_weights)
     if first := _first_position(source):
@@ -215,33 +212,28 @@ def warm_start(
     return model
 
 
-def encoder_weights(
-    name_or_path: str, *, revision: str | None = None, cache_dir: str | None = None, token: str | None = None
-) -> float:
+def encoder_weights(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) -> float:
     """Return about how many weights the layers of a checkpoint's encoder have, from its configuration.
 
     Raises:
         InputError: if there is no such checkpoint.
     """
-    path = resolve_checkpoint(name_or_path, revision=revision, cache_dir=cache_dir, token=token)
-    config = _read_config(
-        path, {"revision": revision if path == name_or_path else None, "cache_dir": cache_dir, "token": token}
-    )
+    path = resolve_checkpoint(name_or_path, access)
+    config = _read_config(path, access if path == name_or_path else replace(access, revision=None))
     return 12 * config.num_hidden_layers * config.hidden_size**2  # attention has 4 such matrices, the rest usually 8
 
 
-def _read_config(path: str, hub: dict) -> PretrainedConfig:
+def _read_config(path: str, access: HubAccess) -> PretrainedConfig:
     if Path(path).exists() or path[0] in "./~" or path.count("/") > 1:
         file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
         if file.name != "config.json" or not file.is_file():
             raise InputError(f"{path}: no config.json there; want a checkpoint folder or a Hub id (owner/name)")
     with reading(path, "its config.json cannot be read; want that of a DeBERTa, of a BERT's relative or of ours"):
-        kwargs = {key: value for key, value in hub.items() if value is not None}
-        content, _ = PretrainedConfig.get_config_dict(path, **kwargs)
+        content, _ = PretrainedConfig.get_config_dict(path, **access.arguments())
         if content.get("model_type") == "emodeberta":
             config = EmoDebertaConfig.from_dict(content)
         else:
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False, **kwargs)
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False, **access.arguments())
         check_config(path, config)
         return config
 
@@ -321,7 +313,7 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[s
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     drawn = {_module(key, prefix) for key in new}
     if drawn:
-        logger.info(f"{name}: drawn anew: {', '.join(sorted(drawn))}")
+        logger.info(f"{name}: with random weights: {', '.join(sorted(drawn))}")
     if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
         logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
     return drawn

@@ -1,17 +1,23 @@
-"""Choose the weights to keep after training: the last ones, an average over epochs, or a mix with the old ones."""
+"""Choose the weights to keep after a training, fit temperature and thresholds, and store them with the model."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer
 
+from ..data.corpus import Corpus
+from ..evaluation.validation_fit import ValidationFit, fit_on_validation
+from ..files import write_json
 from ..training.lora import merge_lora
 from ..training.sharding import is_sharded, join_shards
 from .checkpoints import average_weights, checkpoints, mix_weights
 from .run import RunArguments
 
+# ---- Weights: the last ones, an average over epochs, or a mix with the old ones -----------------------------------
 logger = logging.getLogger(__name__)
 
 
@@ -48,3 +54,23 @@ def keep_weights(
     if pretrained:
         logger.info(f"weights: {run_args.pretrained_share:.0%} of the encoder's are the checkpoint's")
         mix_weights(trainer.model.base_model, pretrained, run_args.pretrained_share)
+
+
+# ---- Temperature and thresholds -----------------------------------------------------------------------------------
+def calibrate(
+    model: PreTrainedModel, corpus: Corpus, probabilities: dict[str, np.ndarray], run_args: RunArguments
+) -> tuple[ValidationFit, dict[str, np.ndarray]]:
+    """Do what [`fit_on_validation`] does if `--calibrate` says so, and set it in the model's configuration."""
+    if not run_args.calibrate:
+        return ValidationFit(), probabilities
+    fit, probabilities = fit_on_validation(corpus, probabilities, run_args.target_accuracy)
+    for name, value in fit.settings().items():
+        setattr(model.config, name, value)
+    return fit, probabilities
+
+
+def add_to_config(saved: Path, folder: Path, fit: ValidationFit) -> None:
+    """Write the config.json of a saved model again, into another folder, with what was fitted since it was saved."""
+    if fit.settings():
+        config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / "config.json", config | fit.settings())

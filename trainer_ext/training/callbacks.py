@@ -1,10 +1,15 @@
-"""What a training does at each evaluation: log one line for people, and stop early."""
+"""Watch a training: log one line per evaluation, stop early or when it diverges, and return freed memory."""
 
+import ctypes
 import logging
+import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import pyarrow
+import torch
 from datasets import disable_progress_bars
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,6 +17,10 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
+from ..child_tuning import local_part
+from ..errors import ProcessError
+
+# ---- Lines for people, and stopping early -------------------------------------------------------------------------
 logger = logging.getLogger(__name__)
 _COLUMNS = ("epoch", "training loss", "validation loss", "macro F1", "minutes left")
 _WIDTHS = (10, *(len(name) + 2 for name in _COLUMNS[1:]))
@@ -43,7 +52,7 @@ class StopEarly(TrainerCallback):
     Macro F1 or the loss must improve. With few rows, or where a row may have several classes, macro F1 may stay the
     same in the first epochs while the loss falls. Everything is read from the trainer's log, which checkpoints have.
     So a resumed training stops where an uninterrupted one does. The library's `EarlyStoppingCallback` watches one
-    figure, and counts anew when a training resumes.
+    figure, and starts counting again when a training resumes.
 
     Args:
         patience: Number of evaluations without improvement.
@@ -87,7 +96,7 @@ class EpochLines(TrainerCallback):
         if self._pending:
             self._show(state, {})
         if control.should_training_stop and state.global_step < state.max_steps:
-            _log("stopped early, for validation did not improve")
+            _log("stopped early, because validation did not improve")
         if args.load_best_model_at_end and state.best_global_step:
             epoch = state.epoch * state.best_global_step / state.global_step
             _log(f"kept: epoch {epoch:.4g}, with macro F1 {state.best_metric:.4f} on validation")
@@ -126,3 +135,96 @@ def _figure(value: float | None, digits: int) -> str:
 def _log(line: str) -> None:
     with tqdm.external_write_mode(file=sys.stderr):  # clears the bars meanwhile
         logger.info(line)
+
+
+# ---- Divergence ---------------------------------------------------------------------------------------------------
+class StopIfDiverged(TrainerCallback):
+    """A callback that stops the training when the loss, the logits or the weights are not finite.
+
+    Weights are checked before each save and at the end of training. Then the last batch is read once more, because its
+    loss was that of the weights before the last step.
+
+    Raises:
+        ProcessError: if one of them is not finite.
+    """
+
+    def __init__(self):
+        self._watched: Any = None
+        self._when = "before the first step"
+        self._last_batch: tuple[tuple, dict] | None = None
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        state.compute_steps(args, state.max_steps)  # from this run's flags, not from those saved in a checkpoint
+        if self._watched is None:
+            self._watched = model.register_forward_hook(self._check_output, with_kwargs=True)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._when = f"step {state.global_step + 1}, --learning_rate {args.learning_rate:g}"
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save:
+            self._check_weights(model)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save:
+            self._check_weights(model)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self._check_weights(model)
+        if self._last_batch is not None:
+            (positional, named), self._last_batch = self._last_batch, None
+            model.eval()
+            with torch.no_grad():
+                model(*positional, **named)
+
+    def _check_output(self, module: torch.nn.Module, positional: tuple, named: dict, output: Any) -> None:
+        """Check the first entry of a model's output: the loss, or the logits where there is no loss."""
+        if module.training:
+            self._last_batch = positional, named
+        first = next(iter(output.values() if isinstance(output, Mapping) else output), None)
+        if isinstance(first, torch.Tensor) and not torch.isfinite(first).all():
+            self._stop("its loss is" if first.dim() == 0 else "logits are")
+
+    def _check_weights(self, model: torch.nn.Module) -> None:
+        if not all(bool(torch.isfinite(local_part(weight.detach())).all()) for weight in model.parameters()):
+            self._stop("weights are")
+
+    def _stop(self, what: str) -> None:
+        raise ProcessError(
+            f"the training diverged: {what} not finite ({self._when}); nothing is published; want a lower rate (with "
+            "--overwrite_output_dir, where there are checkpoints), or finite weights to start from"
+        )
+
+
+# ---- Memory of long streams ---------------------------------------------------------------------------------------
+_M_ARENA_MAX = -8  # malloc.h
+
+
+class ReturnMemory(TrainerCallback):
+    """A callback that keeps memory use flat over a long stream.
+
+    Without it, the process grows for hours, because freed blocks leave gaps that new rows do not fit. Three things
+    help:
+
+    - Every five seconds, unused pages of pyarrow's and glibc's allocators go back to the system.
+    - All threads share two arenas of glibc, instead of eight per core, so there are fewer gaps.
+    - oneDNN caches code for the last 16 shapes instead of 1,024, since nearly every batch has a new shape.
+
+    oneDNN reads its setting at its first use, so create this callback before any computation. With another C library
+    than glibc, only pyarrow's pages go back.
+    """
+
+    def __init__(self):
+        library = ctypes.CDLL(None) if os.name == "posix" else None
+        self._trim = getattr(library, "malloc_trim", None)
+        if self._trim is not None:
+            library.mallopt(_M_ARENA_MAX, 2)
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+        self._last = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if time.monotonic() - self._last > 5:
+            pyarrow.default_memory_pool().release_unused()
+            if self._trim is not None:
+                self._trim(0)
+            self._last = time.monotonic()
