@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.bench_step_parts import XXLARGE
 from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
@@ -31,7 +32,6 @@ WARM_UP_STEPS, TIMED_STEPS = 3, 10
 VOCABULARY = 128_100
 WIDTHS, DEPTHS, LENGTHS = (384, 768), (2, 4), (128, 512)
 HEAD_WIDTH = 64
-XXLARGE = {"hidden_size": 1536, "num_hidden_layers": 48, "conv_kernel_size": 3, "conv_act": "gelu"}
 # Recipe, its sizes, texts a step, length, LoRA's rank, activation checkpointing.
 MODELS = {
     "DeBERTa-v3-base": ("deberta_v3_base", {"hidden_size": 768, "num_hidden_layers": 12}, 16, 256, None, False),
