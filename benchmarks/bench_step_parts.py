@@ -34,6 +34,23 @@ SHAPES = {
 LENGTH = 512
 PARTS = ["forward", "backward", "clipping", "masking", "optimizer"]
 P, CLIP = 0.3, 1e-6
+# Bytes that a step moves for each weight, float32 weights under bf16 autocast with activation checkpointing: `layers`
+# only for weights of the layers, `all` for every one.
+BYTES = {
+    # Read the weight and write its bf16 copy, read this for the product.
+    "forward": {"layers": 4 + 2 + 2, "all": 0},
+    # The same for the forward pass that checkpointing repeats; read the copy for the states' gradient, write the
+    # weight's in bf16, read it and write it in float32.
+    "backward": {"layers": 4 + 2 + 2 + 2 + 2 + 2 + 4, "all": 0},
+    # Read for the norm; read and write to scale.
+    "clipping": {"layers": 0, "all": 4 + 4 + 4},
+    # Draw 16 bits, read them and write a mask of bytes, widen it to integers, multiply by it, divide.
+    "masking": {"layers": 0, "all": 2 + 2 + 1 + 1 + 4 + 4 + 4 + 4 + 4 + 4},
+    # Read weight, gradient and two moments; write weight and moments.
+    "optimizer": {"layers": 0, "all": 16 + 12},
+}
+# An H200's data sheet: bytes a second, and bf16 operations a second of dense matrix products.
+PEAK_BYTES, PEAK_OPERATIONS = 4.8e12, 989e12
 WARM_UPS, ROUNDS = {"cuda": 3, "cpu": 0}, {"cuda": 5, "cpu": 1}
 
 
@@ -123,7 +140,24 @@ def show(name: str, found: dict) -> None:
         print(f"  {part:10} {row['milliseconds']:.1f} ms{busy}", flush=True)
 
 
-# ---- Without a GPU --------------------------------------------------------------------------------------------------
+# ---- Without a GPU: arithmetic ---------------------------------------------------------------------------------------
+def least_milliseconds(weights: int, of_layers: int, tokens: int) -> dict[str, float]:
+    """Return what each part takes at the peak of an H200, if it moved its bytes and then multiplied.
+
+    Args:
+        weights, of_layers: Number of all weights, and of those in the layers.
+        tokens: Tokens of a step. Each needs 2 operations a weight of the layers in a forward pass, which checkpointing
+            repeats, and 4 in the backward pass.
+    """
+    passes = {"forward": 2, "backward": 2 + 4}
+    return {
+        part: 1e3 * (moved["layers"] * of_layers + moved["all"] * weights) / PEAK_BYTES
+        + 1e3 * passes.get(part, 0) * of_layers * tokens / PEAK_OPERATIONS
+        for part, moved in BYTES.items()
+    }
+
+
+# ---- Without a GPU: operations ---------------------------------------------------------------------------------------
 class Operations(TorchDispatchMode):
     """A counter of the operations that would start a kernel: all but views and allocations."""
 

@@ -1,7 +1,9 @@
 """The comparison on a GPU, at tiny sizes on a CPU: every cell runs, and a side that differs is shown without a time."""
 
 import json
+from types import SimpleNamespace
 
+import conftest
 import pytest
 import torch
 from support import call
@@ -9,6 +11,7 @@ from support import call
 from attention_emodeberta import EmoDebertaSelfAttention
 from benchmarks import __main__ as benchmarks
 from benchmarks import bench_gpu, sides
+from docs.generate.performance import on_gpus, side_of_cell
 
 CPU = torch.device("cpu")
 
@@ -26,6 +29,10 @@ def test_the_comparison_runs_from_start_to_end(monkeypatch, tmp_path):
     assert encoder["forward_backward"]["milliseconds"] > 0
     for name in ("training step, mlm, tiny", "strings to labels, tiny"):
         assert all(found["milliseconds"] > 0 for found in cells[name]["sides"].values()), name
+    shown = "\n".join(on_gpus(path.parent))
+    for name, cell in cells.items():
+        assert f"| {name} | " in shown or f"{name}: " in shown, name
+        assert all("failed" not in side_of_cell(found) for found in cell.get("sides", {}).values())
 
 
 def test_a_side_that_differs_has_no_time(monkeypatch):
@@ -51,3 +58,10 @@ def test_without_a_gpu_one_line_says_so(capsys):
     with pytest.raises(SystemExit):
         call(benchmarks.main, "--parts", "gpu")
     assert "torch finds no CUDA device here; --parts gpu --device cpu" in capsys.readouterr().err
+
+
+def test_tests_for_the_gpu_alone_are_refused_in_one_line_without_one():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(pytest.UsageError, match="no CUDA device here, so no test of the GPU can run"):
+        conftest.pytest_configure(SimpleNamespace(option=SimpleNamespace(markexpr="gpu")))
