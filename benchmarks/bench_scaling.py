@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.bench_step_parts import XXLARGE
 from benchmarks.measure import DEBERTA, ROOT, Results, machine, measures_memory, peak_bytes
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
@@ -31,13 +32,12 @@ WARM_UP_STEPS, TIMED_STEPS = 3, 10
 VOCABULARY = 128_100
 WIDTHS, DEPTHS, LENGTHS = (384, 768), (2, 4), (128, 512)
 HEAD_WIDTH = 64
-XXLARGE = {"hidden_size": 1536, "num_hidden_layers": 48, "conv_kernel_size": 3, "conv_act": "gelu"}
 # Recipe, its sizes, texts a step, length, LoRA's rank, activation checkpointing.
 MODELS = {
     "DeBERTa-v3-base": ("deberta_v3_base", {"hidden_size": 768, "num_hidden_layers": 12}, 16, 256, None, False),
     "DeBERTa-v3-large": ("deberta_v3_large", {"hidden_size": 1024, "num_hidden_layers": 24}, 8, 256, None, False),
     "DeBERTa-v2-xxlarge": ("paper_xxlarge", XXLARGE, 1, 512, None, True),
-    "DeBERTa-v2-xxlarge, LoRA": ("xxlarge_lora", XXLARGE, 4, 256, 16, True),
+    "DeBERTa-v2-xxlarge, LoRA": ("xxlarge_lora", XXLARGE, 16, 256, 16, True),
 }
 ESSAYS, ESSAY_TOKENS = 1860, 99  # WASSA's training set, MiniLM's tokens
 GPU_TERAFLOPS = 40  # what a GPU of 24 GB may reach in bf16, about a quarter of its peak: an assumption
@@ -179,6 +179,7 @@ def plan(name: str, coefficients: dict) -> dict[str, float]:
     flop = ESSAYS * ESSAY_TOKENS * encoder * (8 if checkpointing else 6)
     return {
         "parameters": everything,
+        "of_layers": encoder,
         "trained": trained,
         "weights": 4 * everything / 1e9,
         "bf16_weights": 2 * everything / 1e9,

@@ -21,8 +21,15 @@ from transformers import AutoTokenizer, BertConfig, BertModel, DebertaV2Config, 
 
 import run_classify as script
 
+# Where tests that have this fixture run: on a GPU, too, if there is one. `make test-gpu` chooses these by their mark.
+DEVICES = ["cpu", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+
 
 def pytest_configure(config):
+    if config.option.markexpr == "gpu" and not torch.cuda.is_available():
+        raise pytest.UsageError(
+            "torch finds no CUDA device here, so no test of the GPU can run; make test runs the rest"
+        )
     for version in ("", "_3", "_4"):
         config.addinivalue_line("markers", f"flash_attn{version}_test: of the library's own tests")
     for name in ("accelerate_tests", "torch_compile_test", "slow"):
@@ -42,6 +49,14 @@ def forked_trainings():
     """Trainings that a driver in this process starts take a second instead of ten."""
     with forked.trainings():
         yield
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch) -> torch.device:
+    """The CPU, then the GPU; there, convolutions are in full float32, as matrix products are by default."""
+    if request.param == "cuda":
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

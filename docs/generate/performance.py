@@ -29,7 +29,56 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         for part in PARTS:
             lines += part(content)
         lines += plot_links(content, slug(source))
-    return {"machines": lines}
+    return {"machines": lines, "gpu": on_gpus(folder / "bench")}
+
+
+def on_gpus(folder: Path) -> list[str]:
+    """Return the comparison on every GPU that ran it (benchmarks/bench_gpu.py)."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cells = {name: cell for name, cell in content.items() if "sides" in cell}
+        if cells:
+            lines += on_gpu(content, cells, path.name)
+    return lines or ["No GPU has run this comparison yet."]
+
+
+def on_gpu(content: dict[str, dict], cells: dict[str, dict], source: str) -> list[str]:
+    """Return one GPU's tables: every cell by side, and the parts of a step."""
+    (one, *_) = cells.values()
+    machine, sides = one["settings"]["machine"], one["settings"]["sides"]
+    rows = [[name, *(side_of_cell(cell["sides"].get(side)) for side in sides)] for name, cell in cells.items()]
+    lines = [
+        f"### {machine['name']}\n",
+        f"torch {machine['torch']}; [`results/bench/{source}`](../results/bench/{source}).\n",
+        *table(["cell", *sides], rows),
+        "",
+        *(f"Left out: {side}: {reason}." for side, reason in one["settings"]["left_out"].items()),
+    ]
+    for name, cell in content.items():
+        if "parts" in cell:
+            header = ["part", "ms", "of these, kernels run", "kernels"]
+            keys = ("milliseconds", "busy_milliseconds", "kernels")
+            parts = [[part, *(row.get(key, "–") for key in keys)] for part, row in cell["parts"].items()]
+            lines += ["", f"{name}: {cell['milliseconds']:.1f} ms, {cell['texts']} × {cell['length']}:", ""]
+            lines += table(header, parts)
+        if "masking_alone" in cell:
+            shares = ", ".join(f"{side} {share:.1%}" for side, share in cell["masking_alone"].items())
+            lines += ["", f"{name}: masking alone, of a plain step: {shares}."]
+    return lines
+
+
+def side_of_cell(found: dict | None) -> str:
+    """Return a side's milliseconds, forward and with backward, its ratio to the library and its peak memory."""
+    ways = [found.get(way, {}) for way in PASSES] if found and "forward" in found else [found or {}]
+    if found is None:
+        return "–"
+    if any("milliseconds" not in way for way in ways):
+        return "failed"
+    last = ways[-1]
+    memory = f", {last['peak_megabytes']:,} MB" if "peak_megabytes" in last else ""
+    spent = " / ".join(f"{way['milliseconds']:.1f}" for way in ways)
+    return f"{spent} ({last['ratio']:.2f}×{memory})" if "ratio" in last else spent
 
 
 def plots(folder: Path, target: Path) -> dict[Path, str]:

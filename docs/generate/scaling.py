@@ -13,8 +13,10 @@ from benchmarks.bench_scaling import (
     WARM_UP_STEPS,
     plan,
 )
+from benchmarks.bench_step_parts import LENGTH, PARTS, least_milliseconds
 from docs.generate.blocks import table
 
+WITHOUT = f"1 x {LENGTH}, without checkpointing"
 SIZES = ("weights", "bf16_weights", "gradients_and_optimizer", "activations")
 
 
@@ -27,6 +29,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "layers": layers(measured),
         "plan": plan_table(plans),
         "two-gpus": two_gpus(plans["DeBERTa-v2-xxlarge"]),
+        "parts": parts(folder, contents, plans["DeBERTa-v2-xxlarge"]),
         "steps": [line for source, content in contents.items() for line in steps(source, content, plans)],
     }
 
@@ -76,6 +79,36 @@ def two_gpus(found: dict) -> list[str]:
     return table(["DeBERTa-v2-xxlarge on two GPUs", "gigabytes per GPU"], rows)
 
 
+def parts(folder: Path, contents: dict[str, dict], found: dict) -> list[str]:
+    """Return what a step of xxlarge needs by arithmetic and by counting, next to the measured one."""
+    counts = json.loads((folder / "bench" / "operations.json").read_text(encoding="utf-8"))
+    one, eight, whole = (counts[f"xxlarge, {name}"] for name in (f"1 x {LENGTH}", f"8 x {LENGTH}", WITHOUT))
+    least = least_milliseconds(found["parameters"], found["of_layers"], LENGTH)
+    rows = [[part, f"{least[part]:.1f}", *(f"{row['operations'][part]:,}" for row in (one, eight))] for part in PARTS]
+    total = sum(one["operations"].values())
+    rows.append(["sum", f"{sum(least.values()):.1f}", f"{total:,}", f"{sum(eight['operations'].values()):,}"])
+    lines = table(["part", "ms at the peak", f"operations, 1 × {LENGTH}", f"operations, 8 × {LENGTH}"], rows)
+    for content in contents.values():
+        measured = content.get("steps, DeBERTa-v2-xxlarge")
+        if measured:
+            spent = 1e3 * measured["seconds_a_step"]
+            lines += [
+                "",
+                f"{measured['settings']['machine']['name']}, 1 × {LENGTH}: {spent:.0f} ms measured. "
+                f"{sum(least.values()) / spent:.0%} of it is what the work takes at the card's peak. Divided by the "
+                f"operations, it is {1e3 * spent / total:.0f} µs each.",
+            ]
+    saved = one["operations"]["backward"] - whole["operations"]["backward"]
+    blocks = sum(one["operations"][part] - eight["operations"][part] for part in ("forward", "backward"))
+    return [
+        *lines,
+        "",
+        f"Of the {total:,} operations with one text, {blocks:,} come from working in blocks of positions. Without "
+        f"activation checkpointing there are {saved:,} fewer. Counted by `{one['command']}`, torch "
+        f"{one['settings']['torch']}.",
+    ]
+
+
 def steps(source: str, content: dict, plans: dict[str, dict]) -> list[str]:
     """Return what the models' own steps took on a GPU, next to the plan; nothing if the file has none."""
     found = {name: content[f"steps, {name}"] for name in MODELS if f"steps, {name}" in content}
@@ -87,7 +120,8 @@ def steps(source: str, content: dict, plans: dict[str, dict]) -> list[str]:
         [
             name,
             row["batch"].replace("x", "×"),
-            f"{total(plans[name]):.1f}",
+            # A recipe may have changed since.
+            f"{total(plans[name]):.1f}" if row["batch"].startswith(f"{MODELS[name][2]} x ") else "–",
             row["peak_gigabytes"],
             row["reserved_gigabytes"],
             f"{row['seconds_a_step']:.2f}",

@@ -306,7 +306,7 @@ print(json.dumps({{
     assert one["disagreement"] == sum(m["label"] != one["label"] for m in one["members"].values()) / 3
 
 
-def test_an_ensemble_saves_and_loads(fused, tmp_path):
+def test_an_ensemble_saves_and_loads(fused, tmp_path, device):
     folder, _ = fused
     model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(folder / "all")
     model.save_pretrained(tmp_path)
@@ -316,6 +316,16 @@ def test_an_ensemble_saves_and_loads(fused, tmp_path):
         assert torch.equal(again.state_dict()[name], value)
     with pytest.raises(ValueError, match="no input_ids_1: the members use 2 tokenizers"):
         model(input_ids=torch.tensor([[1, 5, 2]]))
+
+    ids, mask = torch.tensor([[1, 5, 9, 2], [1, 7, 2, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    inputs = {"input_ids": ids, "attention_mask": mask, "input_ids_1": ids, "attention_mask_1": mask}
+    inputs = {name: values.to(device) for name, values in inputs.items()}
+    with torch.no_grad():
+        want = model.eval()(**{name: values.cpu() for name, values in inputs.items()}, output_member_logits=True)
+        for dtype, within in ((torch.float32, 1e-5), *([(torch.float16, 2e-2)] if device.type == "cuda" else [])):
+            found = again.to(device, dtype).eval()(**inputs, output_member_logits=True)
+            torch.testing.assert_close(found.logits.cpu(), want.logits, atol=within, rtol=within)
+            torch.testing.assert_close(found.member_logits.cpu(), want.member_logits, atol=within, rtol=within)
 
 
 def test_a_pipeline_saves_every_tokenizer_of_an_ensemble(fused, tmp_path, python_without_project):

@@ -35,7 +35,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LENGTHS = [1, 2, 7, 41, 300]
 
 
-def both(options: dict, kind=EmoDebertaModel, seed: int = 0, **more):
+def both(options: dict, kind=EmoDebertaModel, seed: int = 0, device="cpu", **more):
     """The same model twice, eager and sdpa, with weights large enough for attention to matter."""
     models = []
     for implementation in ("eager", "sdpa"):
@@ -49,18 +49,23 @@ def both(options: dict, kind=EmoDebertaModel, seed: int = 0, **more):
                     parameter.copy_(
                         torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) / 4
                     )
-        models.append(model)
+        models.append(model.to(device))
     models[1].load_state_dict(models[0].state_dict())
     return models
 
 
-def padded_batch(length: int) -> dict[str, torch.Tensor]:
+def padded_batch(length: int, device="cpu") -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(5, 600, (3, length), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, max(1, length // 2) :] = 0
     mask[2, max(1, length - 1) :] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def random_weights(states: torch.Tensor) -> torch.Tensor:
+    """The same ones on every device."""
+    return torch.randn(states.shape, dtype=states.dtype, generator=torch.Generator().manual_seed(1)).to(states.device)
 
 
 def test_default_is_sdpa():
@@ -103,17 +108,16 @@ def test_a_model_without_a_position_bias_has_no_parameter_for_it():
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_hidden_states_and_gradients_are_the_librarys(name, length):
-    batch = padded_batch(length)
+def test_hidden_states_and_gradients_are_the_librarys(name, length, device):
+    batch = padded_batch(length, device)
     kept = batch["attention_mask"].bool()
     found = []
-    for model in both(OPTIONS[name] | NO_DROPOUT):
+    for model in both(OPTIONS[name] | NO_DROPOUT, device=device):
         with torch.no_grad():
             inference = model.eval()(**batch, output_hidden_states=True).hidden_states
         model.train()
         outputs = model(**batch)
-        weights = torch.randn(outputs.last_hidden_state.shape, generator=torch.Generator().manual_seed(1))
-        (outputs.last_hidden_state * weights)[kept].sum().backward()
+        (outputs.last_hidden_state * random_weights(outputs.last_hidden_state))[kept].sum().backward()
         gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
         found.append((inference, outputs.last_hidden_state, outputs.pooler_output, gradients))
     eager, ours = found
@@ -153,9 +157,9 @@ def test_a_text_without_tokens_gives_no_nan():
 
 @pytest.mark.parametrize("name", ["v3", "position bias, c2p and p2c"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_lower_precision_stays_close(dtype, name):
-    eager, ours = both(OPTIONS[name], EmoDebertaForSequenceClassification, num_labels=3)
-    batch = padded_batch(41)
+def test_lower_precision_stays_close(dtype, name, device):
+    eager, ours = both(OPTIONS[name], EmoDebertaForSequenceClassification, device=device, num_labels=3)
+    batch = padded_batch(41, device)
     with torch.no_grad():
         want = eager.eval()(**batch).logits
         got = ours.eval().to(dtype)(**batch).logits
@@ -166,23 +170,23 @@ def test_lower_precision_stays_close(dtype, name):
 
 @pytest.mark.parametrize("implementation", [0, 1], ids=["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
-def test_gradient_checkpointing_agrees(name, implementation):
-    batch, gradients = padded_batch(20), []
+def test_gradient_checkpointing_agrees(name, implementation, device):
+    batch, gradients = padded_batch(20, device), []
     for checkpointing in (False, True):
-        model = both(OPTIONS[name] | NO_DROPOUT)[implementation]
+        model = both(OPTIONS[name] | NO_DROPOUT, device=device)[implementation]
         if checkpointing:
             model.activation_checkpointing_enable()
         states = model.train()(**batch).last_hidden_state
-        (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        (states * random_weights(states)).sum().backward()
         gradients.append({key: p.grad for key, p in model.encoder.named_parameters() if "layer." not in key})
     assert gradients[0]
     torch.testing.assert_close(*gradients)
 
 
-def test_dropout_reaches_the_attention():
+def test_dropout_reaches_the_attention(device):
     options = TINY | NO_DROPOUT | {"attention_probs_dropout_prob": 0.5}
-    _, ours = both(options)
-    batch = padded_batch(20)
+    _, ours = both(options, device=device)
+    batch = padded_batch(20, device)
     first, second = (ours.train()(**batch).last_hidden_state for _ in range(2))
     assert not torch.equal(first, second)
 
@@ -200,9 +204,9 @@ def test_it_compiles(name):
 
 
 @pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
-def test_any_mask_is_exact_and_texts_may_be_empty(name):
+def test_any_mask_is_exact_and_texts_may_be_empty(name, device):
     """Padding before, after and between tokens, texts of one token and of none, in groups of several texts."""
-    eager, ours = both(OPTIONS[name] | NO_DROPOUT)
+    eager, ours = both(OPTIONS[name] | NO_DROPOUT, device=device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 600, (40, 100), generator=generator)
     mask = (torch.rand(40, 100, generator=generator) < 0.7).long()
@@ -210,11 +214,11 @@ def test_any_mask_is_exact_and_texts_may_be_empty(name):
     mask[20:30] = torch.eye(100, dtype=torch.long)[5:15]
     mask[30] = 0
     mask[31:] = 1
+    ids, mask = ids.to(device), mask.to(device)
     kept, gradients = mask.bool(), []
     for model in (eager, ours):
         states = model.train()(ids, mask).last_hidden_state
-        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
-        (states * weights)[kept].sum().backward()
+        (states * random_weights(states))[kept].sum().backward()
         gradients.append((states, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(gradients[1][0][kept], gradients[0][0][kept], atol=1e-5, rtol=0)
     for key, want in gradients[0][1].items():
@@ -222,9 +226,9 @@ def test_any_mask_is_exact_and_texts_may_be_empty(name):
 
 
 @pytest.mark.parametrize("change", ["in place", "new parameter", "load_state_dict", "dtype", "embedding", "bias"])
-def test_kept_projections_follow_the_weights(change):
-    eager, ours = both(OPTIONS["position bias, c2p and p2c"] if change == "bias" else TINY)
-    batch = padded_batch(9)
+def test_kept_projections_follow_the_weights(change, device):
+    eager, ours = both(OPTIONS["position bias, c2p and p2c"] if change == "bias" else TINY, device=device)
+    batch = padded_batch(9, device)
     with torch.no_grad():
         before = ours.eval()(**batch)[0]
         assert torch.equal(ours(**batch)[0], before)
@@ -341,8 +345,8 @@ def test_a_second_derivative_is_eagers_alone():
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_keeps_the_mean_and_the_share(p, dtype):
-    states = torch.ones(101, 999, dtype=dtype)
+def test_dropout_keeps_the_mean_and_the_share(p, dtype, device):
+    states = torch.ones(101, 999, dtype=dtype, device=device)
     dropout = Dropout(p)
     found = dropout(states)
     assert found.dtype == dtype
@@ -354,13 +358,13 @@ def test_dropout_keeps_the_mean_and_the_share(p, dtype):
 
 
 @pytest.mark.parametrize("name", ["v3", "no relative attention", "position bias", "position bias, c2p and p2c"])
-def test_the_gradient_under_dropout_is_the_derivative(name):
+def test_the_gradient_under_dropout_is_the_derivative(name, device):
     """Directional derivative in float64, the same masks drawn for each evaluation."""
     options = OPTIONS[name] | {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.3}
-    _, ours = both(options)
+    _, ours = both(options, device=device)
     ours.double().train()
-    batch = padded_batch(41)
-    weights = torch.randn(3, 41, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    batch = padded_batch(41, device)
+    weights = random_weights(torch.empty(3, 41, 32, dtype=torch.float64, device=device))
 
     def loss():
         torch.manual_seed(5)
@@ -382,16 +386,17 @@ def test_the_gradient_under_dropout_is_the_derivative(name):
 
 
 @pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
-def test_autocast_trains_in_bf16_close_to_float32(name):
-    _, ours = both(OPTIONS[name] | NO_DROPOUT)
-    batch, found = padded_batch(41), []
-    for enabled in (False, True):
+def test_autocast_trains_close_to_float32(name, device):
+    """In bf16, and on a GPU in float16, too."""
+    _, ours = both(OPTIONS[name] | NO_DROPOUT, device=device)
+    batch, found = padded_batch(41, device), []
+    for dtype in (None, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])):
         ours.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
             states = ours.train()(**batch).last_hidden_state
-        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
-        (states * weights).sum().backward()
+        (states.float() * random_weights(states.float())).sum().backward()
         found.append({name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
-    for key, want in found[0].items():
-        assert found[1][key].dtype == torch.float32
-        assert (found[1][key] - want).norm() < 0.1 * want.norm().clamp(min=1), key
+    for lower in found[1:]:
+        for key, want in found[0].items():
+            assert lower[key].dtype == torch.float32
+            assert (lower[key] - want).norm() < 0.1 * want.norm().clamp(min=1), key

@@ -49,7 +49,7 @@ from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 
 @pytest.fixture
-def pair(batch):
+def pair(batch, device):
     """The library's model and ours with its weights, and a batch with labels; padding stands in it."""
     torch.manual_seed(0)
     options = TINY | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -58,7 +58,8 @@ def pair(batch):
     assert ours.state_dict().keys() == library.state_dict().keys()
     ours.load_state_dict(library.state_dict())
     chosen = (torch.rand(batch["input_ids"].shape) < 0.3) & batch["attention_mask"].bool()
-    return library, ours, batch | {"labels": batch["input_ids"].where(chosen, -100)}
+    batch = batch | {"labels": batch["input_ids"].where(chosen, -100)}
+    return library.to(device), ours.to(device), {name: values.to(device) for name, values in batch.items()}
 
 
 @pytest.mark.parametrize("full_logits", [False, True])
@@ -75,6 +76,21 @@ def test_loss_and_gradients_are_the_librarys(pair, full_logits):
     for name, parameter in ours.named_parameters():
         scale = theirs[name].grad.abs().max().clamp(min=1e-8)
         assert (parameter.grad - theirs[name].grad).abs().max() < 1e-5 * scale + 1e-9, name
+
+
+def test_lower_precision_trains_close_to_float32(pair, device):
+    """In bf16, and on a GPU in float16, too."""
+    _, ours, batch = pair
+    found = []
+    for dtype in (None, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])):
+        ours.zero_grad()
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss = ours.train()(**batch).loss
+        loss.backward()
+        found.append((loss.item(), ours.deberta.embeddings.word_embeddings.weight.grad))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-2)
+        assert (gradient - found[0][1]).norm() < 0.1 * found[0][1].norm()
 
 
 def test_without_labels_every_token_has_logits(pair):
@@ -137,7 +153,7 @@ def test_the_heads_bias_follows_the_vocabulary(pair, size, tmp_path):
         before = ours.eval()(**batch).logits
         ours.resize_token_embeddings(size)
         ours.save_pretrained(tmp_path)
-        for model in (ours, EmoDebertaForMaskedLM.from_pretrained(tmp_path)):
+        for model in (ours, EmoDebertaForMaskedLM.from_pretrained(tmp_path).to(ours.device)):
             found = model.eval()(**batch).logits
             assert found.shape[-1] == len(model.lm_predictions.lm_head.bias) == model.config.vocab_size == size
             torch.testing.assert_close(found[..., :590], before[..., :590])
