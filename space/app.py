@@ -27,6 +27,7 @@ from pathlib import Path
 from threading import Thread
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # calls whose times Gradio remembers; 10,000 by default
 # PyTorch and oneDNN remember the last 1,024 shapes, a megabyte each. Batches of texts rarely have the same shape twice.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "8")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")
@@ -83,9 +84,9 @@ def endpoints(classifier: Classifier) -> list[Callable[..., Awaitable]]:
             text: Up to 20,000 characters.
 
         Returns:
-            label, score, sure (score is not under the Space's threshold), scores by label, tokens; of an ensemble
-            members and disagreement; note of a long text; warning if the model does not know most of the text. A text
-            that cannot be classified: error, in words, alone.
+            label, score, sure, scores by label, tokens; of an ensemble members and disagreement; note of a long text;
+            warning if the model does not know most of the text. It is sure if the score is not under the Space's
+            threshold and there is no warning. A text that cannot be classified: error, in words, alone.
         """
         if classifier.waiting >= MAX_WAITING:
             return {"error": "Too many callers are waiting. Please try again in a minute."}
@@ -224,7 +225,8 @@ def page_of(classifier: Classifier) -> str:
         "several": classifier.several,
         "abstainBelow": classifier.abstain_below,
         "thresholds": [*classifier.thresholds.values()],
-        "examples": EXAMPLES,
+        "examples": EXAMPLES if "en" in classifier.languages or not classifier.languages else [],
+        "languages": classifier.languages,
         "maxCharacters": MAX_CHARACTERS,
         "maxRows": MAX_ROWS,
         "card": f"https://huggingface.co/{classifier.name}" if is_on_hub else None,

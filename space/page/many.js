@@ -57,6 +57,7 @@ $("classify").addEventListener("click", () =>
       text: cells[at].replace(/^'(?=\s*[=+\-@＝＋－＠])/, ""), // table.py's apostrophe is for spreadsheets
       label: cells[own],
       score: Number(cells[own + 1]),
+      known: cells[own + 2] === "yes" || Number(cells[own + 1]) < settings.abstainBelow, // else the text has a warning
       note: cells.at(-2),
       error: cells.at(-1),
       scores: settings.labels.map((_, position) => Number(cells[own + 3 + position])),
@@ -81,16 +82,16 @@ function parse(csv) {
 
 function table() {
   const good = rows.filter(({ error }) => !error);
-  const doubtful = good.filter(({ score }) => score < bar());
+  const doubtful = good.filter(isDoubtful);
   const has = (row, index) => (settings.several ? row.scores[index] >= settings.thresholds[index] || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
   const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
   const failed = rows.length - good.length;
-  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
+  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())}${good.every(({ known }) => known) ? "" : ", or not known to the model"})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
   $("shares").replaceChildren(...bars(shares.sort((a, b) => b[1] - a[1])));
   const compare = { number: (a, b) => a.number - b.number, label: (a, b) => a.label.localeCompare(b.label), score: (a, b) => a.score - b.score, text: (a, b) => a.text.localeCompare(b.text) }[sorted.by];
-  const listed = rows.filter((row) => !$("unsure").checked || row.error || row.score < bar()).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
-  const head = [["label", "Label"], ["score", "Probability"], ["text", "Text"]].map(([by, name]) => {
-    const button = make("button", {}, name, make("span", { ariaHidden: "true" }, sorted.by === by ? (sorted.down ? " ▼" : " ▲") : ""));
+  const listed = rows.filter((row) => !$("unsure").checked || row.error || isDoubtful(row)).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
+  const head = [["label", "Label"], ["score", "Prob."], ["text", "Text"]].map(([by, name]) => {
+    const button = make("button", by === "score" ? { ariaLabel: "Prob. (probability)" } : {}, name, make("span", { ariaHidden: "true" }, sorted.by === by ? (sorted.down ? " ▼" : " ▲") : ""));
     button.addEventListener("click", () => {
       sorted = { by, down: sorted.by === by ? !sorted.down : by === "score" };
       table();
@@ -105,8 +106,11 @@ function table() {
   $("further").hidden = listed.length <= shown;
 }
 
-function line({ label, score, text, note, error }) {
-  const doubtful = !error && score < bar();
+const isDoubtful = ({ error, known, score }) => !error && (!known || score < bar());
+
+function line(row) {
+  const { label, score, text, note, error, known } = row;
+  const doubtful = isDoubtful(row);
   const look = doubtful ? unsure : looks.get(label);
   const first = error ? make("span", { className: "error" }, "error") : colored(make("span", { className: "label" }, face(look), doubtful ? `${label}?` : label), look);
   const cut = make("div", { className: text.length > 90 ? "cut" : "", dir: "auto" }, text);
@@ -115,7 +119,7 @@ function line({ label, score, text, note, error }) {
     whole.ariaExpanded = String(!cut.classList.toggle("cut"));
     whole.textContent = cut.classList.contains("cut") ? "Show all" : "Show less";
   });
-  const told = error ? make("p", { className: "error" }, error) : note ? make("p", { className: "note" }, note) : null;
+  const told = error ? make("p", { className: "error" }, error) : note ? make("p", { className: known ? "note" : "warning" }, note) : null;
   return make("tr", {}, make("td", {}, first), make("td", {}, error ? "" : percent(score)), make("td", {}, cut, whole, told));
 }
 

@@ -7,11 +7,13 @@ const MARKED = 0.05; // a smaller change of the probability is not marked
 const THICKEST = 0.5; // and this one or a larger has the thickest line
 
 const text = $("text");
+const names = new Intl.DisplayNames(["en"], { type: "language" });
+const languages = settings.languages.map((code) => names.of(code));
+if (languages.length && languages.length < 4) $("languages").textContent = `, in ${languages.join(" or ")}`;
 let answer = null; // the last one, with its text
 let explained = null; // the text that "Why?" is about
 let timer = 0;
 let running = new AbortController();
-
 
 async function classify(moves) {
   clearTimeout(timer);
@@ -39,16 +41,18 @@ function render() {
   if ("error" in answer) return $("said").replaceChildren(make("p", { className: "error" }, answer.error));
   const order = ranked(answer.scores);
   const [[best, score], [second, next]] = order;
-  const sure = score >= bar();
+  const sure = score >= bar() && !answer.warning;
   const look = sure ? looks.get(best) : unsure;
-  const rest = settings.several ? "" : `, then ${second} ${percent(next)}`;
-  $("said").replaceChildren(
+  const told = settings.several ? percent(score) : `${percent(score)}, then ${second} ${percent(next)}`;
+  const shown = [
+    answer.warning ? make("p", { className: "warning" }, answer.warning) : null,
     colored(make("p", { className: "headline" }, face(look), make("span", {}, sure ? answer.label : "Not sure")), look),
-    make("p", { className: "second" }, sure ? `${percent(score)}${rest}` : `most likely ${best} ${percent(score)}${rest}`),
+    settings.several && sure ? null : make("p", { className: "second" }, sure ? told : `most likely ${best} ${told}`),
     settings.several ? null : stack(order, order.map(([name, share]) => `${name} ${percent(share)}`).join(", ")),
-    settings.several ? null : legend(order.slice(0, 4)),
-    ...["warning", "note"].filter((kind) => answer[kind]).map((kind) => make("p", { className: kind }, answer[kind])),
-  );
+    settings.several ? make("ul", { className: "bars" }, ...bars(order.slice(0, 4))) : legend(order.slice(0, 4)),
+    answer.note ? make("p", { className: "note" }, answer.note) : null,
+  ];
+  $("said").replaceChildren(...shown.filter(Boolean));
   $("all").querySelector("ul").replaceChildren(...bars(order));
   members();
   if (explained !== answer.text) $("why").querySelector("div").replaceChildren();

@@ -10,7 +10,9 @@ function show(tab) {
     const chosen = each === tab;
     each.setAttribute("aria-selected", chosen);
     each.tabIndex = chosen ? 0 : -1;
-    $(each.getAttribute("aria-controls")).hidden = !chosen;
+    const panel = $(each.getAttribute("aria-controls"));
+    panel.hidden = !chosen;
+    if (chosen) panel.querySelector(".threshold")?.append($("bar").parentElement); // one setting for both tabs
   }
 }
 for (const [index, tab] of tabs.entries()) {

@@ -74,7 +74,7 @@ export function stack(entries, told, kind = "") {
 export function bars(entries) {
   return entries.map(([name, share]) =>
     colored(
-      make("li", {}, make("span", {}, face(looks.get(name)), name), make("span", {}, make("div", { className: "bar", style: { width: percent(share) } })), make("span", {}, percent(share))),
+      make("li", {}, make("span", {}, face(looks.get(name)), name), make("span", {}, share ? make("div", { className: "bar", style: { width: percent(share) } }) : ""), make("span", {}, percent(share))),
       looks.get(name),
     ),
   );
