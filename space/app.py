@@ -36,6 +36,7 @@ import gradio as gr
 from classifier import MAX_CHARACTERS, Classifier
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from language import UNKNOWN
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from table import MAX_ROWS, classify_table, describe, wrong
@@ -156,7 +157,8 @@ class Gate:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         if len(body) > MAX_CALL:
-            return await self._refuse(413, f"A call has at most {MAX_CALL:,} bytes.", scope, receive, send)
+            told = f"This is too long; at most {MAX_CHARACTERS:,} characters are read. Please shorten it."
+            return await self._refuse(413, told, scope, receive, send)
         if bad := self._problem(body, name if action == "call" else None):
             return await self._refuse(400, bad, scope, receive, send)
         sent = False
@@ -227,6 +229,7 @@ def page_of(classifier: Classifier) -> str:
         "thresholds": [*classifier.thresholds.values()],
         "examples": EXAMPLES if "en" in classifier.languages or not classifier.languages else [],
         "languages": classifier.languages,
+        "unknown": UNKNOWN,
         "maxCharacters": MAX_CHARACTERS,
         "maxRows": MAX_ROWS,
         "card": f"https://huggingface.co/{classifier.name}" if is_on_hub else None,

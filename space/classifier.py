@@ -120,7 +120,7 @@ class Classifier:
         Returns:
             `label`, `unit` and `pieces`, which together are the text. Of a short text the unit is `word`, and a piece's
             `weight` is how much the probability of the label falls without it (Captum's feature ablation). Of a long
-            one it is `sentence`, and a piece has the `label` and `score` that it gets alone. Or only `error`.
+            one it is `sentence`, and a piece has the best `label` and its `score` alone. Or only `error`.
         """
         (answer,) = self([text])
         if "error" in answer:
@@ -129,9 +129,11 @@ class Classifier:
         words = re.findall(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*", text)
         if len(words) * answer["tokens"] * max(1, len(self.members)) > EXPLANATION_TOKENS:
             parts = sentences(words)
+            scores = [answer.get("scores") for answer in self(parts)]
+            best = [max(each, key=each.get) if each else None for each in scores]
             pieces = [
-                {"text": part, "label": answer.get("label"), "score": answer.get("score")}
-                for part, answer in zip(parts, self(parts), strict=True)
+                {"text": part, "label": name, "score": each and each[name]}
+                for part, each, name in zip(parts, scores, best, strict=True)
             ]
             return {"label": label, "unit": "sentence", "pieces": pieces}
 

@@ -9,6 +9,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 # From this share of a text on, the tokenizer is said not to know it.
 MOSTLY = 0.5
+UNKNOWN = "The model does not know most of this text"
 LETTER = r"(?:[^\W\d_]|[\u0300-\u036f])"
 WORD = re.compile(rf"{LETTER}(?:{LETTER}|['’])*")
 NO_WORDS = re.compile(r"(?:https?://|www\.)\S+|[@#]\w+")
@@ -49,7 +50,7 @@ class Languages:
             why = " (it seems to be in another language)"
         else:
             return None
-        return f"The model does not know most of this text{why}. Its answer means little."
+        return f"{UNKNOWN}{why}. Its answer means little."
 
     def lacks(self, text: str, spans: list[Span] | None) -> bool:
         """Return whether a text is most likely in a language that is not known.

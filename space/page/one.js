@@ -158,6 +158,7 @@ $("bar").addEventListener("change", () => {
   explained = null;
   if (answer) render();
 });
+$("examples").hidden = !settings.examples.length;
 $("examples").append(
   ...settings.examples.map((example) => {
     const chip = make("button", {}, example);

@@ -50,7 +50,7 @@ def space(fused, tmp_path_factory):
     with open(home / "log", "w") as log:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=home, env=env, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/"
-    for _ in range(600):
+    for _ in range(3000):
         try:
             urllib.request.urlopen(url, timeout=10).close()
             break
