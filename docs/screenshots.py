@@ -51,6 +51,7 @@ def one_text(page: Page, text: str | None) -> None:
         page.locator("#why .again").wait_for(timeout=120_000)
     if text == TEXTS["wrong"]:
         page.get_by_text("Is this wrong?").click()
+        page.get_by_label("The right label").select_option(index=1)
         page.get_by_role("button", name="Note it").click()
 
 

@@ -58,7 +58,7 @@ function render() {
   if (explained !== answer.text) $("why").querySelector("div").replaceChildren();
   if ($("why").open) explain();
   $("noted").textContent = "";
-  $("right").replaceChildren(...settings.labels.filter(({ name }) => name !== answer.label).map(({ name }) => make("option", {}, name)));
+  $("right").replaceChildren(make("option", { value: "" }, "choose one"), ...settings.labels.filter(({ name }) => name !== answer.label).map(({ name }) => make("option", {}, name)));
 }
 
 function members() {
@@ -102,13 +102,14 @@ function words({ label, pieces }) {
       .filter(({ weight }) => sign * weight >= MARKED)
       .sort((a, b) => sign * (b.weight - a.weight))
       .slice(0, 3)
-      .map(({ text, weight }) => `“\u2068${text.trim()}\u2069” (${percent(Math.abs(weight))})`)
+      .map(({ text, weight }) => `“\u2068${text.trim().replace(/^([^]{40})[^]+$/u, "$1…")}\u2069” (${percent(Math.abs(weight))})`)
       .join(", ");
   const told = [
     listed(1) ? `Most for ${label}, by what its probability loses without them: ${listed(1)}.` : `No single word carries ${label}: leaving one out changes almost nothing.`,
     listed(-1) ? `Most against it, by what it gains without them (wavy): ${listed(-1)}.` : "",
   ];
-  return [colored(make("p", { className: "again", dir: "auto" }, ...marked), looks.get(label)), make("p", { className: "note" }, told.join(" ").trim())];
+  const tall = pieces.reduce((size, { text }) => size + text.length, 0) > 500 ? { className: "again tall", tabIndex: 0 } : { className: "again" };
+  return [colored(make("p", { ...tall, dir: "auto" }, ...marked), looks.get(label)), make("p", { className: "note" }, told.join(" ").trim())];
 }
 
 function sentences({ pieces }) {
@@ -126,7 +127,7 @@ function sentences({ pieces }) {
     make("p", { className: "hint" }, `Each of its ${pieces.length} parts by itself, from beginning to end. Parts that are not sure are not marked.`),
     stack(named, `From beginning to end: ${named.map(([label]) => label || "not sure").join(", ")}`, "fine"),
     legend(present.filter(([, size]) => size).map(([name, size]) => [name, size / total])),
-    make("p", { className: "again long", dir: "auto", tabIndex: 0 }, ...marked),
+    make("p", { className: "again tall long", dir: "auto", tabIndex: 0 }, ...marked),
   ];
 }
 
@@ -173,6 +174,7 @@ $("examples").append(
 // ---- "Is this wrong?" ---------------------------------------------------------------------------------------------
 const notes = [];
 $("correct").addEventListener("click", () => {
+  if (!$("right").value) return ($("noted").textContent = "Please choose the right label first.");
   notes.push([answer.text, answer.label, answer.score.toFixed(6), $("right").value]);
   $("noted").textContent = `Noted: ${$("right").value}. ${notes.length} note${notes.length > 1 ? "s" : ""} so far.`;
   $("save").hidden = false;
