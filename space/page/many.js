@@ -92,7 +92,7 @@ function table() {
   const has = (row, index) => (settings.several ? row.scores[index] >= settings.thresholds[index] || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
   const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
   const failed = rows.length - good.length;
-  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())}${good.every(({ known }) => known) ? "" : ", or not known to the model"})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
+  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} row${rows.length === 1 ? "" : "s"} classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())}${good.every(({ known }) => known) ? "" : ", or not known to the model"})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
   $("shares").replaceChildren(...bars(shares.sort((a, b) => b[1] - a[1])));
   const compare = { number: (a, b) => a.number - b.number, label: (a, b) => a.label.localeCompare(b.label), score: (a, b) => a.score - b.score, text: (a, b) => a.text.localeCompare(b.text) }[sorted.by];
   const listed = rows.filter((row) => !$("unsure").checked || row.error || isDoubtful(row)).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
