@@ -350,11 +350,10 @@ def opened(browser, url: str, width: int, dark: bool):
 
 def classified(page, text: str, click: bool = True) -> str:
     """What the answer says of a text."""
-    with page.expect_response("**/gradio_api/call/classify/*") as reply:
+    with page.expect_response("**/gradio_api/call/classify/*"):
         page.get_by_label("Your text").fill(text)
         if click:
             page.get_by_role("button", name="Classify", exact=True).click()
-    reply.value.finished()
     page.wait_for_function("() => !document.querySelector('#answer').hasAttribute('aria-busy')")
     return page.locator("#said").inner_text()
 
