@@ -1,6 +1,7 @@
-"""Pictures of the demo for the README and the guide: python docs/screenshots.py outputs/quickstart
+"""Pictures of the demo for the README and the guide: python docs/screenshots.py outputs/quickstart short
 
-Each state on a phone and a desk, light and dark: docs/space/<state>-<phone or desktop>-<light or dark>.png.
+Without names of states, all of them. Each is shown on a phone and a desk, light and dark, in
+docs/space/<state>-<phone or desktop>-<light or dark>.png.
 """
 
 import csv
@@ -30,7 +31,9 @@ TEXTS = {
     "short": SHORT,
     "long": LONG * 2,
     "hebrew": "אני עצוב מאוד, 12 ימים בלי אף אחד (באמת).",
+    "german": "Ich bin heute sehr traurig, und niemand hört mir zu.",
     "emoji": "😡😡😡",
+    "wrong": "The bridge reopens on Tuesday at nine.",
     "not-sure": "Well, there it was, and they said what they said about it.",
     "error": "x" * 20_001,
 }
@@ -46,6 +49,10 @@ def one_text(page: Page, text: str | None) -> None:
     if text in (SHORT, TEXTS["long"]):
         page.get_by_text("Why?").click()
         page.locator("#why .again").wait_for(timeout=120_000)
+    if text == TEXTS["wrong"]:
+        page.get_by_text("Is this wrong?").click()
+        page.get_by_label("The right label").select_option(index=1)
+        page.get_by_role("button", name="Note it").click()
 
 
 def many_texts(page: Page, folder: Path) -> None:
@@ -57,7 +64,15 @@ def many_texts(page: Page, folder: Path) -> None:
     page.locator("#results tbody tr").first.wait_for(timeout=120_000)
 
 
+def calls(page: Page, folder: Path) -> None:
+    page.get_by_role("tab", name="API").click()
+
+
+OTHER_TABS = {"batch": many_texts, "api": calls}
+
+
 def main() -> None:
+    states = sys.argv[2:] or [*TEXTS, *OTHER_TABS]
     target = Path(__file__).with_name("space")
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
@@ -68,10 +83,10 @@ def main() -> None:
             browser = playwright.chromium.launch(executable_path=found)
             for width, device in ((1440, "desktop"), (390, "phone")):
                 for scheme in ("light", "dark"):
-                    for state in (*TEXTS, "batch"):
+                    for state in states:
                         page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
                         page.goto(url)
-                        many_texts(page, Path(name)) if state == "batch" else one_text(page, TEXTS[state])
+                        OTHER_TABS[state](page, Path(name)) if state in OTHER_TABS else one_text(page, TEXTS[state])
                         page.screenshot(path=target / f"{state}-{device}-{scheme}.png", full_page=True)
                         page.close()
             browser.close()

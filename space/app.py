@@ -27,6 +27,7 @@ from pathlib import Path
 from threading import Thread
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # calls whose times Gradio remembers; 10,000 by default
 # PyTorch and oneDNN remember the last 1,024 shapes, a megabyte each. Batches of texts rarely have the same shape twice.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "8")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")
@@ -35,6 +36,7 @@ import gradio as gr
 from classifier import MAX_CHARACTERS, Classifier
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from language import UNKNOWN
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from table import MAX_ROWS, classify_table, describe, wrong
@@ -83,9 +85,9 @@ def endpoints(classifier: Classifier) -> list[Callable[..., Awaitable]]:
             text: Up to 20,000 characters.
 
         Returns:
-            label, score, sure (score is not under the Space's threshold), scores by label, tokens; of an ensemble
-            members and disagreement; note of a long text; warning if the model does not know most of the text. A text
-            that cannot be classified: error, in words, alone.
+            label, score, sure, scores by label, tokens; of an ensemble members and disagreement; note of a long text;
+            warning if the model does not know most of the text. It is sure if the score is not under the Space's
+            threshold and there is no warning. A text that cannot be classified: error, in words, alone.
         """
         if classifier.waiting >= MAX_WAITING:
             return {"error": "Too many callers are waiting. Please try again in a minute."}
@@ -155,7 +157,8 @@ class Gate:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         if len(body) > MAX_CALL:
-            return await self._refuse(413, f"A call has at most {MAX_CALL:,} bytes.", scope, receive, send)
+            told = f"This is too long; at most {MAX_CHARACTERS:,} characters are read. Please shorten it."
+            return await self._refuse(413, told, scope, receive, send)
         if bad := self._problem(body, name if action == "call" else None):
             return await self._refuse(400, bad, scope, receive, send)
         sent = False
@@ -224,7 +227,9 @@ def page_of(classifier: Classifier) -> str:
         "several": classifier.several,
         "abstainBelow": classifier.abstain_below,
         "thresholds": [*classifier.thresholds.values()],
-        "examples": EXAMPLES,
+        "examples": EXAMPLES if "en" in classifier.languages or not classifier.languages else [],
+        "languages": classifier.languages,
+        "unknown": UNKNOWN,
         "maxCharacters": MAX_CHARACTERS,
         "maxRows": MAX_ROWS,
         "card": f"https://huggingface.co/{classifier.name}" if is_on_hub else None,

@@ -3,16 +3,20 @@
 import re
 import sys
 import unicodedata
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Condition, Thread
 from typing import Any
 
 import torch
+import yaml
 from captum.attr import FeatureAblation
+from huggingface_hub.repocard import metadata_load
+from language import Languages
 from precision import choose
 from transformers import pipeline
+from transformers.utils import cached_file
 
 MAX_CHARACTERS = 20_000
 # A batch holds about this many characters. Then the next texts have their turn.
@@ -21,8 +25,6 @@ TURN_CHARACTERS = 10_000
 EXPLANATION_TOKENS = 8_000
 LONGEST_SENTENCE = 60  # words; a text without full stops is cut here
 MOST_SENTENCES = 200
-# From this share of a text on, a line says that the model does not know it.
-MOSTLY = 0.5
 ENDS, QUOTES = (".", "!", "?", "…", "。", "！", "？", "؟", "।"), "\"'”’»)]*_"
 NO_TEXT = "There is no text here. Please write a sentence or two."
 
@@ -37,6 +39,7 @@ class Classifier:
         several: Whether a text may have several labels.
         thresholds: By label, the probability from which it counts, if a text may have several.
         abstain_below: The probability under which an answer is not sure: the argument, else the model's own, else 0.4.
+        languages: ISO 639 codes of the texts that it was made for; empty if its card does not say.
     """
 
     def __init__(self, name: str, revision: str | None = None, abstain_below: float | None = None):
@@ -65,6 +68,8 @@ class Classifier:
         self.several = config.problem_type == "multi_label_classification"
         if config.num_labels < 2 or config.problem_type == "regression":
             raise ValueError("it gives a number; this page shows probabilities of two labels or more")
+        self.languages = languages_of(name, revision)
+        self._language = Languages(self.languages)
         self._options = {"return_members": True} if self.members else {"top_k": None}
         # Windows need one tokenizer: several would cut a text at different places.
         self._has_windows = len(self._pipeline.tokenizers) == 1 and self._pipeline.tokenizer.is_fast
@@ -87,8 +92,8 @@ class Classifier:
 
         An answer has `label` (the best, or all that reach their thresholds joined by commas), `score`, `sure`, `scores`
         by label and the number of `tokens`. An ensemble's has `members` and `disagreement`, a long text's has `note`.
-        `warning` says that the model does not know most of a text. An answer to what cannot be classified has only
-        `error`.
+        `warning` says that the model does not know most of a text, and then the answer is not sure. An answer to what
+        cannot be classified has only `error`.
         """
         futures: list[Future] = [Future() for _ in texts]
         usable: deque[tuple[str, Future]] = deque()
@@ -115,7 +120,7 @@ class Classifier:
         Returns:
             `label`, `unit` and `pieces`, which together are the text. Of a short text the unit is `word`, and a piece's
             `weight` is how much the probability of the label falls without it (Captum's feature ablation). Of a long
-            one it is `sentence`, and a piece has the `label` and `score` that it gets alone. Or only `error`.
+            one it is `sentence`, and a piece has the best `label` and its `score` alone. Or only `error`.
         """
         (answer,) = self([text])
         if "error" in answer:
@@ -124,9 +129,11 @@ class Classifier:
         words = re.findall(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*", text)
         if len(words) * answer["tokens"] * max(1, len(self.members)) > EXPLANATION_TOKENS:
             parts = sentences(words)
+            scores = [answer.get("scores") for answer in self(parts)]
+            best = [max(each, key=each.get) if each else None for each in scores]
             pieces = [
-                {"text": part, "label": answer.get("label"), "score": answer.get("score")}
-                for part, answer in zip(parts, self(parts), strict=True)
+                {"text": part, "label": name, "score": each and each[name]}
+                for part, each, name in zip(parts, scores, best, strict=True)
             ]
             return {"label": label, "unit": "sentence", "pieces": pieces}
 
@@ -187,7 +194,7 @@ class Classifier:
             for index, result in zip(part, found, strict=True):
                 results[index] = result
         answers = []
-        for text, result, (tokens, room, unknown), windows in zip(texts, results, lengths, windowed, strict=True):
+        for result, (tokens, room, warning), windows in zip(results, lengths, windowed, strict=True):
             if isinstance(result, list):
                 failed = next((entry["error"] for entry in result if "error" in entry), None)
                 result = {"scores": {entry["label"]: entry["score"] for entry in sorted(result, key=self._position)}}
@@ -198,32 +205,40 @@ class Classifier:
                 answers.append({"error": "The model gives no number for this text." if "number" in failed else NO_TEXT})
                 continue
             best = max(result["scores"].values())
-            answer = {"label": ", ".join(self.given(result)), "score": best, "sure": best >= self.abstain_below}
-            answer |= result | {"tokens": tokens}
+            sure = best >= self.abstain_below and not warning
+            answer = {"label": ", ".join(self.given(result)), "score": best, "sure": sure, **result, "tokens": tokens}
             if windows:
                 answer["note"] = f"A long text ({tokens:,} tokens), read in overlapping parts of {room:,}."
             elif tokens > room:
                 answer["note"] = f"The text has {tokens:,} tokens; the model read the first {room:,}."
-            if unknown > MOSTLY:
-                script = script_of(text)
-                written = f" ({script} script)" if script not in (None, "Latin") else ""
-                answer["warning"] = f"The model does not know most of this text{written}. Its answer means little."
+            if warning:
+                answer["warning"] = warning
             answers.append(answer)
         return answers
 
     def _position(self, entry: dict[str, Any]) -> int:
         return self.labels.index(entry["label"]) if entry["label"] in self.labels else 0
 
-    @staticmethod
-    def _read(tokenizer: Any, texts: list[str]) -> list[tuple[int, int, float]]:
-        """Of each text: its tokens, how many of them are read, and which share of the text the tokenizer knows not."""
+    def _read(self, tokenizer: Any, texts: list[str]) -> list[tuple[int, int, str | None]]:
+        """Of each text: its tokens, how many of them are read, and a warning if the model does not know most of it."""
         options = {"truncation": False, "verbose": False, "return_offsets_mapping": tokenizer.is_fast}
         encoded = tokenizer(texts, **options)
         spans = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
         return [
-            (len(ids), tokenizer.model_max_length, unknown_share(text, ids, span, tokenizer.unk_token_id))
+            (len(ids), tokenizer.model_max_length, self._language.warning(text, ids, span, tokenizer.unk_token_id))
             for text, ids, span in zip(texts, encoded["input_ids"], spans, strict=True)
         ]
+
+
+def languages_of(name: str, revision: str | None) -> list[str]:
+    """Return the languages of a model's texts as ISO 639 codes, or none if it has no card, or one that does not say."""
+    try:
+        told = (metadata_load(cached_file(name, "README.md", revision=revision)) or {}).get("language")
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one of a stranger
+        return []
+    named = [each for each in (told if isinstance(told, list) else [told]) if isinstance(each, str)]
+    codes = [each.strip().lower().split("-")[0] for each in named]
+    return codes if all(re.fullmatch("[a-z]{2,3}", code) for code in codes) else []  # as of "multilingual"
 
 
 def problem(text: object) -> str | None:
@@ -252,36 +267,3 @@ def sentences(words: list[str]) -> list[str]:
     parts = ["".join(part) for part in found if part]
     size = -(-len(parts) // MOST_SENTENCES)
     return ["".join(parts[start : start + size]) for start in range(0, len(parts), size)]
-
-
-def unknown_share(text: str, ids: list[int], spans: list[tuple[int, int]] | None, unknown: int | None) -> float:
-    """Return the share of a text's characters that a tokenizer does not know.
-
-    Unknown are pieces without an entry, and letters that are a piece each inside a word: so a tokenizer reads a script
-    that it has never learnt. Chinese characters are known as a piece each, but not as several.
-    """
-    if spans is None:
-        return ids.count(unknown) / max(1, len(ids))
-    per_character = Counter(span for span in spans if span[1] - span[0] == 1)
-    known = unclear = 0
-    for token, (start, end) in zip(ids, spans, strict=True):
-        piece = text[start:end].strip()
-        size = len(piece) if token == unknown else sum(map(str.isalnum, piece))
-        if not size:
-            continue
-        inside = (text[start - 1 : start] + text[end : end + 1]).strip()
-        alone = len(piece) == 1 and piece.isalpha() and any(map(str.isalpha, inside))
-        if alone and "\u4e00" <= piece <= "\u9fff":
-            alone = per_character[start, end] > 1
-        if token == unknown or alone:
-            unclear += size
-        else:
-            known += size
-    return unclear / max(1, known + unclear)
-
-
-def script_of(text: str) -> str | None:
-    """Return the script that most letters of a text are in, as Unicode calls it."""
-    found = Counter(unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha())
-    name = found.most_common(1)[0][0] if found else ""
-    return {"CJK": "Chinese"}.get(name, name.title()) or None

@@ -1,8 +1,10 @@
 // Many texts: a file, its column of texts, and the table of answers.
 
-import { $, bar, bars, call, colored, download, face, failure, looks, make, percent, settings, unsure } from "./parts.js";
+import { $, bar, bars, call, colored, download, face, failure, make, percent, settings, unsure } from "./parts.js";
 
 const PAGE_ROWS = 100;
+
+const plain = (cell) => cell.replace(/^'(?=\s*[=+\-@＝＋－＠])/, ""); // table.py's apostrophe is for spreadsheets
 
 let uploaded = null;
 let content = ""; // the results as csv
@@ -23,6 +25,7 @@ async function reading(button, work) {
   if (button) button.disabled = false;
 }
 
+$("file").addEventListener("click", () => ($("file").value = "")); // so that the same file can be chosen again
 $("file").addEventListener("change", () =>
   reading(null, async () => {
     $("chosen").hidden = true;
@@ -33,6 +36,7 @@ $("file").addEventListener("change", () =>
     form.append("files", file);
     const sent = await fetch("gradio_api/upload", { method: "POST", body: form });
     if (!sent.ok) throw new Error(sent.status === 413 ? "The file has more than 10 MB." : "The file did not arrive. Please try again.");
+    if ($("file").files[0] !== file) return; // another one was chosen meanwhile
     uploaded = { path: (await sent.json())[0], orig_name: file.name, meta: { _type: "gradio.FileData" } };
     const { columns, likely, rows: count } = await call("columns", [uploaded]);
     $("column").replaceChildren(...columns.map((name) => make("option", { value: name, selected: name === likely }, name)));
@@ -44,19 +48,22 @@ $("file").addEventListener("change", () =>
 $("classify").addEventListener("click", () =>
   reading($("classify"), async () => {
     $("progress").textContent = `${$("classify").textContent.replace("Classify", "Classifying")}…`;
-    const column = $("column").value;
-    const result = await call("classify_batch", [uploaded, column]);
+    const asked = uploaded;
+    const at = $("column").selectedIndex;
+    const result = await call("classify_batch", [asked, $("column").value]);
     const loaded = await fetch(`gradio_api/file=${result.path}`);
     if (!loaded.ok) throw new Error("The results are gone. Please classify the file again.");
-    content = await loaded.text();
+    const answers = await loaded.text();
+    if (asked !== uploaded) return;
+    content = answers;
     const [header, ...lines] = parse(content);
     const own = header.lastIndexOf("predicted_label");
-    const at = Math.max(0, [...$("column").options].findIndex((option) => option.selected));
     rows = lines.map((cells, index) => ({
       number: index + 1,
-      text: cells[at].replace(/^'(?=\s*[=+\-@＝＋－＠])/, ""), // table.py's apostrophe is for spreadsheets
-      label: cells[own],
+      text: plain(cells[at]),
+      label: plain(cells[own]),
       score: Number(cells[own + 1]),
+      known: !cells.at(-2).startsWith(settings.unknown),
       note: cells.at(-2),
       error: cells.at(-1),
       scores: settings.labels.map((_, position) => Number(cells[own + 3 + position])),
@@ -81,16 +88,16 @@ function parse(csv) {
 
 function table() {
   const good = rows.filter(({ error }) => !error);
-  const doubtful = good.filter(({ score }) => score < bar());
+  const doubtful = good.filter(isDoubtful);
   const has = (row, index) => (settings.several ? row.scores[index] >= settings.thresholds[index] || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
   const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
   const failed = rows.length - good.length;
-  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
+  $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} row${rows.length === 1 ? "" : "s"} classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())}${good.every(({ known }) => known) ? "" : ", or not known to the model"})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
   $("shares").replaceChildren(...bars(shares.sort((a, b) => b[1] - a[1])));
   const compare = { number: (a, b) => a.number - b.number, label: (a, b) => a.label.localeCompare(b.label), score: (a, b) => a.score - b.score, text: (a, b) => a.text.localeCompare(b.text) }[sorted.by];
-  const listed = rows.filter((row) => !$("unsure").checked || row.error || row.score < bar()).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
-  const head = [["label", "Label"], ["score", "Probability"], ["text", "Text"]].map(([by, name]) => {
-    const button = make("button", {}, name, make("span", { ariaHidden: "true" }, sorted.by === by ? (sorted.down ? " ▼" : " ▲") : ""));
+  const listed = rows.filter((row) => !$("unsure").checked || row.error || isDoubtful(row)).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
+  const head = [["label", "Label"], ["score", "Prob."], ["text", "Text"]].map(([by, name]) => {
+    const button = make("button", by === "score" ? { ariaLabel: "Prob. (probability)" } : {}, name, make("span", { ariaHidden: "true" }, sorted.by === by ? (sorted.down ? " ▼" : " ▲") : ""));
     button.addEventListener("click", () => {
       sorted = { by, down: sorted.by === by ? !sorted.down : by === "score" };
       table();
@@ -105,9 +112,13 @@ function table() {
   $("further").hidden = listed.length <= shown;
 }
 
-function line({ label, score, text, note, error }) {
-  const doubtful = !error && score < bar();
-  const look = doubtful ? unsure : looks.get(label);
+const isDoubtful = ({ error, known, score }) => !error && (!known || score < bar());
+
+function line(row) {
+  const { label, score, scores, text, note, error, known } = row;
+  const doubtful = isDoubtful(row);
+  const best = settings.labels[scores.indexOf(Math.max(...scores))]; // of several labels too
+  const look = doubtful ? unsure : best;
   const first = error ? make("span", { className: "error" }, "error") : colored(make("span", { className: "label" }, face(look), doubtful ? `${label}?` : label), look);
   const cut = make("div", { className: text.length > 90 ? "cut" : "", dir: "auto" }, text);
   const whole = text.length > 90 ? make("button", { ariaExpanded: "false" }, "Show all") : null;
@@ -115,7 +126,7 @@ function line({ label, score, text, note, error }) {
     whole.ariaExpanded = String(!cut.classList.toggle("cut"));
     whole.textContent = cut.classList.contains("cut") ? "Show all" : "Show less";
   });
-  const told = error ? make("p", { className: "error" }, error) : note ? make("p", { className: "note" }, note) : null;
+  const told = error ? make("p", { className: "error" }, error) : note ? make("p", { className: known ? "note" : "warning" }, note) : null;
   return make("tr", {}, make("td", {}, first), make("td", {}, error ? "" : percent(score)), make("td", {}, cut, whole, told));
 }
 

@@ -7,11 +7,13 @@ const MARKED = 0.05; // a smaller change of the probability is not marked
 const THICKEST = 0.5; // and this one or a larger has the thickest line
 
 const text = $("text");
+const names = new Intl.DisplayNames(["en"], { type: "language" });
+const languages = settings.languages.map((code) => names.of(code));
+if (languages.length && languages.length < 4) $("languages").textContent = `, in ${languages.join(" or ")}`;
 let answer = null; // the last one, with its text
 let explained = null; // the text that "Why?" is about
 let timer = 0;
 let running = new AbortController();
-
 
 async function classify(moves) {
   clearTimeout(timer);
@@ -39,22 +41,24 @@ function render() {
   if ("error" in answer) return $("said").replaceChildren(make("p", { className: "error" }, answer.error));
   const order = ranked(answer.scores);
   const [[best, score], [second, next]] = order;
-  const sure = score >= bar();
+  const sure = score >= bar() && !answer.warning;
   const look = sure ? looks.get(best) : unsure;
-  const rest = settings.several ? "" : `, then ${second} ${percent(next)}`;
-  $("said").replaceChildren(
+  const told = settings.several ? percent(score) : `${percent(score)}, then ${second} ${percent(next)}`;
+  const shown = [
+    answer.warning ? make("p", { className: "warning" }, answer.warning) : null,
     colored(make("p", { className: "headline" }, face(look), make("span", {}, sure ? answer.label : "Not sure")), look),
-    make("p", { className: "second" }, sure ? `${percent(score)}${rest}` : `most likely ${best} ${percent(score)}${rest}`),
+    settings.several && sure ? null : make("p", { className: "second" }, sure ? told : `most likely ${best} ${told}`),
     settings.several ? null : stack(order, order.map(([name, share]) => `${name} ${percent(share)}`).join(", ")),
-    settings.several ? null : legend(order.slice(0, 4)),
-    ...["warning", "note"].filter((kind) => answer[kind]).map((kind) => make("p", { className: kind }, answer[kind])),
-  );
+    settings.several ? make("ul", { className: "bars" }, ...bars(order.slice(0, 4))) : legend(order.slice(0, 4)),
+    answer.note ? make("p", { className: "note" }, answer.note) : null,
+  ];
+  $("said").replaceChildren(...shown.filter(Boolean));
   $("all").querySelector("ul").replaceChildren(...bars(order));
   members();
   if (explained !== answer.text) $("why").querySelector("div").replaceChildren();
   if ($("why").open) explain();
   $("noted").textContent = "";
-  $("right").replaceChildren(...settings.labels.filter(({ name }) => name !== answer.label).map(({ name }) => make("option", {}, name)));
+  $("right").replaceChildren(make("option", { value: "" }, "choose one"), ...settings.labels.filter(({ name }) => name !== answer.label).map(({ name }) => make("option", {}, name)));
 }
 
 function members() {
@@ -98,13 +102,14 @@ function words({ label, pieces }) {
       .filter(({ weight }) => sign * weight >= MARKED)
       .sort((a, b) => sign * (b.weight - a.weight))
       .slice(0, 3)
-      .map(({ text, weight }) => `“\u2068${text.trim()}\u2069” (${percent(Math.abs(weight))})`)
+      .map(({ text, weight }) => `“\u2068${text.trim().replace(/^([^]{40})[^]+$/u, "$1…")}\u2069” (${percent(Math.abs(weight))})`)
       .join(", ");
   const told = [
     listed(1) ? `Most for ${label}, by what its probability loses without them: ${listed(1)}.` : `No single word carries ${label}: leaving one out changes almost nothing.`,
     listed(-1) ? `Most against it, by what it gains without them (wavy): ${listed(-1)}.` : "",
   ];
-  return [colored(make("p", { className: "again", dir: "auto" }, ...marked), looks.get(label)), make("p", { className: "note" }, told.join(" ").trim())];
+  const tall = pieces.reduce((size, { text }) => size + text.length, 0) > 500 ? { className: "again tall", tabIndex: 0 } : { className: "again" };
+  return [colored(make("p", { ...tall, dir: "auto" }, ...marked), looks.get(label)), make("p", { className: "note" }, told.join(" ").trim())];
 }
 
 function sentences({ pieces }) {
@@ -122,7 +127,7 @@ function sentences({ pieces }) {
     make("p", { className: "hint" }, `Each of its ${pieces.length} parts by itself, from beginning to end. Parts that are not sure are not marked.`),
     stack(named, `From beginning to end: ${named.map(([label]) => label || "not sure").join(", ")}`, "fine"),
     legend(present.filter(([, size]) => size).map(([name, size]) => [name, size / total])),
-    make("p", { className: "again long", dir: "auto", tabIndex: 0 }, ...marked),
+    make("p", { className: "again tall long", dir: "auto", tabIndex: 0 }, ...marked),
   ];
 }
 
@@ -154,6 +159,7 @@ $("bar").addEventListener("change", () => {
   explained = null;
   if (answer) render();
 });
+$("examples").hidden = !settings.examples.length;
 $("examples").append(
   ...settings.examples.map((example) => {
     const chip = make("button", {}, example);
@@ -168,6 +174,7 @@ $("examples").append(
 // ---- "Is this wrong?" ---------------------------------------------------------------------------------------------
 const notes = [];
 $("correct").addEventListener("click", () => {
+  if (!$("right").value) return ($("noted").textContent = "Please choose the right label first.");
   notes.push([answer.text, answer.label, answer.score.toFixed(6), $("right").value]);
   $("noted").textContent = `Noted: ${$("right").value}. ${notes.length} note${notes.length > 1 ? "s" : ""} so far.`;
   $("save").hidden = false;

@@ -10,7 +10,9 @@ function show(tab) {
     const chosen = each === tab;
     each.setAttribute("aria-selected", chosen);
     each.tabIndex = chosen ? 0 : -1;
-    $(each.getAttribute("aria-controls")).hidden = !chosen;
+    const panel = $(each.getAttribute("aria-controls"));
+    panel.hidden = !chosen;
+    if (chosen) panel.querySelector(".threshold")?.append($("bar").parentElement); // one setting for both tabs
   }
 }
 for (const [index, tab] of tabs.entries()) {
@@ -35,8 +37,9 @@ id=$(curl -s $url -H "Content-Type: application/json" -d '{"data": ["I am so hap
 curl -s $url/$id`;
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText($(button.dataset.copy).textContent);
-    $("copied").textContent = "Copied.";
+    const copying = navigator.clipboard?.writeText($(button.dataset.copy).textContent) ?? Promise.reject();
+    const refused = "Your browser does not let this page copy. Please select the text.";
+    $("copied").textContent = await copying.then(() => "Copied.", () => refused);
   });
 }
 if (settings.card) {

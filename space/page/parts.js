@@ -5,7 +5,7 @@ export const looks = new Map(settings.labels.map((label) => [label.name, label])
 export const unsure = { name: "not sure", face: settings.unsure };
 
 export const $ = (id) => document.getElementById(id);
-export const percent = (share) => `${Math.round(100 * share)}%`;
+export const percent = (share) => (share > 0 && share < 0.005 ? "<1%" : `${Math.round(100 * share)}%`);
 const scheme = new URLSearchParams(location.search).get("__theme"); // a Space is told its theme
 if (scheme === "dark" || scheme === "light") document.documentElement.style.colorScheme = scheme;
 
@@ -74,7 +74,7 @@ export function stack(entries, told, kind = "") {
 export function bars(entries) {
   return entries.map(([name, share]) =>
     colored(
-      make("li", {}, make("span", {}, face(looks.get(name)), name), make("span", {}, make("div", { className: "bar", style: { width: percent(share) } })), make("span", {}, percent(share))),
+      make("li", {}, make("span", {}, face(looks.get(name)), name), make("span", {}, share ? make("div", { className: "bar", style: { width: `${100 * share}%` } }) : ""), make("span", {}, percent(share))),
       looks.get(name),
     ),
   );

@@ -18,6 +18,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
@@ -28,6 +29,7 @@ from transformers import AutoTokenizer
 
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 TEXT = "They knew about the cracks for two years and sent the night shift in anyway."
 NASTY = "<b>bold</b> <script>document.title = 'taken over'</script> & \"quoted\" words"
@@ -41,12 +43,14 @@ def space(fused, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"EMODEBERTA_MODEL": str(fused[0] / "all"), "GRADIO_SERVER_PORT": str(port)}
+    shutil.copytree(fused[0] / "all", home / "all")
+    (home / "all" / "README.md").write_text("---\nlanguage: en\n---\n")
+    env = os.environ | {"EMODEBERTA_MODEL": str(home / "all"), "GRADIO_SERVER_PORT": str(port)}
     env |= {"HF_MODULES_CACHE": str(home / "modules"), "OMP_NUM_THREADS": "1", "TMPDIR": str(home)}
     with open(home / "log", "w") as log:
         process = subprocess.Popen([sys.executable, "app.py"], cwd=home, env=env, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/"
-    for _ in range(600):
+    for _ in range(3000):
         try:
             urllib.request.urlopen(url, timeout=10).close()
             break
@@ -106,7 +110,7 @@ def batches(fused, monkeypatch):
 
     yield Recorded(str(fused[0] / "all")), read
     torch.set_num_threads(threads)
-    for name in ("classifier", "precision"):
+    for name in ("classifier", "language", "precision"):
         sys.modules.pop(name)
 
 
@@ -346,11 +350,10 @@ def opened(browser, url: str, width: int, dark: bool):
 
 def classified(page, text: str, click: bool = True) -> str:
     """What the answer says of a text."""
-    with page.expect_response("**/gradio_api/call/classify/*") as reply:
+    with page.expect_response("**/gradio_api/call/classify/*"):
         page.get_by_label("Your text").fill(text)
         if click:
             page.get_by_role("button", name="Classify", exact=True).click()
-    reply.value.finished()
     page.wait_for_function("() => !document.querySelector('#answer').hasAttribute('aria-busy')")
     return page.locator("#said").inner_text()
 
@@ -465,11 +468,18 @@ def test_a_text_that_the_model_does_not_know_is_said_to_be_one(space, browser):
         ("😡😡", "this text."),
     ):
         assert script in client.predict(text, api_name="/classify")["warning"]
-    for text in (TEXT, "I am so sad 😢", "I", "It is 12:30, and they (all of them) left.", "Überall Freude, oui!"):
+    for text in (TEXT, "I am so sad 😢", "I", "It is 12:30, and they (all of them) left.", "ok lol", "Bravo, María!"):
         assert "warning" not in client.predict(text, api_name="/classify")
+    answer = client.predict("Ich bin heute sehr traurig, und niemand hört mir zu.", api_name="/classify")
+    assert "(it seems to be in another language)" in answer["warning"]
+    assert answer["sure"] is False
     page, wrong = opened(browser, space[0], 390, dark=False)
     text = "אני עצוב מאוד, 12 ימים (באמת)."
-    assert "The model does not know most of this text (Hebrew script)." in classified(page, text)
+    expect(page.locator("label[for=text]")).to_have_text("Your text, in English")
+    page.get_by_label("Say “not sure” below").select_option("0")
+    said = classified(page, text)
+    assert "The model does not know most of this text (Hebrew script)." in said
+    assert "Not sure" in said
     page.locator("#why summary").click()
     page.locator("#why .again").wait_for(timeout=60_000)
     for place in ("#text", "#why .again"):
@@ -477,6 +487,56 @@ def test_a_text_that_the_model_does_not_know_is_said_to_be_one(space, browser):
     assert page.locator("#why .again").inner_text() == text
     assert wrong == []
     page.close()
+
+
+@pytest.fixture
+def language(monkeypatch):
+    """The module that tells whether a model knows a text's language."""
+    monkeypatch.syspath_prepend(ROOT / "space")
+    yield importlib.import_module("language")
+    sys.modules.pop("language")
+
+
+def test_texts_in_other_languages_are_found_and_short_english_ones_are_left_alone(language):
+    tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))
+
+    def warned(texts: list[str], codes: tuple[str, ...] = ("en",)) -> list[str]:
+        detector, encoded = language.Languages(codes), tokenizer(texts, return_offsets_mapping=True)
+        read = zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [text for text, ids, spans in read if detector.warning(text, ids, spans, tokenizer.unk_token_id)]
+
+    by_language = json.loads((ROOT / "tests" / "space" / "languages.json").read_text(encoding="utf-8"))
+    english = by_language.pop("English")  # slang, typos, names and emoji, mostly of two to five words
+    comments = pq.read_table(ROOT / "examples" / "emotions.parquet", filters=[("source", "=", "go_emotions")])
+    comments = comments["text"].to_pylist()[::4]
+    assert len(warned(english)) <= 0.04 * len(english)
+    assert len(warned(comments)) <= 0.002 * len(comments)
+    found = {name: len(warned(texts)) / len(texts) for name, texts in by_language.items()}
+    assert min(found.values()) >= 0.6, found  # the rest has one or two words, or is written like English
+    assert sum(found.values()) / len(found) >= 0.85, found
+    for codes in ((), ("en", "de"), ("multilingual",)):  # nothing known, known, and not to be judged
+        assert warned([text for text in by_language["German"] if text.isascii()], codes) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "codes"),
+    [
+        ("language: en", ["en"]),
+        ("language: [en-GB, De]", ["en", "de"]),
+        ("language: multilingual", []),
+        ("language: no", []),  # YAML's false
+        ("license: mit", []),
+        ("language: [", []),
+        (None, []),
+    ],
+)
+def test_the_languages_of_a_model_are_its_cards(monkeypatch, tmp_path, head, codes):
+    monkeypatch.syspath_prepend(ROOT / "space")
+    if head is not None:
+        (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# A model\n")
+    assert importlib.import_module("classifier").languages_of(str(tmp_path), None) == codes
+    for name in ("classifier", "language", "precision"):
+        sys.modules.pop(name)
 
 
 def test_a_long_text_is_explained_by_its_sentences(space, browser):
@@ -682,6 +742,13 @@ def test_wrong_settings_are_said(settings, says, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "space")  # as for a script that is started
     with pytest.raises(SystemExit, match=says):
         runpy.run_path(ROOT / "space" / "app.py", run_name="__main__")
+
+
+def test_the_space_asks_for_the_versions_that_are_tested():
+    pinned = set((ROOT / "constraints.txt").read_text().splitlines())
+    asked = [line for line in (ROOT / "space" / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    asked.append("gradio==" + re.search(r"^sdk_version: (.+)$", (ROOT / "space" / "README.md").read_text(), re.M)[1])
+    assert set(asked) <= pinned
 
 
 def test_a_space_without_its_model_says_so(tmp_path):
