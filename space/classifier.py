@@ -1,6 +1,5 @@
 """A model behind its own pipeline. Texts that wait together are read in one batch, whoever sent them."""
 
-import re
 import sys
 import unicodedata
 from collections import Counter, deque
@@ -10,7 +9,6 @@ from threading import Condition, Thread
 from typing import Any
 
 import torch
-from captum.attr import FeatureAblation
 from precision import choose
 from transformers import pipeline
 
@@ -114,14 +112,14 @@ class Classifier:
 
         Returns:
             `label`, `unit` and `pieces`, which together are the text. Of a short text the unit is `word`, and a piece's
-            `weight` is how much the probability of the label falls without it (Captum's feature ablation). Of a long
-            one it is `sentence`, and a piece has the `label` and `score` that it gets alone. Or only `error`.
+            `weight` is how much the probability of the label falls without it. Of a long one it is `sentence`, and a
+            piece has the `label` and `score` that it gets alone. Or only `error`.
         """
         (answer,) = self([text])
         if "error" in answer:
             return answer
         label = max(answer["scores"], key=answer["scores"].get)
-        words = re.findall(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*", text)
+        words, without = self._pipeline.without_each_word(text)
         if len(words) * answer["tokens"] * max(1, len(self.members)) > EXPLANATION_TOKENS:
             parts = sentences(words)
             pieces = [
@@ -130,16 +128,9 @@ class Classifier:
             ]
             return {"label": label, "unit": "sentence", "pieces": pieces}
 
-        def probability(kept: torch.Tensor) -> torch.Tensor:
-            texts = ["".join(word for word, keep in zip(words, row, strict=True) if keep) for row in kept.tolist()]
-            # Nothing at all, or marks alone, is not a text. It gets the answer of the shortest one.
-            answers = self([text if not problem(text) else "." for text in texts])
-            return torch.tensor([answer["scores"][label] if "scores" in answer else 0.0 for answer in answers])
-
-        drops = FeatureAblation(probability).attribute(
-            torch.ones(1, len(words)), perturbations_per_eval=len(words)
-        )  # all words in one batch
-        pieces = [{"text": word, "weight": drop} for word, drop in zip(words, drops[0].tolist(), strict=True)]
+        answers = self([text, *without])
+        whole, *parts = (answer["scores"][label] if "scores" in answer else 0.0 for answer in answers)
+        pieces = [{"text": word, "weight": whole - part} for word, part in zip(words, parts, strict=True)]
         return {"label": label, "unit": "word", "pieces": pieces}
 
     def _work(self) -> None:

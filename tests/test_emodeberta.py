@@ -180,6 +180,9 @@ def test_a_table_comes_back_with_its_index_and_the_answers(classifier, table):
         assert result["error"].isna().all()
     assert classifier.predict(table).index.equals(table.index)
     assert classifier.predict(table)[table.columns.to_list()].equals(table)
+    numbered = pd.DataFrame(dict(enumerate([texts, range(30)])))  # names of columns that are no strings
+    for result in (classifier.predict(numbered), classifier.predict(numbered, text_column=0)):
+        assert result["emotion"].tolist() == classifier.predict(texts).tolist()
     joined = classifier.predict(table.assign(title="Why"), text_column=["title", "words"])
     assert joined["dark"].to_numpy() == pytest.approx(
         classifier.predict_proba([f"Why {text}" for text in texts])[:, 0], abs=1e-6
@@ -220,7 +223,15 @@ def test_a_column_of_the_table_is_not_replaced_without_a_word(classifier, table)
         (lambda c, t: c.predict(t, text_column="word"), "the table: no column 'word'; .* did you mean 'words'"),
         (lambda c, t: c.predict(t["words"], text_column="words"), "text_column 'words': is for a table"),
         (lambda c, t: c.predict(3), "3; want texts"),
-        (lambda c, t: c.predict({"text": "a"}), "want texts"),
+        (lambda c, t: c.predict({"text": "a"}), "not texts but a dict with text; give one of them"),
+        (lambda c, t: c.predict({"a", "b"}), "not texts but a set, which has no order; give a list"),
+        (lambda c, t: c.predict(np.array("a text")), r"an array of shape \(\); give the texts in one dimension"),
+        (lambda c, t: c.predict(np.array([["a", "b"]])), r"an array of shape \(1, 2\)"),
+        (lambda c, t: c.predict(str), "<class 'str'>; want texts"),
+        (lambda c, t: c.predict(pd.DataFrame()), "name the text_column; the table has no columns"),
+        (lambda c, t: c.predict(pd.concat([t, t], axis=1)), "the table has several columns 'words'; want one"),
+        (lambda c, t: c.predict(t, text_column=0), "the table: no column 0; it has 'number', 'words', 'mood'"),
+        (lambda c, t: c.explain("why " * 10_000), "explain: 10,000 words; want at most 32"),
         (lambda c, t: c.explain(""), "explain: ''; want one text"),
         (lambda c, t: c.explain("a text", label="joy"), "explain: 'joy' is not a label; want one of dark, light"),
         (lambda c, t: c.score(["a"], ["joy"]), "score: label 'joy' is not one of dark, light"),
@@ -248,8 +259,7 @@ def test_explain_says_what_leaving_a_word_out_does(classifier):
     assert shown["light"][2] == pytest.approx(whole - without, abs=1e-6)
     assert classifier.explain(text).columns[1] == classifier.predict(text)
     assert classifier.explain("why")["word"].tolist() == ["why"]
-    # The Space has no project to import from, so that the demo has the same words by a copy of this.
-    assert emodeberta._WORD.pattern in (ROOT / "space" / "classifier.py").read_text(encoding="utf-8")
+    assert classifier.explain("... why ...")["word"].tolist() == ["...", "why", "..."]
 
 
 @pytest.mark.parametrize(("progress", "texts", "shown"), [(True, 2, True), (None, 2, False), (False, 600, False)])
