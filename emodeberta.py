@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 
 from trainer_ext.errors import InputError
 
@@ -158,10 +158,10 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: as [`train`].
         """
-        from trainer_ext.data.in_memory import classes_of, file_of, label_name, texts_of
+        from trainer_ext.data.in_memory import classes_of, file_of, label_name, labels_of, texts_of
         from trainer_ext.runs.in_process import quiet
 
-        read, y = texts_of(X), column_or_1d(y)
+        read, y = texts_of(X), labels_of(y)
         classes = classes_of(y)
         if len(read.values) != len(y):
             raise InputError(f"fit: {len(read.values)} texts and {len(y)} labels; want one label per text")
@@ -320,10 +320,10 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: if a label is not one of `classes_`.
         """
-        from trainer_ext.data.in_memory import label_name, texts_of
+        from trainer_ext.data.in_memory import label_name, labels_of, texts_of
 
         check_is_fitted(self)
-        known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, column_or_1d(y).tolist()))
+        known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, labels_of(y).tolist()))
         if other := sorted(set(given) - known):
             raise InputError(f"score: label {other[0]!r} is not one of {', '.join(sorted(known))}")
         predicted = self.predict(texts_of(X, usual=self._text_column).values).tolist()

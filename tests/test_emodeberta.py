@@ -22,7 +22,7 @@ from support import ESSAYS, ROOT
 
 import emodeberta
 from emodeberta import EmotionClassifier
-from trainer_ext.data.in_memory import integer_labels
+from trainer_ext.data.in_memory import classes_of, integer_labels, labels_of
 from trainer_ext.errors import InputError
 
 LIGHT = ("joy", "neutral", "surprise")
@@ -138,6 +138,21 @@ def test_labels_of_a_table_keep_their_type():
     named = Dataset.from_pandas(integers).cast_column("label", ClassLabel(names=["dark", "light"]))
     assert integer_labels(named, "label", ["dark", "light"]) == ["dark", "light"]
     assert integer_labels("file.csv", None, ["0", "1"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("y", ["joy", {"a": 1}, {1, 2}, [("a", 1)], [["a"], ["b", "c"]], np.eye(2), None])
+def test_labels_that_are_not_one_per_text_are_refused(y):
+    with pytest.raises(InputError, match="want one label per text"):
+        labels_of(y)
+
+
+def test_labels_of_pandas_stay_what_they_are():
+    for dtype, kind in (("Int64", "i"), ("int8", "i"), ("boolean", "b"), ("category", "i")):
+        labels = classes_of(labels_of(pd.Series([1, 0], dtype=dtype)))
+        assert np.array(labels.tolist()).dtype.kind == kind
+    assert labels_of(label for label in "ab").tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="y, row 1: no label"):
+        labels_of(pd.Series([1, None], dtype="Int64"))
 
 
 def test_a_text_may_have_several_labels(table, flags, tmp_path, monkeypatch):
@@ -321,6 +336,8 @@ def test_parameters_are_those_of_the_constructor_and_flags(classifier, trained):
     [
         (["a", "b"], ["x"], {}, "fit: 2 texts and 1 labels"),
         (["a", "b"], ["x", None], {}, "y, row 1: no label"),
+        (["a", "b"], [["x"], ["x", "y"]], {}, r"y: array.*; want one label per text \(for several, Emo.*train takes"),
+        ({"a", "b"}, ["x", "y"], {}, "a set, which has no order"),
         (["a", "b"], ["x", 3], {}, "X.jsonl|labels of several kinds|one class|two labels"),
         (["a", "b"], ["x", " x"], {}, "label 'x' is written in two ways"),
         (["a", None], ["x", "y"], {}, "X.jsonl, row 2: text is None; want a text"),

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
+from sklearn.utils.validation import column_or_1d
 
 from texts_emodeberta import in_order
 
@@ -152,14 +154,33 @@ def label_name(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
 
 
+def labels_of(y: Any) -> np.ndarray:
+    """Return labels, one per text, as an array `(rows,)`. Integers of pandas stay integers.
+
+    Raises:
+        InputError: if they are not one label per text, or one is missing.
+    """
+    y = y.to_pandas() if hasattr(y, "to_pandas") else y
+    if isinstance(getattr(y, "dtype", None), ExtensionDtype):
+        y = y.astype(object)
+    try:
+        labels = column_or_1d(list(y) if isinstance(y, Iterator) else y)
+    except (ValueError, TypeError):
+        labels = None
+    if labels is None or any(isinstance(label, list | tuple | set | dict) for label in labels.tolist()):
+        several = "for several, EmotionClassifier.train takes a table whose label column holds lists"
+        raise InputError(f"y: {y!r:.60}; want one label per text ({several})")
+    if (missing := np.flatnonzero(pd.isna(labels))).size:
+        raise InputError(f"y, row {missing[0]}: no label")
+    return labels
+
+
 def classes_of(y: np.ndarray) -> np.ndarray:
     """Return the different labels, sorted.
 
     Raises:
-        InputError: if a label is missing, labels are of several kinds, or two read as the same.
+        InputError: if labels are of several kinds, or two read as the same.
     """
-    if (missing := np.flatnonzero(pd.isna(y))).size:
-        raise InputError(f"y, row {missing[0]}: no label")
     try:
         classes = np.unique(y)
     except TypeError as error:
