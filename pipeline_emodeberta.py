@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, TextClassificationPipeline
+from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.utils import logging
 
 try:
@@ -92,6 +93,9 @@ class EmotionPipeline(TextClassificationPipeline):
         return_members=None,
         **kwargs,
     ):
+        apply = kwargs.get("function_to_apply")
+        if isinstance(apply, str) and apply.upper() not in ClassificationFunction.__members__:
+            raise ValueError(f"function_to_apply is {apply!r}; want sigmoid, softmax or none")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         preprocess.setdefault("truncation", True)
         if unknown := sorted(preprocess.keys() - set(TOKENIZER_OPTIONS)):

@@ -85,6 +85,7 @@ class Classifier:
 
         An answer has `label` (the best, or all that reach their thresholds joined by commas), `score`, `sure`, `scores`
         by label and the number of `tokens`. An ensemble's has `members` and `disagreement`, a long text's has `note`.
+        Of several labels, an answer is sure only if one reaches its threshold, as the model's own pipeline gives it.
         `warning` says that the model does not know most of a text. An answer to what cannot be classified has only
         `error`.
         """
@@ -189,7 +190,11 @@ class Classifier:
                 answers.append({"error": "The model gives no number for this text." if "number" in failed else NO_TEXT})
                 continue
             best = max(result["scores"].values())
-            answer = {"label": ", ".join(self.given(result)), "score": best, "sure": best >= self.abstain_below}
+            reached = not self.several or any(
+                score >= self.thresholds[name] for name, score in result["scores"].items()
+            )
+            sure = reached and best >= self.abstain_below
+            answer = {"label": ", ".join(self.given(result)), "score": best, "sure": sure}
             answer |= result | {"tokens": tokens}
             if windows:
                 answer["note"] = f"A long text ({tokens:,} tokens), read in overlapping parts of {room:,}."

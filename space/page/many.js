@@ -1,6 +1,6 @@
 // Many texts: a file, its column of texts, and the table of answers.
 
-import { $, bar, bars, call, colored, download, face, failure, looks, make, percent, settings, unsure } from "./parts.js";
+import { $, bar, bars, call, colored, download, face, failure, isSure, looks, make, percent, settings, unsure } from "./parts.js";
 
 const PAGE_ROWS = 100;
 
@@ -81,14 +81,14 @@ function parse(csv) {
 
 function table() {
   const good = rows.filter(({ error }) => !error);
-  const doubtful = good.filter(({ score }) => score < bar());
+  const doubtful = good.filter(({ score, scores }) => !isSure(score, scores));
   const has = (row, index) => (settings.several ? row.scores[index] >= settings.thresholds[index] || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
   const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
   const failed = rows.length - good.length;
   $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
   $("shares").replaceChildren(...bars(shares.sort((a, b) => b[1] - a[1])));
   const compare = { number: (a, b) => a.number - b.number, label: (a, b) => a.label.localeCompare(b.label), score: (a, b) => a.score - b.score, text: (a, b) => a.text.localeCompare(b.text) }[sorted.by];
-  const listed = rows.filter((row) => !$("unsure").checked || row.error || row.score < bar()).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
+  const listed = rows.filter((row) => !$("unsure").checked || row.error || !isSure(row.score, row.scores)).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
   const head = [["label", "Label"], ["score", "Probability"], ["text", "Text"]].map(([by, name]) => {
     const button = make("button", {}, name, make("span", { ariaHidden: "true" }, sorted.by === by ? (sorted.down ? " ▼" : " ▲") : ""));
     button.addEventListener("click", () => {
@@ -105,8 +105,8 @@ function table() {
   $("further").hidden = listed.length <= shown;
 }
 
-function line({ label, score, text, note, error }) {
-  const doubtful = !error && score < bar();
+function line({ label, score, scores, text, note, error }) {
+  const doubtful = !error && !isSure(score, scores);
   const look = doubtful ? unsure : looks.get(label);
   const first = error ? make("span", { className: "error" }, "error") : colored(make("span", { className: "label" }, face(look), doubtful ? `${label}?` : label), look);
   const cut = make("div", { className: text.length > 90 ? "cut" : "", dir: "auto" }, text);
