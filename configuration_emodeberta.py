@@ -154,6 +154,12 @@ class EmoDebertaConfig(DebertaV2Config):
             if min(self.class_weights) < 0 or max(self.class_weights) == 0:
                 raise ValueError("class_weights must be non-negative, and not all zero")
 
+    def validate_size(self):
+        """Check numbers that take memory although no weight has them; `@strict` calls this after every construction."""
+        for name, most in (("num_hidden_layers", 1_000), ("max_position_embeddings", 2**20)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; want at most {most:,}")
+
     def validate_calibration(self):
         """Check what was fitted on validation rows; `@strict` calls this after every construction."""
         if self.calibration_temperature is not None and not self.calibration_temperature > 0:

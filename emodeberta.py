@@ -14,7 +14,6 @@ torch and transformers are imported when a model is loaded or trained, since the
 
 import contextlib
 import os
-import re
 import sys
 import tempfile
 import warnings
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_is_fitted
 
 from trainer_ext.errors import InputError
 
@@ -40,8 +39,6 @@ _NAMED_HERE = {
     "model_name_or_path": "model", "train_file": "train", "validation_file": "validation", "test_file": "test",
     "text_column_name": "text_column", "label_column_name": "label_column",
 }  # fmt: skip
-# A word with the blanks around it, as in the demo's explanation.
-_WORD = re.compile(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*")
 
 
 class EmotionClassifier(ClassifierMixin, BaseEstimator):
@@ -161,10 +158,10 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: as [`train`].
         """
-        from trainer_ext.data.in_memory import classes_of, file_of, label_name, texts_of
+        from trainer_ext.data.in_memory import classes_of, file_of, label_name, labels_of, texts_of
         from trainer_ext.runs.in_process import quiet
 
-        read, y = texts_of(X), column_or_1d(y)
+        read, y = texts_of(X), labels_of(y)
         classes = classes_of(y)
         if len(read.values) != len(y):
             raise InputError(f"fit: {len(read.values)} texts and {len(y)} labels; want one label per text")
@@ -221,7 +218,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         self.pipeline_ = load_pipeline(name, config, dtype, torch.device(device), revision, token)
         self._names = [config.id2label[label] for label in range(config.num_labels)]
         self._several = config.problem_type == "multi_label_classification"
-        self._text_column: str | None = None
+        self._text_column: Any = None
         self._name_classes(self._names)
 
     def _name_classes(self, classes: Any, in_this_order: bool = False) -> None:
@@ -236,7 +233,9 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         self._columns = [self._names.index(name) for name in order]
 
     # ---- Predict --------------------------------------------------------------------------------------------------
-    def predict(self, texts: Any, text_column: str | list[str] | None = None, progress: bool | None = None) -> Any:
+    def predict(
+        self, texts: Any, text_column: str | int | list[str] | None = None, progress: bool | None = None
+    ) -> Any:
         """Return the label of a text, the labels of several texts, or a table with its labels.
 
         A text that is empty, missing or not a text has the label `None`, and a warning names its row.
@@ -271,7 +270,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         return labels if read.table is None else self._result(read.table, scores.probabilities, labels, errors)
 
     def predict_proba(
-        self, texts: Any, text_column: str | list[str] | None = None, progress: bool | None = None
+        self, texts: Any, text_column: str | int | list[str] | None = None, progress: bool | None = None
     ) -> np.ndarray:
         """Return the probabilities of texts, `(rows, labels)` in the order of `classes_`; of one text, `(labels,)`.
 
@@ -298,23 +297,22 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             InputError: if there is no text, or no such label.
         """
         check_is_fitted(self)
-        from texts_emodeberta import is_text
+        from texts_emodeberta import is_text, without_each_word
 
         if not is_text(text):
             raise InputError(f"explain: {text!r:.60}; want one text")
-        words = _WORD.findall(text)
-        without = ["".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
-        # Nothing at all, or marks alone, is not a text. It gets the answer of the shortest one.
-        probabilities = self.predict_proba(
-            [text, *(each if is_text(each) else "." for each in without)], None, progress
-        )
+        words, without = without_each_word(text)
+        if len(words) > (most := self.pipeline_.tokenizer.model_max_length):
+            raise InputError(f"explain: {len(words):,} words; want at most {most:,}, as many as the model reads tokens")
+        probabilities = self.predict_proba([text, *without], None, progress)
         classes = self.classes_.tolist()
         if label is None:
             label = classes[probabilities[0].argmax()]
         elif label not in classes:
             raise InputError(f"explain: {label!r} is not a label; want one of {', '.join(map(str, classes))}")
         of_label = probabilities[:, classes.index(label)]
-        return pd.DataFrame({"word": [word.strip() for word in words], label: of_label[0] - of_label[1:]})
+        name = "probability_word" if label == "word" else label
+        return pd.DataFrame({"word": [word.strip() for word in words], name: of_label[0] - of_label[1:]})
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of texts whose label is right, 0 to 1. A text without a label counts as wrong.
@@ -322,10 +320,10 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: if a label is not one of `classes_`.
         """
-        from trainer_ext.data.in_memory import label_name, texts_of
+        from trainer_ext.data.in_memory import label_name, labels_of, texts_of
 
         check_is_fitted(self)
-        known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, column_or_1d(y).tolist()))
+        known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, labels_of(y).tolist()))
         if other := sorted(set(given) - known):
             raise InputError(f"score: label {other[0]!r} is not one of {', '.join(sorted(known))}")
         predicted = self.predict(texts_of(X, usual=self._text_column).values).tolist()
@@ -333,7 +331,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         return float(np.average(right, weights=sample_weight))
 
     def _score(
-        self, data: Any, text_column: str | list[str] | None, progress: bool | None
+        self, data: Any, text_column: str | int | list[str] | None, progress: bool | None
     ) -> tuple["Texts", "Scores", list[str | None]]:
         """Return the texts, their scores and the error of each row; warn of rows without a text."""
         check_is_fitted(self)

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, TextClassificationPipeline
+from transformers.pipelines.text_classification import ClassificationFunction
 from transformers.utils import logging
 
 try:
-    from .texts_emodeberta import as_pair, beginning, check_no_table, token_budget_batches, truncated
+    from .texts_emodeberta import as_pair, beginning, in_order, token_budget_batches, truncated, without_each_word
 except ImportError:
-    from texts_emodeberta import as_pair, beginning, check_no_table, token_budget_batches, truncated
+    from texts_emodeberta import as_pair, beginning, in_order, token_budget_batches, truncated, without_each_word
 
 logger = logging.get_logger(__name__)
 
@@ -39,8 +40,8 @@ class EmotionPipeline(TextClassificationPipeline):
 
     The input is a text, a pair `{"text": …, "text_pair": …}`, or several of these. `text_pair=` adds second texts, or
     the same one to all. The output is that of the library's pipeline: a list for texts that are in memory (a list, a
-    tuple, an array, a pandas Series, a column of a dataset), a generator for other iterables (a generator, a dataset).
-    A table is refused, because its texts are in one of its columns: `classify(df["text"])`.
+    tuple, an array, a Series, a column of a dataset), a generator for other iterables (a generator, a dataset). A table
+    is refused, because its texts are in one of its columns: `classify(df["text"])`. So is a set, which has no order.
 
     Texts longer than the tokenizer's `model_max_length` are cut. An input that is empty or not a text gets
     `{"label": None, "score": None, "error": …}`. So does a text for which the model returns NaN. Warnings give their
@@ -62,6 +63,8 @@ class EmotionPipeline(TextClassificationPipeline):
             have another label.
         revision, token: For an ensemble on the Hub that `pipeline(…)` did not load: where its other tokenizers are.
     """
+
+    without_each_word = staticmethod(without_each_word)  # for the demo, which loads this file from the model
 
     def __init__(self, *args, revision: str | None = None, token: str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -90,6 +93,9 @@ class EmotionPipeline(TextClassificationPipeline):
         return_members=None,
         **kwargs,
     ):
+        apply = kwargs.get("function_to_apply")
+        if isinstance(apply, str) and apply.upper() not in ClassificationFunction.__members__:
+            raise ValueError(f"function_to_apply is {apply!r}; want sigmoid, softmax or none")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         preprocess.setdefault("truncation", True)
         if unknown := sorted(preprocess.keys() - set(TOKENIZER_OPTIONS)):
@@ -196,17 +202,16 @@ class EmotionPipeline(TextClassificationPipeline):
         postprocess = self._with_defaults(self._postprocess_params | postprocess)
         if isinstance(inputs, dict) and isinstance(inputs.get("text"), list | tuple):  # a batch of columns
             inputs, text_pair = inputs["text"], inputs.get("text_pair", text_pair)
-        check_no_table(inputs)
-        iterable = hasattr(inputs, "__iter__") or hasattr(inputs, "__len__")
-        single = isinstance(inputs, str | bytes | dict) or not iterable
-        texts = [inputs] if single else inputs
-        if not hasattr(texts, "__iter__") and hasattr(texts, "__len__"):
-            texts = map(texts.__getitem__, range(len(texts)))  # iter() of a torch dataset would never end
+        iterable = (hasattr(inputs, "__iter__") or hasattr(inputs, "__len__")) and not isinstance(inputs, type)
+        is_pair = isinstance(inputs, dict) and not hasattr(inputs, "column_names")
+        single = isinstance(inputs, str | bytes) or is_pair or not iterable
+        texts = [inputs] if single else in_order(inputs)
+        in_memory = isinstance(texts, Collection)
         if isinstance(text_pair, str):
             texts = ({"text": text, "text_pair": text_pair} for text in texts)
         elif text_pair is not None:
-            sized = isinstance(texts, Collection) and isinstance(text_pair, Collection)
-            if sized and len(texts) != len(text_pair):
+            text_pair = in_order(text_pair)
+            if in_memory and isinstance(text_pair, Collection) and len(texts) != len(text_pair):
                 raise ValueError(f"text_pair: {len(text_pair)} for {len(texts)} texts")
             texts = ({"text": text, "text_pair": pair} for text, pair in zip(texts, text_pair, strict=True))
         results = self._classify(
@@ -219,7 +224,7 @@ class EmotionPipeline(TextClassificationPipeline):
             (result,) = results
             bare = isinstance(inputs, dict) or "top_k" in kwargs or "thresholds" in postprocess
             return result if bare else [result]
-        return list(results) if isinstance(inputs, Collection) else results
+        return list(results) if in_memory else results
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Save the model and its tokenizers; other tokenizers of an ensemble go into subfolders."""

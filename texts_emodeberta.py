@@ -3,6 +3,7 @@
 Shipped inside every saved model, next to the pipeline that uses it.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 LONGEST_TEXT = 2**20
 # Letters and symbols of Unicode that are invisible: Hangul fillers and the Braille blank.
 BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+# A word with the blanks around it.
+_WORD = re.compile(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*")
 
 
 def token_budget_batches(lengths: list[int], tokens_per_batch: int) -> Iterator[list[int]]:
@@ -58,19 +61,43 @@ def as_pair(value: Any) -> tuple[str, str | None] | None:
     return str(value), second
 
 
-def check_no_table(inputs: object) -> None:
-    """Check that texts are not a whole table: iterating one yields its column names, or rows with other columns.
+def in_order(inputs: Any) -> Any:
+    """Return several texts as an iterable of Python values, in their order.
 
-    A dataset may have the columns `text` and `text_pair` only, since its rows are then texts or pairs.
+    A column of pyarrow becomes a list, and an array with a single column loses its second dimension.
 
     Raises:
-        ValueError: if they are a DataFrame, or a dataset or table with other columns.
+        ValueError: if their order is not known, or they are not texts but a table: iterating one yields its column
+            names, or rows with other columns. A dataset may have the columns `text` and `text_pair` only, since its
+            rows are then texts or pairs.
     """
-    is_frame = hasattr(inputs, "columns")
+    kind, is_frame = type(inputs).__name__, hasattr(inputs, "columns")
+    if isinstance(inputs, dict):
+        raise ValueError(f"a {kind} with {', '.join(map(str, inputs))}; give one of them")
     names = list(getattr(inputs, "column_names", None) or (inputs.columns if is_frame else []))
     if is_frame or not set(names) <= {"text", "text_pair"}:
         name = "text" if "text" in names or not names else names[0]
-        raise ValueError(f'a table ({type(inputs).__name__}); give the column with the texts, such as df["{name}"]')
+        column = f'"{name}"' if isinstance(name, str) else repr(name)
+        raise ValueError(f"a table ({kind}); give the column with the texts, such as df[{column}]")
+    if isinstance(inputs, set | frozenset):
+        raise ValueError(f"a {kind}, which has no order; give a list, so that it is known which result is whose")
+    if (dimensions := getattr(inputs, "ndim", 1)) != 1:
+        if dimensions != 2 or inputs.shape[1] != 1:
+            raise ValueError(f"an array of shape {tuple(inputs.shape)}; give the texts in one dimension")
+        inputs = inputs[:, 0]
+    if not hasattr(inputs, "__iter__") and hasattr(inputs, "__len__"):
+        return map(inputs.__getitem__, range(len(inputs)))  # iter() of a torch dataset would never end
+    return inputs.to_pylist() if hasattr(inputs, "to_pylist") else inputs
+
+
+def without_each_word(text: str) -> tuple[list[str], Iterator[str]]:
+    """Return the words of a text, with the blanks around them, and yield the text without each of them.
+
+    Nothing at all, or marks alone, is not a text. The shortest one, a full stop, is used instead.
+    """
+    words = _WORD.findall(text)
+    without = ("".join(words[:place] + words[place + 1 :]) for place in range(len(words)))
+    return words, (each if is_text(each) else "." for each in without)
 
 
 def beginning(text: str | tuple[str, str], tokenizer: Any, room: int) -> str | tuple[str, ...]:

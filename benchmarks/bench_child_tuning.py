@@ -29,7 +29,7 @@ def publish(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None
 
 
 def compare(shape: dict, rounds: int, device: torch.device) -> dict:
-    """Return the steps of a shape over the plain one, masking alone as a share of it, and the published masking over ours."""
+    """Return steps over the plain one, masking alone as a share of it, and the published masking over ours."""
     torch.manual_seed(0)
     config = EmoDebertaConfig(**DEBERTA, **shape, num_labels=7)
     model = EmoDebertaForSequenceClassification(config).to(device).train()

@@ -1,6 +1,5 @@
 """A model behind its own pipeline. Texts that wait together are read in one batch, whoever sent them."""
 
-import re
 import sys
 import unicodedata
 from collections import deque
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from captum.attr import FeatureAblation
 from huggingface_hub.repocard import metadata_load
 from language import Languages
 from precision import choose
@@ -92,6 +90,7 @@ class Classifier:
 
         An answer has `label` (the best, or all that reach their thresholds joined by commas), `score`, `sure`, `scores`
         by label and the number of `tokens`. An ensemble's has `members` and `disagreement`, a long text's has `note`.
+        Of several labels, an answer is sure only if one reaches its threshold, as the model's own pipeline gives it.
         `warning` says that the model does not know most of a text, and then the answer is not sure. An answer to what
         cannot be classified has only `error`.
         """
@@ -119,14 +118,14 @@ class Classifier:
 
         Returns:
             `label`, `unit` and `pieces`, which together are the text. Of a short text the unit is `word`, and a piece's
-            `weight` is how much the probability of the label falls without it (Captum's feature ablation). Of a long
-            one it is `sentence`, and a piece has the best `label` and its `score` alone. Or only `error`.
+            `weight` is how much the probability of the label falls without it. Of a long one it is `sentence`, and a
+            piece has the best `label` and its `score` alone. Or only `error`.
         """
         (answer,) = self([text])
         if "error" in answer:
             return answer
         label = max(answer["scores"], key=answer["scores"].get)
-        words = re.findall(r"\s*(?:[^\s。！？]+[。！？]*|[。！？]+)\s*", text)
+        words, without = self._pipeline.without_each_word(text)
         if len(words) * answer["tokens"] * max(1, len(self.members)) > EXPLANATION_TOKENS:
             parts = sentences(words)
             scores = [answer.get("scores") for answer in self(parts)]
@@ -137,16 +136,9 @@ class Classifier:
             ]
             return {"label": label, "unit": "sentence", "pieces": pieces}
 
-        def probability(kept: torch.Tensor) -> torch.Tensor:
-            texts = ["".join(word for word, keep in zip(words, row, strict=True) if keep) for row in kept.tolist()]
-            # Nothing at all, or marks alone, is not a text. It gets the answer of the shortest one.
-            answers = self([text if not problem(text) else "." for text in texts])
-            return torch.tensor([answer["scores"][label] if "scores" in answer else 0.0 for answer in answers])
-
-        drops = FeatureAblation(probability).attribute(
-            torch.ones(1, len(words)), perturbations_per_eval=len(words)
-        )  # all words in one batch
-        pieces = [{"text": word, "weight": drop} for word, drop in zip(words, drops[0].tolist(), strict=True)]
+        answers = self([text, *without])
+        whole, *parts = (answer["scores"][label] if "scores" in answer else 0.0 for answer in answers)
+        pieces = [{"text": word, "weight": whole - part} for word, part in zip(words, parts, strict=True)]
         return {"label": label, "unit": "word", "pieces": pieces}
 
     def _work(self) -> None:
@@ -205,7 +197,10 @@ class Classifier:
                 answers.append({"error": "The model gives no number for this text." if "number" in failed else NO_TEXT})
                 continue
             best = max(result["scores"].values())
-            sure = best >= self.abstain_below and not warning
+            reached = not self.several or any(
+                score >= self.thresholds[name] for name, score in result["scores"].items()
+            )
+            sure = reached and best >= self.abstain_below and not warning
             answer = {"label": ", ".join(self.given(result)), "score": best, "sure": sure, **result, "tokens": tokens}
             if windows:
                 answer["note"] = f"A long text ({tokens:,} tokens), read in overlapping parts of {room:,}."

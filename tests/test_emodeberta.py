@@ -22,7 +22,7 @@ from support import ESSAYS, ROOT
 
 import emodeberta
 from emodeberta import EmotionClassifier
-from trainer_ext.data.in_memory import integer_labels
+from trainer_ext.data.in_memory import classes_of, integer_labels, labels_of
 from trainer_ext.errors import InputError
 
 LIGHT = ("joy", "neutral", "surprise")
@@ -140,6 +140,21 @@ def test_labels_of_a_table_keep_their_type():
     assert integer_labels("file.csv", None, ["0", "1"]) == ["0", "1"]
 
 
+@pytest.mark.parametrize("y", ["joy", {"a": 1}, {1, 2}, [("a", 1)], [["a"], ["b", "c"]], np.eye(2), None])
+def test_labels_that_are_not_one_per_text_are_refused(y):
+    with pytest.raises(InputError, match="want one label per text"):
+        labels_of(y)
+
+
+def test_labels_of_pandas_stay_what_they_are():
+    for dtype, kind in (("Int64", "i"), ("int8", "i"), ("boolean", "b"), ("category", "i")):
+        labels = classes_of(labels_of(pd.Series([1, 0], dtype=dtype)))
+        assert np.array(labels.tolist()).dtype.kind == kind
+    assert labels_of(label for label in "ab").tolist() == ["a", "b"]
+    with pytest.raises(InputError, match="y, row 1: no label"):
+        labels_of(pd.Series([1, None], dtype="Int64"))
+
+
 def test_a_text_may_have_several_labels(table, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = table.assign(mood=[["dark", "long"], ["light"], []] * 10).rename(columns={"words": "text"})
@@ -180,6 +195,9 @@ def test_a_table_comes_back_with_its_index_and_the_answers(classifier, table):
         assert result["error"].isna().all()
     assert classifier.predict(table).index.equals(table.index)
     assert classifier.predict(table)[table.columns.to_list()].equals(table)
+    numbered = pd.DataFrame(dict(enumerate([texts, range(30)])))  # names of columns that are no strings
+    for result in (classifier.predict(numbered), classifier.predict(numbered, text_column=0)):
+        assert result["emotion"].tolist() == classifier.predict(texts).tolist()
     joined = classifier.predict(table.assign(title="Why"), text_column=["title", "words"])
     assert joined["dark"].to_numpy() == pytest.approx(
         classifier.predict_proba([f"Why {text}" for text in texts])[:, 0], abs=1e-6
@@ -220,7 +238,15 @@ def test_a_column_of_the_table_is_not_replaced_without_a_word(classifier, table)
         (lambda c, t: c.predict(t, text_column="word"), "the table: no column 'word'; .* did you mean 'words'"),
         (lambda c, t: c.predict(t["words"], text_column="words"), "text_column 'words': is for a table"),
         (lambda c, t: c.predict(3), "3; want texts"),
-        (lambda c, t: c.predict({"text": "a"}), "want texts"),
+        (lambda c, t: c.predict({"text": "a"}), "not texts but a dict with text; give one of them"),
+        (lambda c, t: c.predict({"a", "b"}), "not texts but a set, which has no order; give a list"),
+        (lambda c, t: c.predict(np.array("a text")), r"an array of shape \(\); give the texts in one dimension"),
+        (lambda c, t: c.predict(np.array([["a", "b"]])), r"an array of shape \(1, 2\)"),
+        (lambda c, t: c.predict(str), "<class 'str'>; want texts"),
+        (lambda c, t: c.predict(pd.DataFrame()), "name the text_column; the table has no columns"),
+        (lambda c, t: c.predict(pd.concat([t, t], axis=1)), "the table has several columns 'words'; want one"),
+        (lambda c, t: c.predict(t, text_column=0), "the table: no column 0; it has 'number', 'words', 'mood'"),
+        (lambda c, t: c.explain("why " * 10_000), "explain: 10,000 words; want at most 32"),
         (lambda c, t: c.explain(""), "explain: ''; want one text"),
         (lambda c, t: c.explain("a text", label="joy"), "explain: 'joy' is not a label; want one of dark, light"),
         (lambda c, t: c.score(["a"], ["joy"]), "score: label 'joy' is not one of dark, light"),
@@ -248,8 +274,7 @@ def test_explain_says_what_leaving_a_word_out_does(classifier):
     assert shown["light"][2] == pytest.approx(whole - without, abs=1e-6)
     assert classifier.explain(text).columns[1] == classifier.predict(text)
     assert classifier.explain("why")["word"].tolist() == ["why"]
-    # The Space has no project to import from, so that the demo has the same words by a copy of this.
-    assert emodeberta._WORD.pattern in (ROOT / "space" / "classifier.py").read_text(encoding="utf-8")
+    assert classifier.explain("... why ...")["word"].tolist() == ["...", "why", "..."]
 
 
 @pytest.mark.parametrize(("progress", "texts", "shown"), [(True, 2, True), (None, 2, False), (False, 600, False)])
@@ -311,6 +336,8 @@ def test_parameters_are_those_of_the_constructor_and_flags(classifier, trained):
     [
         (["a", "b"], ["x"], {}, "fit: 2 texts and 1 labels"),
         (["a", "b"], ["x", None], {}, "y, row 1: no label"),
+        (["a", "b"], [["x"], ["x", "y"]], {}, r"y: array.*; want one label per text \(for several, Emo.*train takes"),
+        ({"a", "b"}, ["x", "y"], {}, "a set, which has no order"),
         (["a", "b"], ["x", 3], {}, "X.jsonl|labels of several kinds|one class|two labels"),
         (["a", "b"], ["x", " x"], {}, "label 'x' is written in two ways"),
         (["a", None], ["x", "y"], {}, "X.jsonl, row 2: text is None; want a text"),

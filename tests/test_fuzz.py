@@ -373,3 +373,22 @@ def test_a_model_with_another_configuration_classifies_or_is_refused(model, data
         assert said is None or 0 <= said[0]["score"] <= 1 or np.isnan(said[0]["score"])
     finally:
         path.write_bytes(held)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("vocab_size", 20_000_000, "weights lack deberta.embeddings.word_embeddings.weight"),
+        ("num_hidden_layers", 100_000, "num_hidden_layers is 100000; want at most 1,000"),
+        ("max_position_embeddings", 300_000_000, "max_position_embeddings is 300000000; want at most 1,048,576"),
+    ],
+)
+def test_a_configuration_is_refused_before_it_takes_memory(model, tmp_path, name, value, says):
+    """Each would take 2 to 4 GB, which its file does not have: enough for `little_memory` to see."""
+    for path in model.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    content = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(content | {name: value}))
+    with pytest.raises(InputError, match=says):
+        classify(tmp_path)

@@ -1,6 +1,6 @@
 // Many texts: a file, its column of texts, and the table of answers.
 
-import { $, bar, bars, call, colored, download, face, failure, make, percent, settings, unsure } from "./parts.js";
+import { $, bar, bars, call, colored, download, face, failure, isSure, make, percent, settings, unsure } from "./parts.js";
 
 const PAGE_ROWS = 100;
 
@@ -112,7 +112,7 @@ function table() {
   $("further").hidden = listed.length <= shown;
 }
 
-const isDoubtful = ({ error, known, score }) => !error && (!known || score < bar());
+const isDoubtful = ({ error, known, score, scores }) => !error && (!known || !isSure(score, scores));
 
 function line(row) {
   const { label, score, scores, text, note, error, known } = row;

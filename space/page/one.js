@@ -1,6 +1,6 @@
 // One text: the answer while it is typed, why, and whether it is wrong.
 
-import { $, bar, bars, call, colored, csvOf, download, face, failure, legend, looks, make, percent, ranked, settings, stack, unsure } from "./parts.js";
+import { $, bar, bars, call, colored, csvOf, download, face, failure, isSure, legend, looks, make, percent, ranked, settings, stack, unsure } from "./parts.js";
 
 const WAIT = 400; // milliseconds after the last key
 const MARKED = 0.05; // a smaller change of the probability is not marked
@@ -41,7 +41,7 @@ function render() {
   if ("error" in answer) return $("said").replaceChildren(make("p", { className: "error" }, answer.error));
   const order = ranked(answer.scores);
   const [[best, score], [second, next]] = order;
-  const sure = score >= bar() && !answer.warning;
+  const sure = isSure(score, Object.values(answer.scores)) && !answer.warning;
   const look = sure ? looks.get(best) : unsure;
   const told = settings.several ? percent(score) : `${percent(score)}, then ${second} ${percent(next)}`;
   const shown = [

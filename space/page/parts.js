@@ -55,6 +55,9 @@ export async function call(name, data, signal) {
 export const failure = (error) => (error instanceof TypeError ? "The server cannot be reached. Please try again." : error.message);
 
 export const bar = () => Number($("bar").value);
+/** Whether an answer is sure: its best score is not under the bar, and one of several labels reaches its threshold. */
+export const isSure = (score, scores) =>
+  score >= bar() && (!settings.several || scores.some((each, index) => each >= settings.thresholds[index]));
 export const ranked = (scores) => Object.entries(scores).sort((a, b) => b[1] - a[1]);
 
 export function legend(entries) {

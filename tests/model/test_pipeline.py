@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TextClassificationPipeline
@@ -132,7 +132,8 @@ def test_a_dataset_of_torch_ends(classify, rows):
 def test_texts_in_memory_come_back_as_a_list(classify):
     want, table = classify(TEXTS[:5]), Dataset.from_dict({"text": TEXTS[:5], "mood": range(5)})
     series = pandas.Series(TEXTS[:5], index=[9, 9, 3, 2, 1])
-    for texts in (tuple(TEXTS[:5]), np.array(TEXTS[:5]), series, series.astype("category"), table["text"]):
+    array, arrow = np.array(TEXTS[:5]), table.data["text"]
+    for texts in (tuple(TEXTS[:5]), array, array[:, None], series, series.astype("category"), table["text"], arrow):
         assert classify(texts) == want
     assert classify(series, text_pair=series) == classify(TEXTS[:5], text_pair=TEXTS[:5])
     assert isinstance(classify(table.select_columns(["text"])), Iterator)
@@ -145,6 +146,22 @@ def test_a_table_is_refused_with_the_column_to_give(classify, kind):
             classify(kind(Dataset.from_dict(dict.fromkeys(names, TEXTS[:2]))))
     with pytest.raises(ValueError, match=r'such as df\["body"\]'):
         classify(kind(Dataset.from_dict({"body": TEXTS[:2]})))
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (set(TEXTS[:2]), "a set, which has no order; give a list"),
+        (np.array(TEXTS[:4]).reshape(2, 2), r"an array of shape \(2, 2\); give the texts in one dimension"),
+        (np.array(TEXTS[0]), r"an array of shape \(\)"),
+        (DatasetDict(train=Dataset.from_dict({"text": TEXTS[:2]})), "a DatasetDict with train; give one of them"),
+        (pandas.DataFrame({0: TEXTS[:2]}), r"such as df\[0\]"),
+    ],
+)
+def test_texts_whose_order_is_unclear_are_refused(classify, texts, says):
+    with pytest.raises(ValueError, match=says):
+        classify(texts)
+    assert classify(str)[0]["label"] is None
 
 
 @pytest.mark.parametrize("bad", ["", " ", None, float("nan"), 3, b"the river"])

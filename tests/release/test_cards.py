@@ -103,7 +103,7 @@ def test_the_sections_of_a_card_about_what_was_fitted(tmp_path):
     fit = ValidationFit(1.2, [0.3, 0.4, 0.5], 0.4, coverage={"accuracies": accuracies})
     calibration, coverage, thresholds = confidence_sections(tmp_path, fit, PLAIN)
     assert calibration.sentences.startswith("The logits are divided by a temperature of 1.20")
-    assert [row[:2] for row in coverage.rows] == [["90%", "0.40"], ["95%", "cannot be reached"]]
+    assert [row[:2] for row in coverage.rows] == [["90%", "0.400"], ["95%", "cannot be reached"]]
     assert coverage.plot == "coverage.png"
     assert thresholds.rows == [["joy", "0.300"], ["fear", "0.400"], ["anger", "0.500"]]
     assert confidence_sections(tmp_path, ValidationFit(), PLAIN) == []

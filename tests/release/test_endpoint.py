@@ -65,6 +65,8 @@ def handler(finished):
         ({"inputs": "a text", "parameters": {"top_k": "three"}}, "top_k is 'three'; want at least 1"),
         ({"inputs": "a text", "parameters": {"tokens_per_batch": "many"}}, "parameters .*many.*not supported"),
         ({"inputs": "a text", "parameters": {"top_k": 0}}, "top_k is 0; want at least 1"),
+        ({"inputs": "a text", "parameters": {"function_to_apply": "max"}}, "'max'; want sigmoid, softmax or none"),
+        ({"inputs": "a text", "parameters": {"max_length": 10**30}}, "parameters .*too big"),
     ],
 )
 def test_a_bad_request_is_told_what_would_be_right(handler, request_body, says):

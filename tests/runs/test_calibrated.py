@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support import call
+from support import ROOT, call
 from transformers import AutoTokenizer
 
 import run_classify
@@ -124,6 +124,19 @@ def test_thresholds_decide_alike_everywhere(several, tmp_path):
     card = (several / "README.md").read_text()
     assert f"| fear | {thresholds[1]:.3f} |" in card
     assert "macro F1, at tuned thresholds" in card
+
+
+def test_the_demo_is_sure_of_what_the_pipeline_gives(several, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "space")
+    from classifier import Classifier
+
+    demo, texts = Classifier(str(several)), texts_of(several)
+    pairs = list(zip(demo(texts), demo._pipeline(texts), strict=True))
+    assert {answer["sure"] for answer, _ in pairs} == {True, False}
+    for answer, given in pairs:
+        assert answer["sure"] == bool(given)
+        assert not given or sorted(answer["label"].split(", ")) == sorted(entry["label"] for entry in given)
+    assert [piece["text"] for piece in demo.explain("river 3")["pieces"]] == ["river ", "3"]
 
 
 def test_an_answer_that_is_not_sure_has_no_label(one, tmp_path):

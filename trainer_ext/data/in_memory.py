@@ -1,12 +1,17 @@
 """Take rows that are in memory (lists, DataFrames, datasets): as texts to classify, or as files to train on."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
+from sklearn.utils.validation import column_or_1d
+
+from texts_emodeberta import in_order
 
 from ..errors import InputError
 from .columns import TEXT
@@ -20,23 +25,23 @@ class Texts(NamedTuple):
     Attributes:
         values: What should be texts, one per row.
         index: Names of the rows: those of a Series or DataFrame, else numbers from 0.
-        column: Name of the column that they are from, if there is one.
+        column: Name of the column that they are from, if there is one; several are joined by commas.
         table: The table that they are from, if there is one.
     """
 
     values: list[Any]
     index: list[Any]
-    column: str | None
+    column: Any
     table: pd.DataFrame | None
 
 
-def texts_of(data: Any, text_column: str | Sequence[str] | None = None, usual: str | None = None) -> Texts:
+def texts_of(data: Any, text_column: Any = None, usual: Any = None) -> Texts:
     """Return the texts of a list, an array, a Series, a column of a dataset, or of a table.
 
     Args:
         data: A table is a DataFrame, or what can be turned into one (`to_pandas`).
         text_column: The table's column with the text, or several, whose texts are joined.
-        usual: The column to take if none is named. If the table lacks it, a usual name decides, else the only column
+        usual: The same, to take if none is named. If the table lacks it, a usual name decides, else the only column
             with texts.
 
     Raises:
@@ -45,36 +50,57 @@ def texts_of(data: Any, text_column: str | Sequence[str] | None = None, usual: s
     if hasattr(data, "to_pandas"):
         data = data.to_pandas()
     if isinstance(data, pd.DataFrame):
-        name = column_name(text_column) or (usual if usual in data.columns else _usual_column(data))
-        columns = text_columns("the table", name, [column for column in data.columns if isinstance(column, str)])
+        columns = _columns_of(data, text_column, usual)
+        if twice := [name for name in columns if (data.columns == name).sum() > 1]:
+            raise InputError(f"the table has several columns {twice[0]!r}; want one")
         parts = data[columns].astype(object)
         rows = parts.where(parts.notna(), None).to_dict("records")
+        name = columns[0] if len(columns) == 1 else column_name(columns)
         return Texts([text_of(row, columns, " ")[0] for row in rows], data.index.tolist(), name, data)
+    kind = type(data).__name__
     if text_column is not None:
-        raise InputError(f"text_column {text_column!r}: is for a table; this is of type {type(data).__name__}")
-    if isinstance(data, str | bytes | dict) or not hasattr(data, "__iter__"):
+        raise InputError(f"text_column {text_column!r}: is for a table; this is of type {kind}")
+    if isinstance(data, str | bytes | type) or not hasattr(data, "__iter__"):
         raise InputError(f"{data!r:.60}; want texts (a list, an array, a Series, a column of a dataset) or a table")
-    if getattr(data, "ndim", 1) == 2 and data.shape[1] == 1:  # a single column, as scikit-learn's transformers give it
-        data = data[:, 0]
-    values = data.tolist() if hasattr(data, "tolist") else list(data)
+    try:
+        texts = in_order(data)
+    except ValueError as error:
+        raise InputError(f"these are not texts but {error}") from error
+    values = texts.tolist() if hasattr(texts, "tolist") else list(texts)
     if isinstance(data, pd.Series):
         return Texts(values, data.index.tolist(), data.name if isinstance(data.name, str) else None, None)
     return Texts(values, list(range(len(values))), None, None)
 
 
-def column_name(columns: str | Sequence[str] | None) -> str | None:
+def column_name(columns: Any) -> Any:
     """Return a column's name as flags have it: several names are joined by commas."""
-    return columns if columns is None or isinstance(columns, str) else ",".join(columns)
+    return ",".join(columns) if isinstance(columns, list | tuple) else columns
 
 
-def _usual_column(table: pd.DataFrame) -> str:
+def _columns_of(table: pd.DataFrame, text_column: Any, usual: Any) -> list[Any]:
+    """Return the columns with the text; a name need not be a string, and several may be joined by commas."""
+    named = [name for name in table.columns if isinstance(name, str)]
+    if text_column is None and usual is not None:
+        with contextlib.suppress(InputError):
+            return _columns_of(table, usual, None)
+    if text_column is None:
+        return [_usual_column(table)]
+    if not isinstance(text_column, list) and text_column in table.columns:
+        return [text_column]
+    if not isinstance(name := column_name(text_column), str):
+        raise InputError(f"the table: no column {name!r}; it has {', '.join(map(repr, table.columns[:20]))}")
+    return text_columns("the table", name, named)
+
+
+def _usual_column(table: pd.DataFrame) -> Any:
     by_name = {str(name).lower(): name for name in reversed(table.columns)}
     if usual := next((by_name[name] for name in TEXT if name in by_name), None):
         return usual
-    columns = [name for name in table.columns if table[name].map(lambda value: isinstance(value, str)).any()]
+    columns = [name for name, values in table.items() if values.map(lambda value: isinstance(value, str)).any()]
     if len(columns) == 1:
         return columns[0]
-    raise InputError(f"name the text_column; the table has {', '.join(map(str, table.columns[:20]))}")
+    has = ", ".join(map(str, table.columns[:20])) or "no columns"
+    raise InputError(f"name the text_column; the table has {has}")
 
 
 def file_of(rows: Any, split: str, folder: Path) -> str | None:
@@ -128,14 +154,33 @@ def label_name(label: Any) -> str:
     return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
 
 
+def labels_of(y: Any) -> np.ndarray:
+    """Return labels, one per text, as an array `(rows,)`. Integers of pandas stay integers.
+
+    Raises:
+        InputError: if they are not one label per text, or one is missing.
+    """
+    y = y.to_pandas() if hasattr(y, "to_pandas") else y
+    if isinstance(getattr(y, "dtype", None), ExtensionDtype):
+        y = y.astype(object)
+    try:
+        labels = column_or_1d(list(y) if isinstance(y, Iterator) else y)
+    except (ValueError, TypeError):
+        labels = None
+    if labels is None or any(isinstance(label, list | tuple | set | dict) for label in labels.tolist()):
+        several = "for several, EmotionClassifier.train takes a table whose label column holds lists"
+        raise InputError(f"y: {y!r:.60}; want one label per text ({several})")
+    if (missing := np.flatnonzero(pd.isna(labels))).size:
+        raise InputError(f"y, row {missing[0]}: no label")
+    return labels
+
+
 def classes_of(y: np.ndarray) -> np.ndarray:
     """Return the different labels, sorted.
 
     Raises:
-        InputError: if a label is missing, labels are of several kinds, or two read as the same.
+        InputError: if labels are of several kinds, or two read as the same.
     """
-    if (missing := np.flatnonzero(pd.isna(y))).size:
-        raise InputError(f"y, row {missing[0]}: no label")
     try:
         classes = np.unique(y)
     except TypeError as error:

@@ -94,7 +94,8 @@ def _text_rows(path: Path, kind: str, quoting: str, header: bool, check: Callabl
         elif kind in (".csv", ".tsv"):
             yield from delimited_rows(file, kind, quoting=quoting, header=header, check=check)
         else:
-            yield from _json(decoded(file), kind, check)
+            with decoded(file) as text:
+                yield from _json(text, kind, check)
 
 
 # ---- JSON ---------------------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def plot_coverage(source: Path, target: Path) -> None:
         axes.axhline(row["accuracy"], color=COLORS["quiet"], linewidth=0.8, linestyle="--")
         found = row["measured"].get(content["split"], {})
         if found.get("answered_accuracy") is not None:
-            label = f"for {row['accuracy']:.0%}: not sure below {row['abstain_below']:.2f}"
+            label = f"for {row['accuracy']:.0%}: not sure below {row['abstain_below']:.3f}"
             at = (found["coverage"], found["answered_accuracy"])
             axes.plot(*at, "o", color=COLORS["second"], label=label, clip_on=False, zorder=3)
     axes.set(xlabel="share of texts that are answered", ylabel="share of the answers that is right")

@@ -186,14 +186,14 @@ def _coverage(fit: ValidationFit) -> Section | None:
     rows = [
         [
             f"{row['accuracy']:.0%}",
-            "cannot be reached" if row["abstain_below"] is None else f"{row['abstain_below']:.2f}",
+            "cannot be reached" if row["abstain_below"] is None else f"{row['abstain_below']:.3f}",
             *(in_words(row["measured"][split]) if row["measured"] else "" for split in splits),
         ]
         for row in accuracies
     ]
     own = "" if fit.abstain_below is None else f" It is {fit.abstain_below:.3f} unless you set another."
     explained = (
-        "The model can leave texts unanswered. `abstain_below` of the pipeline is the probability below which it is "
+        "The model can leave texts unanswered. The pipeline's abstain_below is the probability below which it is "
         f"not sure.{own} What the table says of validation comes from rows that the probability was not chosen on."
     )
     return Section("Not sure", explained, ["wanted accuracy", "not sure below", *splits], rows, "coverage.png")

@@ -47,5 +47,5 @@ class EndpointHandler:
             raise ValueError(f"parameters is {parameters!r:.60}; want an object, such as {{'top_k': 3}}")
         try:
             return self.classify(inputs, **parameters)
-        except (TypeError, AttributeError) as error:  # an option has a value of another kind
+        except (TypeError, AttributeError, OverflowError) as error:  # an option has a value of another kind
             raise ValueError(f"parameters {parameters!r:.200}: {error}") from error

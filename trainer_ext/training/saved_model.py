@@ -42,13 +42,16 @@ def load_whole(kind: type, name: str | Path, **options: Any) -> PreTrainedModel:
     """
     with reading(name, "its weights cannot be loaded; want safetensors that fit its config.json"):
         options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, loaded = kind.from_pretrained(name, **options)
+        # First without memory: a configuration may ask for any size of what the files lack.
+        _, loaded = kind.from_pretrained(name, device_map="meta", **options)
     lacking = sorted([*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])])
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise InputError(
             f"{name}: its weights lack {lacking[0]}{more} (or have another shape), and would be drawn at random"
         )
+    with reading(name, "its weights cannot be loaded; want safetensors that fit its config.json"):
+        model, _ = kind.from_pretrained(name, **options)
     if broken := next((key for key, weight in model.state_dict().items() if not weight.isfinite().all()), None):
         raise InputError(f"{name}: {broken} is not finite; its training diverged")
     return model
