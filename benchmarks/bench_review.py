@@ -17,10 +17,10 @@ from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.label_errors import review
 from trainer_ext.files import write_json
+from trainer_ext.flag_parser import MINILM
 from trainer_ext.runs.provenance import command_line
 
 MODELS = ("text vectors", "character n-grams")
-CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     runs = [measure(seed, args.rows, args.share, args.cv_folds) for seed in args.seeds]
     figures = {"command": command_line(), "source": "examples/emotions.parquet", "rows": args.rows}
-    figures |= {"flipped": runs[0]["flipped"], "folds": args.cv_folds, "encoder": CHECKPOINT, "runs": runs}
+    figures |= {"flipped": runs[0]["flipped"], "folds": args.cv_folds, "encoder": MINILM, "runs": runs}
     for name in runs[0]["found"]:
         print(name, [run["found"][name] for run in runs])
     write_json(args.output, figures)
@@ -50,7 +50,7 @@ def measure(seed: int, rows: int, share: float, folds: int) -> dict:
     given[flipped] = (given[flipped] + draw.integers(1, labels, len(flipped))) % labels
     corpus = corpus.with_splits(train=part.remove_columns("labels").add_column("labels", given.tolist()))
     start = time.perf_counter()
-    models = quick_predictions(corpus, folds, CHECKPOINT, 256)
+    models = quick_predictions(corpus, folds, MINILM, 256)
     seconds = time.perf_counter() - start
     everything = np.arange(rows)
 

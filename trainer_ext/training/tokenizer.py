@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -16,30 +17,20 @@ from .checkpoint_source import resolve_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def load_tokenizer(
-    name: str,
-    max_seq_length: int,
-    config: PretrainedConfig,
-    *,
-    revision: str | None = None,
-    cache_dir: str | None = None,
-    token: str | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, max_seq_length: int, config: PretrainedConfig, **access: Any) -> PreTrainedTokenizerBase:
     """Return a checkpoint's tokenizer, set to truncate at `max_seq_length` where truncation is asked for.
 
     Args:
         name: Folder or Hub id.
         max_seq_length: Longest text, in tokens.
         config: Configuration of the model.
-        revision, cache_dir, token, trust_remote_code: As in `from_pretrained`.
+        access: `revision`, `cache_dir`, `token` and `trust_remote_code`, as in [`read_tokenizer`].
 
     Raises:
         InputError: if there is no tokenizer, it does not fit the model's configuration, or `max_seq_length` is too
             small or too large.
     """
-    access = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    tokenizer = read_tokenizer(name, trust_remote_code=trust_remote_code, **access)
+    tokenizer = read_tokenizer(name, **access)
     least = tokenizer.num_special_tokens_to_add() + 1
     if max_seq_length < least:
         raise InputError(f"--max_seq_length is {max_seq_length}; want at least {least}, for {least - 1} are no text")
@@ -66,7 +57,8 @@ def read_tokenizer(
     """Return a checkpoint's tokenizer, which cuts and pads texts only where that is asked for.
 
     Args:
-        name, revision, cache_dir, token, trust_remote_code: As in [`load_tokenizer`].
+        name: Folder or Hub id.
+        revision, cache_dir, token, trust_remote_code: As in `from_pretrained`.
 
     Raises:
         InputError: if there is no tokenizer.
