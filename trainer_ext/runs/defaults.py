@@ -6,6 +6,7 @@ flag that is given always wins. With a recipe, flags that it leaves out keep the
 
 import logging
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,8 +132,9 @@ class Defaults:
                 epochs = min(max(round(TEXTS_UNSEEN / len(corpus.splits["train"])), least), most)
             self._fill(args, num_train_epochs=epochs)
         apply_selection(run_args, args)
-        shown = (f"{name} {getattr(value, 'value', value)}" for name, value in self.chosen.items())
-        logger.info("defaults (a flag changes each): " + ", ".join(shown))
+        shown = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in self.chosen.items())
+        lines = textwrap.wrap(f"defaults: {shown}", 80, subsequent_indent="  ", break_on_hyphens=False)
+        logger.info("\n".join(lines))
 
     @classmethod
     def of_search(cls, argv: Sequence[str]) -> dict[str, Any]:
