@@ -57,6 +57,7 @@ from trainer_ext.evaluation.label_errors import Review, check_installed, review
 from trainer_ext.flag_parser import MINILM
 from trainer_ext.recipes import RecipeParser, flag
 from trainer_ext.runs.held_out import Opinion, aligned, load_predicted, read_held_out, several_labels
+from trainer_ext.training.epochs import bars_on_a_terminal_only
 
 SHOWN = 10  # rows and pairs of labels that are printed
 
@@ -86,6 +87,7 @@ def main() -> None:
     args, data_args = RecipeParser((ReviewArguments, DataArguments), description=__doc__).parse()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("trainer_ext.data.columns").setLevel(logging.INFO)
+    bars_on_a_terminal_only()
     if not args.output:
         raise InputError("give --output, the file for the list (or, with --apply, for the corrected data)")
     check_output(Path(args.output), WRITABLE if args.apply else FORMATS[args.format], args.overwrite)

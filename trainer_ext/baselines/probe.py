@@ -102,7 +102,7 @@ def text_vectors(
     depth = model.config.num_hidden_layers
     chosen = sorted({0, depth // 2, depth - 1, depth}) if layers else [depth]
     found = np.empty((len(texts), len(chosen) * model.config.hidden_size), dtype=np.float32)
-    for start in tqdm(range(0, len(order), TEXTS_AT_A_TIME), desc=shown(name), unit="batch"):
+    for start in tqdm(range(0, len(order), TEXTS_AT_A_TIME), desc=shown(name), unit="batch", disable=None):
         part = order[start : start + TEXTS_AT_A_TIME]
         batch = tokenizer([texts[index] for index in part], truncation=True, padding=True, return_tensors="pt")
         output = model(**batch.to(device), output_hidden_states=layers)

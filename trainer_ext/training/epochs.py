@@ -18,11 +18,16 @@ _UNTIL_KNOWN = 20.0  # seconds of training after which its speed is known well e
 _WIDTHS = (10, *(len(name) + 2 for name in _COLUMNS[1:]))
 
 
-def bars_on_a_terminal_only(args: TrainingArguments) -> None:
-    """Turn progress bars off where standard error is not a terminal, such as a log file."""
-    if not sys.stderr.isatty():
-        args.disable_tqdm = True
-    if args.disable_tqdm:
+def bars_on_a_terminal_only(args: TrainingArguments | None = None) -> None:
+    """Turn progress bars off where standard error is not a terminal, such as a log file.
+
+    Args:
+        args: Those of a training, which may turn them off, too.
+    """
+    hidden = not sys.stderr.isatty()
+    if args is not None:
+        hidden = args.disable_tqdm = args.disable_tqdm or hidden
+    if hidden:
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
 
