@@ -60,7 +60,8 @@ def choose_columns(data_args: DataArguments, cache_dir: str | None, token: str |
     first = next(iter(tables.values()))
     if not all(table.rows for table in tables.values()):
         return  # reading the corpus says which file is empty
-    _check_header(first)
+    if None in (data_args.text_column_name, data_args.label_column_name):
+        _check_header(first)
     names = [name for name in first.rows[0] if isinstance(name, str)]
     shared = [name for name in names if all(name in table.rows[0] for table in tables.values())]
     taken = {
