@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_review --output results/review.json
 
-Takes 2,000 training rows of examples/emotions.parquet, gives 5% of them another label at random, and looks for these
-rows in the first part of the list. The rows have mistakes of their own, which stand in the list, too.
+Takes 2,000 training rows of examples/emotions.parquet, of both corpora and of each, gives 5% of them another label at
+random, and looks for these rows in the first part of the list. The rows have mistakes of their own, which are in the
+list, too.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from trainer_ext.files import write_json
 from trainer_ext.flag_parser import MINILM
 from trainer_ext.runs.provenance import command_line
 
+CORPORA = ("both", "go_emotions", "xed")
 MODELS = ("text vectors", "character n-grams")
 
 
@@ -31,18 +33,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of rows and flips (default: 1 2 3)")
     parser.add_argument("--cv_folds", type=int, default=10, help="default: 10, as run_review.py")
     args = parser.parse_args()
-    runs = [measure(seed, args.rows, args.share, args.cv_folds) for seed in args.seeds]
+    runs = [measure(of, seed, args.rows, args.share, args.cv_folds) for of in CORPORA for seed in args.seeds]
     figures = {"command": command_line(), "source": "examples/emotions.parquet", "rows": args.rows}
     figures |= {"flipped": runs[0]["flipped"], "folds": args.cv_folds, "encoder": MINILM, "runs": runs}
-    for name in runs[0]["found"]:
-        print(name, [run["found"][name] for run in runs])
+    for of in CORPORA:
+        for name in runs[0]["found"]:
+            print(of, name, [run["found"][name] for run in runs if run["corpus"] == of])
     write_json(args.output, figures)
 
 
-def measure(seed: int, rows: int, share: float, folds: int) -> dict:
+def measure(of: str, seed: int, rows: int, share: float, folds: int) -> dict:
     """Return the share of flipped labels in the first 5%, 10% and 20% of the rows, by their place in the list."""
-    corpus = load_corpus(files={"train": "examples/emotions.parquet"}, split_column="split", id_column="id")
+    corpus = load_corpus(
+        files={"train": "examples/emotions.parquet"}, split_column="split", id_column="id", extra_columns=["source"]
+    )
     draw, whole = np.random.default_rng(seed), corpus.splits["train"]
+    if of != "both":
+        whole = whole.select(np.flatnonzero(np.array(whole["column_source"]) == of))
     part = whole.select(np.sort(draw.choice(len(whole), rows, replace=False)))
     true = np.array(part["labels"])
     flipped = draw.choice(rows, round(rows * share), replace=False)
@@ -63,6 +70,7 @@ def measure(seed: int, rows: int, share: float, folds: int) -> dict:
 
     mean = np.mean(models, axis=0)
     return {
+        "corpus": of,
         "seed": seed,
         "flipped": len(flipped),
         "accuracy_before_flips": float((mean.argmax(axis=1) == true).mean()),

@@ -31,8 +31,7 @@ class Review:
         suspect: `(rows,)`, whether cleanlab calls the label an error; `None` without labels.
         order: Row numbers, the first to look at first. With labels, only rows whose label is not the proposed one: by
             how many times as probable the proposed label is as the given one, or where a row may have several labels
-            by `quality`. With one label per row, this finds more label errors than `quality` does, which puts rows
-            first that no label fits well (results/review.json).
+            by `quality`. With one label per row, `quality` puts rows first that no label fits well.
     """
 
     mean: np.ndarray
