@@ -26,12 +26,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from trainer_ext.errors import InputError
+from trainer_ext.flag_parser import MINILM
 
 if TYPE_CHECKING:
     from trainer_ext.data.in_memory import Texts
     from trainer_ext.scoring.scores import Scores
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _LONG_INPUT = 500  # texts, from which on a progress bar is shown
 _ROWS_NAMED = 5  # in a warning
 # Flags of run_classify.py that have another name here.

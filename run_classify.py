@@ -170,7 +170,7 @@ def main() -> None:
                 fit=fit,
             )
     print_results(results, evaluated(corpus))
-    print(f"\nsaved to {output_dir}/")
+    print(f"\nsaved to {output_dir}/\nuse it: python run_score.py --model {output_dir} --input TEXTS --output SCORES")
     if args.hub_model_id:
         texts = unshown_texts(corpus, run_args.card_examples)
         hub.push_run(output_dir, args, publish_restricted=run_args.publish_restricted, texts=texts)

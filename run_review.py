@@ -54,8 +54,10 @@ from trainer_ext.data.review_list import FORMATS, Listed, read_list, write_list
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
 from trainer_ext.evaluation.label_errors import Review, check_installed, review
+from trainer_ext.flag_parser import MINILM
 from trainer_ext.recipes import RecipeParser, flag
 from trainer_ext.runs.held_out import Opinion, aligned, load_predicted, read_held_out, several_labels
+from trainer_ext.training.callbacks import bars_on_a_terminal_only
 
 SHOWN = 10  # rows and pairs of labels that are printed
 
@@ -76,9 +78,7 @@ class ReviewArguments:
             "predictions.tsv. Several count as several models. Default: predict with two small models."
         },
     )
-    encoder: str = flag(
-        "sentence-transformers/all-MiniLM-L6-v2", "Without --predictions: checkpoint whose text vectors are used."
-    )
+    encoder: str = flag(MINILM, "Without --predictions: checkpoint whose text vectors are used.")
     apply: str | None = flag(None, "Corrected list, or export of Label Studio or Argilla, to apply to the data.")
     overwrite: bool = flag(False, "Replace --output if it exists.")
 
@@ -86,6 +86,8 @@ class ReviewArguments:
 def main() -> None:
     args, data_args = RecipeParser((ReviewArguments, DataArguments), description=__doc__).parse()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("trainer_ext.data.columns").setLevel(logging.INFO)
+    bars_on_a_terminal_only()
     if not args.output:
         raise InputError("give --output, the file for the list (or, with --apply, for the corrected data)")
     check_output(Path(args.output), WRITABLE if args.apply else FORMATS[args.format], args.overwrite)

@@ -15,9 +15,10 @@ Give a recipe of run_classify.py, flags alone, or a YAML file that says what to 
       class_weights: [none, balanced]
     cv_folds: 5                        # optional
 
-Without `search:`, learning rate, epochs and batch size are searched around the recipe's own values, and with them the
-head (classifier_hidden_size, pooling), class weights and Child-Tuning. All other flags on the command line are those of
-run_classify.py (see its --help) and apply to all configurations.
+Without a file, the columns are chosen, and the search starts from the rate, batches and epochs that run_classify.py
+takes for these rows. Without `search:`, learning rate, epochs and batch size are searched around the recipe's own
+values, and with them the head (classifier_hidden_size, pooling), class weights and Child-Tuning. All other flags on
+the command line are those of run_classify.py (see its --help) and apply to all configurations.
 
 The recipe's own values are trained first. Optuna then proposes configurations. Each is trained fold by fold, and
 stopped where its gain is below the median of those that were finished. Each training is a process of its own, kept in
@@ -51,6 +52,7 @@ from trainer_ext.evaluation.nested import nested_comparison, running_scores
 from trainer_ext.evaluation.pages import search_page
 from trainer_ext.evaluation.plots import plot_search
 from trainer_ext.files import claim, write_json, write_text
+from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.search_space import parse_budget, read_search
 from trainer_ext.runs.trial import Trial
@@ -63,13 +65,16 @@ def main() -> None:
     # ---- Flags and recipe -----------------------------------------------------------------------------------------
     args, rest = parser().parse_known_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for chooses in ("data.columns", "runs.defaults"):
+        logging.getLogger(f"trainer_ext.{chooses}").setLevel(logging.INFO)
     budget = None if args.budget is None else parse_budget(args.budget)
     if budget is None and args.trials is None:
         raise InputError("say how long to search: --budget 2h, --trials 20, or both")
     if args.trials is not None and args.trials < 2:
         raise InputError(f"--trials {args.trials}; want 2 or more, since the recipe's own values are the first")
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
-    recipe = read_search(path, flags_given(rest), args.cv_folds)
+    flags = flags_given(rest)
+    recipe = read_search(path, flags if path else Defaults.of_search(rest) | flags, args.cv_folds)
     from trainer_ext.runs.search import Search  # needs Optuna, an extra
 
     # ---- Data -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_review --output results/review.json
 
-Takes 2,000 training rows of examples/emotions.parquet, gives 5% of them another label at random, and looks for these
-rows in the first part of the list. The rows also have mistakes of their own, which are in the list, too.
+Takes 2,000 training rows of examples/emotions.parquet, of both corpora and of each, gives 5% of them another label at
+random, and looks for these rows in the first part of the list. The rows have mistakes of their own, which are in the
+list, too.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.label_errors import review
 from trainer_ext.files import write_json
+from trainer_ext.flag_parser import MINILM
 from trainer_ext.runs.provenance import command_line
 
+CORPORA = ("both", "go_emotions", "xed")
 MODELS = ("text vectors", "character n-grams")
-CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def main() -> None:
@@ -31,18 +33,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of rows and flips (default: 1 2 3)")
     parser.add_argument("--cv_folds", type=int, default=10, help="default: 10, as run_review.py")
     args = parser.parse_args()
-    runs = [measure(seed, args.rows, args.share, args.cv_folds) for seed in args.seeds]
+    runs = [measure(of, seed, args.rows, args.share, args.cv_folds) for of in CORPORA for seed in args.seeds]
     figures = {"command": command_line(), "source": "examples/emotions.parquet", "rows": args.rows}
-    figures |= {"flipped": runs[0]["flipped"], "folds": args.cv_folds, "encoder": CHECKPOINT, "runs": runs}
-    for name in runs[0]["found"]:
-        print(name, [run["found"][name] for run in runs])
+    figures |= {"flipped": runs[0]["flipped"], "folds": args.cv_folds, "encoder": MINILM, "runs": runs}
+    for of in CORPORA:
+        for name in runs[0]["found"]:
+            print(of, name, [run["found"][name] for run in runs if run["corpus"] == of])
     write_json(args.output, figures)
 
 
-def measure(seed: int, rows: int, share: float, folds: int) -> dict:
+def measure(of: str, seed: int, rows: int, share: float, folds: int) -> dict:
     """Return the share of flipped labels in the first 5%, 10% and 20% of the rows, by their place in the list."""
-    corpus = load_corpus(files={"train": "examples/emotions.parquet"}, split_column="split", id_column="id")
+    corpus = load_corpus(
+        files={"train": "examples/emotions.parquet"}, split_column="split", id_column="id", extra_columns=["source"]
+    )
     draw, whole = np.random.default_rng(seed), corpus.splits["train"]
+    if of != "both":
+        whole = whole.select(np.flatnonzero(np.array(whole["column_source"]) == of))
     part = whole.select(np.sort(draw.choice(len(whole), rows, replace=False)))
     true = np.array(part["labels"])
     flipped = draw.choice(rows, round(rows * share), replace=False)
@@ -50,7 +57,7 @@ def measure(seed: int, rows: int, share: float, folds: int) -> dict:
     given[flipped] = (given[flipped] + draw.integers(1, labels, len(flipped))) % labels
     corpus = corpus.with_splits(train=part.remove_columns("labels").add_column("labels", given.tolist()))
     start = time.perf_counter()
-    models = quick_predictions(corpus, folds, CHECKPOINT, 256)
+    models = quick_predictions(corpus, folds, MINILM, 256)
     seconds = time.perf_counter() - start
     everything = np.arange(rows)
 
@@ -63,6 +70,7 @@ def measure(seed: int, rows: int, share: float, folds: int) -> dict:
 
     mean = np.mean(models, axis=0)
     return {
+        "corpus": of,
         "seed": seed,
         "flipped": len(flipped),
         "accuracy_before_flips": float((mean.argmax(axis=1) == true).mean()),

@@ -1,5 +1,6 @@
 """A model behind its own pipeline. Texts that wait together are read in one batch, whoever sent them."""
 
+import re
 import sys
 import unicodedata
 from collections import deque

@@ -17,6 +17,8 @@ from .errors import InputError, expand_home
 from .recipe_file import read_recipe
 
 NO_OUTPUT_DIR = "give --output_dir, the folder for what the run leaves"
+# The checkpoint of 22 million weights that is used where no flag names one.
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class UnknownFlag(InputError):

@@ -27,8 +27,6 @@ FLAGS = PACKAGE / "flags.json"
 TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "true_or_false": true_or_false}
 # Recipes that name many trainings, by script.
 _VARIANTS: dict[str, type[VariantsFile]] = {"run_compare": ComparisonFile, "run_fuse": FusionFile}
-# Scripts that take a first argument from the flags that they hand on, as a recipe.
-_RECIPE_FIRST = {"run_search"}
 _OLD_NAMES = {"emodeberta-push": "run_publish"}
 
 
@@ -70,7 +68,7 @@ def check(script: str, argv: list[str]) -> None:
             if getattr(values, "output_dir", "-") is None:
                 raise InputError(NO_OUTPUT_DIR)
             return
-        if script in _RECIPE_FIRST and argv and not argv[0].startswith("-"):
+        if frozen["recipe_handed_on"] and argv and not argv[0].startswith("-"):
             read_recipe(Path(argv.pop(0)))
         values, rest = parser.parse_known_args(argv)
         if frozen["recipe"] and (path := getattr(values, frozen["recipe"])):

@@ -63,6 +63,9 @@ def frozen(parser: argparse.ArgumentParser, hands_on: bool) -> dict[str, Any]:
         "shows_defaults": isinstance(parser, RecipeParser),
         "recipe": next(iter(recipes), None),
         "hands_on": hands_on,
+        # Whether a recipe may come before the flags that are handed on. The parser has no argument for it, because it
+        # would take the value of a flag that it does not know.
+        "recipe_handed_on": hands_on and not recipes and "[RECIPE.yaml]" in (parser.usage or ""),
         "sections": sections,
     }
 

@@ -317,11 +317,15 @@ PROBE_FLAGS = (
 def test_vectors_are_the_masked_mean_in_the_order_of_the_texts(v3_folder, tokenizer):
     texts = ["They knew, and they signed it all the same, twice over.", "Nobody told us", "The river took the road."]
     found = probe.text_vectors(str(v3_folder), texts, 32)
+    of_layers = probe.text_vectors(str(v3_folder), texts, 32, layers=True)
     library = DebertaV2Model.from_pretrained(v3_folder).eval()
     for text, vector in zip(texts, found, strict=True):
         with torch.no_grad():
-            states = library(**tokenizer(text, return_tensors="pt", return_token_type_ids=False))[0][0]
-        np.testing.assert_allclose(vector, states.mean(dim=0).numpy(), atol=1e-5)
+            inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+            states = library(**inputs, output_hidden_states=True).hidden_states
+        means = [each[0].mean(dim=0).numpy() for each in states]
+        np.testing.assert_allclose(vector, means[-1], atol=1e-5)
+        np.testing.assert_allclose(of_layers[texts.index(text)], np.concatenate(means), atol=1e-5)  # it has two layers
 
 
 def test_checkpoints_are_compared_on_the_same_folds(v3_folder, bert_folder, tmp_path):

@@ -95,6 +95,23 @@ def test_a_misspelt_label_is_named_with_its_row(check, rows, typo, meant):
     assert worst(found) == {"label_spelling"}  # and not that it has few rows
 
 
+def test_all_spellings_of_a_label_are_in_one_finding(check, rows):
+    spelt = rows.assign(label=[name.upper() if i % 3 else name.title() if i % 2 else name for i, name in
+                               enumerate(rows["label"])])  # fmt: skip
+    assert len(check(spelt)["label_spelling"]) == rows["label"].nunique()
+
+
+def test_labels_that_join_other_labels_stop_a_training(check, rows):
+    labels = rows["label"].tolist()
+    joined = [
+        f"{name}|{labels[i - 1]}" if i % 9 == 0 and name != labels[i - 1] else name for i, name in enumerate(labels)
+    ]
+    (finding,) = check(rows.assign(label=joined))["labels_joined"]
+    assert (finding.level, "get_dummies('|')" in finding.message) == ("wrong", True)
+    labels[3] = f"{labels[0]} / {labels[1]}"
+    assert [each.level for each in check(rows.assign(label=labels))["labels_joined"]] == ["warning"]
+
+
 @pytest.mark.parametrize(
     "names", [("joy", "boy"), ("level 1", "level 2"), ("class a", "class b"), ("-1", "1"), ("😀", "😡")]
 )
@@ -216,6 +233,16 @@ def test_what_the_flags_cut_share_or_mistake_is_named(check, rows):
     found = check(grouped[:200], grouped[200:], group_column_name="writer")
     assert "60 groups of test also in train" in found["groups_across_splits"][0].message
     assert "texts_of_one_word" in check(rows.assign(code=[f"t{i}" for i in range(len(rows))]), text_column_name="code")
+
+
+def test_markup_and_texts_far_longer_than_others_are_named(check, rows):
+    rows = rows.copy()
+    rows.loc[3, "text"] = "<p>Back home &amp; so <b>happy</b><br/></p>"
+    rows.loc[9, "text"] = "word " * 10_000
+    found = check(rows)
+    assert found["markup"][0].rows == ["train row 5"]
+    assert found["far_longer"][0].rows == ["train row 11"]
+    assert worst(found) == {"markup", "far_longer"}
 
 
 # ---- Commands -----------------------------------------------------------------------------------------------------

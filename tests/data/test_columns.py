@@ -12,7 +12,7 @@ from trainer_ext.data.columns import choose_columns, plain_name
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.findings import columns
 from trainer_ext.data.folds import hold_out_validation
-from trainer_ext.data.load import DataArguments
+from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError
 
 TEXTS = [f"They closed gate number {index} and told us nothing" for index in range(60)]
@@ -95,6 +95,34 @@ def test_an_id_that_repeats_and_a_group_of_two_are_left(tmp_path):
     columns = {"text": TEXTS, "label": ["a", "b"] * 30, "id": [1] * 60, "user": ["m", "f"] * 30}
     found = chosen(tmp_path, columns)
     assert (found.id_column_name, found.group_column_name) == (None, None)
+
+
+@pytest.mark.parametrize("names", [["Train", "TRAIN", "Dev"], ["training", "testing", " validation"]])
+def test_a_column_that_names_splits_divides_the_rows_whatever_its_name(tmp_path, names):
+    found = chosen(tmp_path, {"text": TEXTS, "label": ["a", "b"] * 30, "fold": names * 20})
+    assert found.split_column_name == "fold"
+    corpus = load_corpus(**corpus_arguments(found))
+    assert sum(map(len, corpus.splits.values())) == 60
+    assert len(corpus.splits["train"]) < 60
+
+
+def test_a_ticket_and_a_conversation_are_the_id_and_the_group(tmp_path):
+    columns = {"ticket_id": range(60), "text": TEXTS, "label": ["a", "b"] * 30}
+    columns["Conversation No"] = [i % 7 for i in range(60)]
+    found = chosen(tmp_path, columns)
+    assert (found.id_column_name, found.group_column_name) == ("ticket_id", "Conversation No")
+
+
+def test_a_file_without_a_header_is_not_read(tmp_path):
+    with pytest.raises(InputError, match="its first line is a row and no header, for 'joy' is a value"):
+        chosen(tmp_path, {TEXTS[0]: TEXTS[1:], "joy": ["joy", "fear"] * 29 + ["joy"]})
+    chosen(tmp_path, {"text": TEXTS, "joy": ["joy", "fear"] * 30})  # a class and the name of its column
+
+
+def test_an_id_that_repeats_is_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    chosen(tmp_path, {"id": [*range(59), 4], "text": TEXTS, "label": ["a", "b"] * 30})
+    assert "column 'id' does not identify the rows, for rows 6 and 61 have '4'; they go by number" in caplog.text
 
 
 def test_names_are_compared_by_their_words():

@@ -19,6 +19,7 @@ from trainer_ext.runs.checkpoints import checkpoints
 from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.flags import apply_selection, check_corpus
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
+from trainer_ext.training import callbacks
 from trainer_ext.training.callbacks import StopEarly
 
 LINE = re.compile(r" *[\d.]+/\d+( +([\d.]+|-)){4}")
@@ -53,14 +54,17 @@ def completed(*flags: object) -> tuple[dict, dict, Corpus]:
 
 
 # ---- What is set --------------------------------------------------------------------------------------------------
-def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog):
+def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog, monkeypatch):
     """With a rate of 0 nothing improves: three evaluations, and a second start takes no step more."""
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(callbacks, "_UNTIL_KNOWN", 0.0)  # seconds
     results = in_process("--train_file", mine, "--learning_rate", 0, "--save_total_limit", 3, "--keep_checkpoints")
     assert (results["train_rows"], results["validation_rows"]) == (39, 9)  # three of sixteen authors
     said = caplog.messages
     assert any(line.endswith("text 'Essay Text', label 'How they feel', group 'Author'") for line in said)
     assert next(line.split() for line in said if line.startswith("class ")) == ["class", "train", "validation"]
+    assert "steps: 100 (epochs: 20)" in said
+    assert [bool(re.fullmatch(r"step 1 of 100; about \d+\.\d minutes left", line)) for line in said].count(True) == 1
     epochs = [line for line in said if LINE.fullmatch(line)]
     assert [line.split()[0] for line in epochs] == ["1/20", "2/20", "3/20"]
     assert max(map(len, epochs)) <= 80
@@ -116,6 +120,16 @@ def test_given_flags_win(mine, v3_folder, flags, want):
     assert {name: settings[name] for name in want} == want
     assert "early_stopping_patience" not in chosen
     assert not {str(flag)[2:] for flag in flags} & chosen.keys()
+
+
+def test_a_search_starts_from_the_same_values(mine, v3_folder):
+    found = Defaults.of_search(["--train_file", mine, "--model_name_or_path", str(v3_folder), "--learning_rate", "0.5"])
+    assert found == {
+        "text_column_name": "Essay Text", "label_column_name": "How they feel", "group_column_name": "Author",
+        "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "weight_decay": 0.01, "warmup_steps": 0.1,
+        "num_train_epochs": 10,
+    }  # fmt: skip
+    assert not Defaults.of_search(["--dataset_name", "wassa2022", "--data_dir", "x"])
 
 
 def test_patience_needs_evaluations(mine, v3_folder):

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
-from modeling_emodeberta import EmoDebertaModel
+from modeling_emodeberta import EmoDebertaModel, masked_mean
 
 from ..data.folds import check_trainable, cross_validation_folds, limit_rows
 from ..data.load import DataArguments, corpus_arguments, load_corpus
@@ -87,18 +87,34 @@ def main() -> None:
 
 @torch.inference_mode()
 def text_vectors(
-    name: str, texts: list[str], max_seq_length: int, pooling: str = "mean", access: HubAccess = DEFAULT_ACCESS
+    name: str,
+    texts: list[str],
+    max_seq_length: int,
+    pooling: str = "mean",
+    access: HubAccess = DEFAULT_ACCESS,
+    layers: bool = False,
 ) -> np.ndarray:
-    """Return the text vectors of a checkpoint, `(texts, hidden)`, in the order of the texts."""
+    """Return the text vectors of a checkpoint, `(texts, hidden)`, in the order of the texts.
+
+    With `layers`, they are the mean token states of the embeddings, of the middle layer, and of the last two, side by
+    side: `(texts, layers * hidden)`.
+    """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     model = warm_start(name, EmoDebertaModel, access=access, pooling=pooling).eval().to(device)
     tokenizer = load_tokenizer(name, max_seq_length, model.config, access=access)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    found = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-    for start in tqdm(range(0, len(order), TEXTS_AT_A_TIME), desc=shown(name), unit="batch"):
+    depth = model.config.num_hidden_layers
+    chosen = sorted({0, depth // 2, depth - 1, depth}) if layers else [depth]
+    found = np.empty((len(texts), len(chosen) * model.config.hidden_size), dtype=np.float32)
+    for start in tqdm(range(0, len(order), TEXTS_AT_A_TIME), desc=shown(name), unit="batch", disable=None):
         part = order[start : start + TEXTS_AT_A_TIME]
         batch = tokenizer([texts[index] for index in part], truncation=True, padding=True, return_tensors="pt")
-        found[part] = model(**batch.to(device)).pooler_output.float().cpu().numpy()
+        output = model(**batch.to(device), output_hidden_states=layers)
+        vectors = output.pooler_output
+        if layers:
+            states = (output.hidden_states[layer] for layer in chosen)
+            vectors = torch.cat([masked_mean(each, batch["attention_mask"]) for each in states], dim=-1)
+        found[part] = vectors.float().cpu().numpy()
     return found
 
 

@@ -1,11 +1,11 @@
 """Check a corpus before training: labels, rows per class and split, copies, lengths, scripts and languages."""
 
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
+from .columns import names_groups
 from .corpus import Corpus
 from .emotion_corpora import BUILT_IN
 from .findings import Finding, counted
@@ -16,12 +16,6 @@ from .rows import read_rows
 from .text_checks import text_findings
 
 logger = logging.getLogger(__name__)
-# Names of columns whose values are probably writers, or other groups of rows that belong together.
-_WRITER = re.compile(
-    r"(.*[_ ])?(author|writer|user|username|speaker|participant|respondent|account|person|patient|client|customer"
-    r"|conversation|dialogue?|thread|session|essay|response)([_ ]?(id|name|no|nr|number))?s?",
-    re.IGNORECASE,
-)
 
 
 def findings(
@@ -73,7 +67,7 @@ def _writers(data_args: DataArguments) -> list[Finding]:
     candidates: list[str] = []
 
     def choose(names: list[str]) -> list[str]:
-        candidates[:] = [name for name in names if name not in used and _WRITER.fullmatch(name)]
+        candidates[:] = [name for name in names if name not in used and names_groups(name)]
         return candidates
 
     values: dict[str, set[str]] = {}

@@ -1,6 +1,6 @@
 """Show how many rows of each class every split has, as a table of lines."""
 
-from .corpus import Corpus
+from .corpus import SPLITS, Corpus
 from .findings import columns, shown_name
 
 _MOST = 16  # classes in the table; of more, the largest and the smallest are shown
@@ -15,20 +15,23 @@ def class_table(corpus: Corpus) -> list[str]:
     five smallest, and says how many are between them. A row with several classes counts for each. An unlabelled split
     has `-`.
     """
+    splits = {
+        split: corpus.splits[split] for split in dict.fromkeys((*SPLITS, *corpus.splits)) if split in corpus.splits
+    }
     counts = {
         split: corpus.class_counts(split) if corpus.is_labelled(split) and len(rows) else None
-        for split, rows in corpus.splits.items()
+        for split, rows in splits.items()
     }
     leading = counts.get("train") or next(filter(None, counts.values()), dict.fromkeys(corpus.label_names, 0))
     names = sorted(corpus.label_names, key=lambda name: -leading[name])
     hidden = names[_LARGEST:-_SMALLEST] if len(names) > _MOST else []
-    cells = [["class", *corpus.splits]]
+    cells = [["class", *splits]]
     for name in names:
         if name not in hidden:
             cells.append([name, *("-" if of is None else f"{of[name]:,}" for of in counts.values())])
         elif name == hidden[0]:
             cells.append([f"... {len(hidden):,} more", *("" for _ in counts)])
-    cells.append(["rows", *(f"{len(rows):,}" for rows in corpus.splits.values())])
+    cells.append(["rows", *(f"{len(rows):,}" for rows in splits.values())])
     cells = [
         [shown_name(first, _WIDEST_CLASS), *(shown_name(each, _WIDEST_SPLIT) for each in rest)]
         for first, *rest in cells

@@ -8,10 +8,9 @@ from datasets import ClassLabel
 
 from ..errors import InputError
 from ..recipes import DEFAULT_ACCESS, HubAccess
-from .corpus import SPLITS
 from .emotion_corpora import BUILT_IN
 from .load import DataArguments, read_tables
-from .tables import SPLIT_ALIASES, Table
+from .tables import Table, split_named
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +24,11 @@ LABEL = (
     "label", "emotion", "sentiment", "class", "target", "category", "mood", "feeling", "labels", "emotions",
     "sentiments", "classes", "categories", "feelings", "polarity", "annotation", "y",
 )  # fmt: skip
-GROUP = (
-    "group", "author", "writer", "user", "speaker", "author_id", "writer_id", "user_id", "speaker_id", "username",
-    "user_name", "participant", "participant_id", "person", "person_id", "respondent", "respondent_id", "screen_name",
-)  # fmt: skip
+GROUP = re.compile(
+    r"group(_id)?|screen_name|(.*_)?(essay|response)_(id|no|nr|number)"
+    r"|(.*_)?(author|writer|user|username|speaker|participant|respondent|account|person|patient|client|customer"
+    r"|conversation|dialogue?|thread|session)s?(_?(id|name|no|nr|number))?s?"
+)
 ID = (
     "id", "row_id", "text_id", "tweet_id", "review_id", "message_id", "comment_id", "post_id", "essay_id",
     "sentence_id", "sample_id", "example_id", "uid", "uuid", "guid", "idx",
@@ -48,8 +48,8 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
 
     A column is chosen by its name (case and separators do not matter, and `Tweet Text` counts as `text`), if its values
     fit. If no name fits, text and label are recognised by their values, if only one column can be meant. A group
-    column must repeat its values in at least five groups, an id column must identify each row, and a split column must
-    name splits only.
+    column must repeat its values in at least five groups, and an id column must identify each row. A split column is
+    one that names splits only, of any name.
 
     Raises:
         InputError: if no column, or more than one, can be the text or the label of the training rows; or if the data
@@ -61,6 +61,8 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
     first = next(iter(tables.values()))
     if not all(table.rows for table in tables.values()):
         return  # reading the corpus says which file is empty
+    if None in (data_args.text_column_name, data_args.label_column_name):
+        _check_header(first)
     names = [name for name in first.rows[0] if isinstance(name, str)]
     shared = [name for name in names if all(name in table.rows[0] for table in tables.values())]
     taken = {
@@ -78,7 +80,7 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
             free.remove(column)
 
     if data_args.split_column_name is None and tables.keys() == {"train"}:
-        choose("split", _first(free, SPLIT, lambda name: _names_splits(first, name)))
+        choose("split", next((name for name in free if _names_splits(first, name)), None))
     if data_args.text_column_name is None:
         texts = [name for name in free if name in shared and _is_text(tables, name)]
         by_value = [name for name in texts if _mean_words(first, name) >= _WORDS and _mostly_differ(first, name)]
@@ -88,15 +90,50 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
         by_value = [name for name in labels if _is_of_classes(first, name)]
         by_value = by_value or [name for name in labels if _repeats_few_values(first, name)]
         if tables.keys() == {"test"}:  # it may be without labels
-            choose("label", _first(free, LABEL, lambda name: name in labels))
+            choose("label", _first(labels, LABEL))
         else:
             choose("label", _named("label", first, free, LABEL, labels, by_value))
     if data_args.group_column_name is None:
-        choose("group", _first(free, GROUP, lambda name: name in shared and _is_group(tables, name)))
+        groups = [name for name in free if names_groups(name) and name in shared and _is_group(tables, name)]
+        choose("group", next(iter(groups), None))
     if data_args.id_column_name is None:
-        choose("id", _first(free, ID, lambda name: name in shared and _identifies(tables, name)))
+        ids = [name for name in free if name in shared and _identifies(tables, name)]
+        others = [name for name in ids if plain_name(name).split("_")[-1] == "id"]
+        choose("id", _first(ids, ID) or (others[0] if len(others) == 1 else None))
+        if "id" not in chosen and (repeats := _first(free, ID)):
+            _report_repeated(first, repeats)
     if chosen:
         logger.info(f"columns of {first.name}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
+
+
+def _check_header(table: Table) -> None:
+    """Check that the names of the columns are not those of a row, as in a file without a header.
+
+    Raises:
+        InputError: if one of them is also a value of its column, and another one is a sentence, a number or a date.
+    """
+    values = next((name for name in table.rows[0] if any(row.get(name) == name for row in table.rows)), None)
+    if values is not None and any(_is_value(name) for name in table.rows[0] if name != values):
+        raise InputError(
+            f"{table.name}: its first line is a row and no header, for {values!r:.40} is a value of its column, too; "
+            "put a line with the names of the columns first"
+        )
+
+
+def _is_value(name: str) -> bool:
+    return len(name.split()) > _WORDS or re.fullmatch(r"[-+0-9.,:/ ]*[0-9][-+0-9.,:/ ]*", name) is not None
+
+
+def _report_repeated(table: Table, name: str) -> None:
+    """Log that a column with the name of an id does not identify the rows, and where it repeats first."""
+    seen: dict[str, int] = {}
+    for number, row in zip(table.numbers, table.rows, strict=True):
+        value = str(row.get(name) or "")
+        if value in seen or not value:
+            why = f"rows {seen[value]} and {number} have {value!r:.40}" if value else f"row {number} has none"
+            logger.info(f"{table.name}: column {name!r} does not identify the rows, for {why}; they go by number")
+            return
+        seen[value] = number
 
 
 def _named(
@@ -135,12 +172,15 @@ def _joined(what: str, table: Table, names: Sequence[str]) -> str:
     return f" (or one per label: --label_column_name {together})" if flags and len(names) > 1 else ""
 
 
-def _first(names: Iterable[str], usual: Sequence[str], fits) -> str | None:
-    """Return the first column with a usual name that fits, in the order of the usual names."""
-    named = sorted(
-        (name for name in names if plain_name(name) in usual), key=lambda name: usual.index(plain_name(name))
-    )
-    return next((name for name in named if fits(name)), None)
+def _first(names: Iterable[str], usual: Sequence[str]) -> str | None:
+    """Return the first column with a usual name, in the order of the usual names."""
+    named = (name for name in names if plain_name(name) in usual)
+    return min(named, key=lambda name: usual.index(plain_name(name)), default=None)
+
+
+def names_groups(name: str) -> bool:
+    """Return whether a column's name says that its values are writers, or other groups that belong together."""
+    return GROUP.fullmatch(plain_name(name)) is not None
 
 
 def plain_name(name: str) -> str:
@@ -215,7 +255,7 @@ def _repeats_few_values(table: Table, name: str) -> bool:
     """Return whether every row has one of few values, and the name does not say that they are no labels."""
     plain, values = plain_name(name), _values(table, name)
     different, few = len(set(values)), min(_MOST_CLASSES, len(table.rows) / 4)
-    no_label = plain in (*GROUP, *ID, *SPLIT) or plain.split("_")[-1] in _ABOUT
+    no_label = names_groups(name) or plain in (*ID, *SPLIT) or plain.split("_")[-1] in _ABOUT
     return not no_label and len(values) == len(table.rows) and 1 < different <= few
 
 
@@ -234,5 +274,5 @@ def _identifies(tables: dict[str, Table], name: str) -> bool:
 
 
 def _names_splits(table: Table, name: str) -> bool:
-    values = {str(row.get(name)) for row in table.rows}
-    return "train" in values and values <= {*SPLITS, *SPLIT_ALIASES}
+    splits = {split_named(value) for value in {str(row.get(name)) for row in table.rows}}
+    return None not in splits and "train" in splits and (len(splits) > 1 or plain_name(name) in SPLIT)

@@ -24,6 +24,8 @@ _DATE = re.compile(
 _ACCENTS = frozenset(map(chr, range(0x300, 0x370)))
 _MOST_NAMES = 500  # to compare with one another
 _MISSING = {"nan", "null", "na", "n/a", "#n/a", "<na>", "?", "-", "--", "undefined", "nil", "missing", "unlabeled"}
+_JOINTS = "|;,/+&"  # between the labels of a row that has several
+_SEVERAL = 3  # names made of other names; with so many, rows have several labels
 _MEANT = "list them with --label_set if they are meant"
 
 
@@ -38,16 +40,19 @@ def label_findings(corpus: Corpus, label_column: str, declared: bool, class_weig
     counts = {split: corpus.class_counts(split) for split in corpus.splits if corpus.is_labelled(split)}
     total = {name: sum(of_split[name] for of_split in counts.values()) for name in corpus.label_names}
     present = {name: count for name, count in total.items() if count}
-    found, misspelt = [], {}
+    found, misspelt = [], set()
     if not declared:
         found = _kind_of_names(present, label_column)
+        if not corpus.multi_label:
+            found += _joined_names(present, label_column)
         if any(finding.level == "wrong" for finding in found):
             return found
-        misspelt = _spelling(corpus, present)
+        misspelt, of_spelling = _spelling(corpus, present)
+        found += of_spelling
     own = {
         split: {name: n for name, n in of_split.items() if name not in misspelt} for split, of_split in counts.items()
     }
-    return [*found, *misspelt.values(), *_sizes(corpus, own, class_weights)]
+    return [*found, *_sizes(corpus, own, class_weights)]
 
 
 # ---- What the names look like -------------------------------------------------------------------------------------
@@ -94,12 +99,37 @@ def _numbers(present: Mapping[str, int], column: str, other: str) -> list[Findin
     return []
 
 
+def _joined_names(present: Mapping[str, int], column: str) -> list[Finding]:
+    """Return a finding about names that are made of other names, as `joy|anger`."""
+    for mark in _JOINTS:
+        joined = {name: [part.strip() for part in name.split(mark)] for name in present if mark in name}
+        joined = {name: parts for name, parts in joined.items() if all(part in present for part in parts)}
+        if not joined or (mark == "," and all(map(_NUMBER.fullmatch, present))):  # decimals
+            continue
+        rows = sum(present[name] for name in joined)
+        apart = sorted({part for parts in joined.values() for part in parts})
+        message = (
+            f"{counted(len(joined), 'label')} of column {column!r} ({counted(rows, 'row')}) "
+            f"{'is' if len(joined) == 1 else 'are'} made of other labels, as {shown_name(next(iter(joined)))!r}; if a "
+            f"row may have several, want one column of 0 and 1 per label (in pandas: "
+            f"df[{column!r}].str.get_dummies({mark!r})) and --label_column_name {','.join(apart[:3])}"
+            + ("" if len(apart) <= 3 else ",…")
+        )
+        if len(joined) < _SEVERAL:
+            return [Finding("warning", "labels_joined", message)]
+        return [Finding("wrong", "labels_joined", f"{message}; else {_MEANT}")]
+    return []
+
+
 # ---- Spelling -----------------------------------------------------------------------------------------------------
-def _spelling(corpus: Corpus, present: Mapping[str, int]) -> dict[str, Finding]:
-    """Return a finding for each name that differs from a more frequent one by case, spaces, accents or a letter."""
+def _spelling(corpus: Corpus, present: Mapping[str, int]) -> tuple[set[str], list[Finding]]:
+    """Return the names that differ from a more frequent one by case, spaces, accents or a letter, and findings on them.
+
+    There is one finding for all names that differ from the same name in the same way.
+    """
     names = sorted(present, key=lambda name: (-present[name], name))[:_MOST_NAMES]
     plain = {name: _plain(name) for name in names if not _NUMBER.fullmatch(name)}
-    found = {}
+    variants: dict[tuple[str, str], list[str]] = {}
     for position, name in enumerate(names):
         for other in names[:position]:
             if name not in plain or other not in plain:
@@ -110,14 +140,23 @@ def _spelling(corpus: Corpus, present: Mapping[str, int]) -> dict[str, Finding]:
                 how = "is spelt almost like"
             else:
                 continue
-            rows = _rows_of(corpus, name)
-            message = (
-                f"label {shown_name(name)!r} ({counted(present[name], 'row')}: {examples(rows)}) {how} "
-                f"{shown_name(other)!r} ({counted(present[other], 'row')}); if they are one class, correct the file"
-            )
-            found[name] = Finding("warning", "label_spelling", message, rows)
+            variants.setdefault((other, how), []).append(name)
             break
-    return found
+    found = []
+    for (other, how), of_other in variants.items():
+        rows = {name: _rows_of(corpus, name) for name in of_other}
+        listed = [
+            f"{shown_name(name)!r} ({counted(present[name], 'row')}: {examples(rows[name])})" for name in of_other
+        ]
+        if len(of_other) > 1:
+            how = how.replace("differs", "differ").replace("is spelt", "are spelt")
+        message = (
+            f"label{'s' * (len(of_other) > 1)} {' and '.join(listed)} {how} {shown_name(other)!r} "
+            f"({counted(present[other], 'row')}); if they are one class, correct the file"
+        )
+        every = [row for of_name in rows.values() for row in of_name]
+        found.append(Finding("warning", "label_spelling", message, every))
+    return {name for of_other in variants.values() for name in of_other}, found
 
 
 def _plain(name: str) -> str:

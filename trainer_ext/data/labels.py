@@ -202,14 +202,14 @@ def _number(value: object, table: Table, index: int) -> float:
 def _label(value: object, table: Table, index: int, names: Sequence[str] | None) -> str:
     """Return the name of a label; if the names are known, an integer is a position among them."""
     if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
-        raise InputError(f"{table.where(index)}: no label")
+        raise InputError(f"{table.where(index)}: no label; want one, or remove the row")
     if isinstance(value, list):
         raise InputError(f"{table.where(index)}: label is {value!r:.60}; want one label, as in other rows")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{table.where(index)}: label is {value!r:.60}; want a name or an integer")
     text = str(value).strip()
     if not text:
-        raise InputError(f"{table.where(index)}: no label")
+        raise InputError(f"{table.where(index)}: no label; want one, or remove the row")
     if names and text in names:
         return text
     if len(text) > _LONGEST_LABEL or len(text.splitlines()) > 1:

@@ -17,6 +17,7 @@ from .delimited import LONGEST_ROW, Record, UnreadableTable, check_names, decode
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 COMPRESSIONS = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+_SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -54,7 +55,8 @@ def read_rows(
     """
     kind, number = format_of(path), 0
     if kind not in FORMATS:
-        raise UnreadableTable(f"unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}")
+        sheet = "; save the sheet as .csv" if kind in _SHEETS else ""
+        raise UnreadableTable(f"unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}{sheet}")
     try:
         records = _parquet(path, check) if kind == ".parquet" else _text_rows(path, kind, quoting, header, check)
         for record in records:

@@ -14,7 +14,17 @@ from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
 from .rows import cells, format_of, read_rows, readable, text_lines, text_of
 
-SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation", "eval": "validation"}
+_SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "dev": "validation", "valid": "validation", "val": "validation", "eval": "validation",
+    "development": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def split_named(value: object) -> str | None:
+    """Return the split that a value names, in any case, or `None` if it names none."""
+    return _SPLIT_NAMES.get(str(value).strip().lower())
 
 
 @dataclass
@@ -59,6 +69,10 @@ def read_file(path: str | Path, quoting: str = "auto", header: bool = True) -> T
             table.add(record.values, record.number, record.place, record.problem)
     except UnreadableTable as error:
         raise InputError(f"{table.name}: {error}") from error
+    if len(table.rows) == 1 and table.rows[0] and all(isinstance(value, dict) for value in table.rows[0].values()):
+        raise InputError(
+            f"{table.name}: has an object per column; want one per row (in pandas: to_json(..., orient='records'))"
+        )
     if format_of(path) == ".parquet":
         schema = pyarrow.parquet.read_schema(path)
         about = schema.metadata or {}
@@ -115,8 +129,8 @@ def divide_by_split(tables: dict[str, Table], column: str) -> dict[str, Table]:
     check_column(table, column)
     divided: dict[str, Table] = {}
     for index, row in enumerate(table.rows):
-        split = SPLIT_ALIASES.get(str(row.get(column)), str(row.get(column)))
-        if split not in SPLITS:
+        split = split_named(row.get(column))
+        if split is None:
             raise InputError(
                 f"{table.where(index)}: {column} is {row.get(column)!r}; want train, validation (or dev) or test"
             )

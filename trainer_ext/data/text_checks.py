@@ -25,6 +25,12 @@ _FEW_COMMON = 0.15  # share of such words in a text, under which its language is
 _COMMON = 100  # most frequent words of the corpus
 _SAMPLE = 300  # texts whose language is detected in any case
 _PLACEHOLDERS = {"nan", "null", "none", "n/a", "na", "#n/a", "#ref!", "<na>", "[deleted]", "[removed]", "undefined"}
+_MARKUP = re.compile(
+    r"</?(a|b|blockquote|body|br|div|em|font|h[1-6]|html|i|img|li|ol|p|script|span|strong|style|table|td|tr|u|ul)"
+    r"(\s[^<>]*)?/?>|&(amp|nbsp|lt|gt|quot|apos|#[0-9]+|#x[0-9a-f]+);",
+    re.IGNORECASE,
+)
+_FAR_LONGER = 20  # times the length of 99% of the texts; such a text may be several
 _PIECES = re.compile(r"\w+|[^\w\s]")
 # Scripts that one language mixes.
 _TOGETHER = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK", "HANGUL": "HANGUL"}
@@ -63,6 +69,7 @@ def text_findings(
     rows = _Rows(names, splits, texts, list(map(normalised, texts)))
     return [
         *_without_words(rows),
+        *_markup(rows),
         *_copies(rows, corpus),
         *_contradictions(rows, corpus),
         *_groups(corpus),
@@ -93,6 +100,15 @@ def _without_words(rows: _Rows) -> list[Finding]:
         message = "most texts have one word only; if this is not the text, name another with --text_column_name"
         found.append(Finding("warning", "texts_of_one_word", message))
     return found
+
+
+def _markup(rows: _Rows) -> list[Finding]:
+    """Return a finding about texts with HTML."""
+    named = rows.named(i for i, text in enumerate(rows.texts) if _MARKUP.search(text))
+    if not named:
+        return []
+    message = f"{counted(len(named), 'text')} with HTML, as <br> or &amp;: {examples(named)}; remove the markup"
+    return [Finding("warning", "markup", message, named)]
 
 
 # ---- Copies -------------------------------------------------------------------------------------------------------
@@ -184,10 +200,14 @@ def _lengths(rows: _Rows, max_seq_length: int, count_tokens: Callable[[list[str]
     cut = np.flatnonzero(counts > max_seq_length)
     if not len(cut):
         return [Finding("note", "lengths", f"{about}; --max_seq_length {max_seq_length} cuts none")]
-    named = rows.named(cut)
+    named, found = rows.named(cut), []
+    if len(far := [i for i in cut if counts[i] > _FAR_LONGER * most]):
+        far_longer = rows.named(far)
+        message = f"{counted(len(far), 'text')} far longer than all others, with up to {counts[far].max():,} tokens: "
+        found.append(Finding("warning", "far_longer", f"{message}{examples(far_longer)}; one text each?", far_longer))
     level = "warning" if len(cut) >= _CUT * len(counts) else "note"
     message = f"--max_seq_length {max_seq_length} cuts {counted(len(cut), 'text')} ({len(cut) / len(counts):.1%}): "
-    found = [Finding(level, "lengths", f"{message}{examples(named)}; {about}", named)]
+    found.append(Finding(level, "lengths", f"{message}{examples(named)}; {about}", named))
     if level == "warning":
         wanted = min(512, 64 * int(np.ceil(most / 64)))
         if wanted > max_seq_length:

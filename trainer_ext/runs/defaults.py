@@ -1,4 +1,4 @@
-"""Every default of run_classify.py for people's own data.
+"""Every default of run_classify.py for people's own data, from which run_search.py starts, too.
 
 They apply where no recipe is given and the rows come from --train_file or from a Hub dataset that is not built in. A
 flag that is given always wins. With a recipe, flags that it leaves out keep the library's defaults.
@@ -6,26 +6,29 @@ flag that is given always wins. With a recipe, flags that it leaves out keep the
 
 import logging
 import math
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.checks import check_data
 from ..data.columns import choose_columns
 from ..data.corpus import Corpus
 from ..data.emotion_corpora import BUILT_IN
 from ..data.folds import hold_out_validation
-from ..data.load import DataArguments
+from ..data.load import DataArguments, corpus_arguments, load_corpus
+from ..flag_parser import MINILM
 from ..recipes import RecipeParser
 from ..training.head import ModelArguments
 from ..training.warm_start import encoder_weights
 from .flags import apply_selection
-from .run import RunArguments
+from .run import CLASSIFY_ARGUMENTS, RunArguments
 
 logger = logging.getLogger(__name__)
 
-MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # For an encoder of up to this many weights: learning rate and texts per batch.
 SIZES = (
     (30e6, 1e-4, 32),  # MiniLM
@@ -37,11 +40,17 @@ LORA_RATE = 10.0  # LoRA's rate, as a multiple
 FEW_ROWS = 500  # with fewer training rows: smaller batches, more epochs, more validation
 SMALL_BATCH = 8
 EPOCHS, EPOCHS_OF_FEW_ROWS = 10, 20  # at most, for training stops early
-EPOCHS_UNSEEN, EPOCHS_UNSEEN_OF_FEW_ROWS = 3, 10  # without validation rows
+# Without validation rows: epochs in which the model sees about this many texts, but at least 3 and at most 10.
+TEXTS_UNSEEN, EPOCHS_UNSEEN = 8000, (3, 10)
 PATIENCE = 2
 VALIDATION, VALIDATION_OF_FEW_ROWS = 10, 20  # percent of the training rows
 DECIDE_VALIDATION = {"validation_split_percentage", "train_on_validation"}
 WARMUP = 0.1  # of the training; with --max_steps, which may be a try of a few steps, there is none
+# Those of them that a search takes: what a training learns depends on them, or how fast it is.
+_SEARCHED_FROM = {
+    "model_name_or_path", "learning_rate", "per_device_train_batch_size", "per_device_eval_batch_size", "weight_decay",
+    "warmup_steps", "num_train_epochs",
+}  # fmt: skip
 ALWAYS = {"per_device_eval_batch_size": 64, "weight_decay": 0.01}
 
 
@@ -72,7 +81,7 @@ class Defaults:
         own_data = parser.recipe is None and bool(data_args.train_file or named)
         defaults = cls(parser.given, own_data and trains)
         if defaults.own_data:
-            defaults._fill(model_args, model_name_or_path=MODEL)
+            defaults._fill(model_args, model_name_or_path=MINILM)
         if parser.recipe is None and (
             named or data_args.train_file or data_args.validation_file or data_args.test_file
         ):
@@ -120,11 +129,34 @@ class Defaults:
                 self._fill(run_args, early_stopping_patience=PATIENCE)
                 epochs = EPOCHS_OF_FEW_ROWS if few else EPOCHS
             else:
-                epochs = EPOCHS_UNSEEN_OF_FEW_ROWS if few else EPOCHS_UNSEEN
+                least, most = EPOCHS_UNSEEN
+                epochs = min(max(round(TEXTS_UNSEEN / len(corpus.splits["train"])), least), most)
             self._fill(args, num_train_epochs=epochs)
         apply_selection(run_args, args)
-        shown = (f"{name} {getattr(value, 'value', value)}" for name, value in self.chosen.items())
-        logger.info("defaults (a flag changes each): " + ", ".join(shown))
+        shown = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in self.chosen.items())
+        lines = textwrap.wrap(f"defaults: {shown}", 80, subsequent_indent="  ", break_on_hyphens=False)
+        logger.info("\n".join(lines))
+
+    @classmethod
+    def of_search(cls, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the flags that a search on people's own data starts from besides those of `argv`; of other data none.
+
+        A fold has no validation rows, so nothing is chosen on them.
+
+        Raises:
+            InputError: if a flag is wrong, the columns cannot be chosen, or the data cannot be read.
+        """
+        parser = RecipeParser(CLASSIFY_ARGUMENTS)
+        model_args, data_args, _, run_args, args = parser.parse(["--output_dir", "-", *argv])
+        defaults = cls.begin(parser, model_args, data_args, trains=True)
+        if not defaults.own_data:
+            return {}
+        corpus = load_corpus(**corpus_arguments(data_args, model_args.hub_access()))
+        check_data(corpus, data_args, model_args.class_weights)
+        defaults.complete(corpus.only_splits(["train"]), model_args, run_args, args)
+        names = {f"{kind}_column_name" for kind in ("text", "label", "group", "id", "split")} - defaults.given
+        columns = {name: value for name in names if (value := getattr(data_args, name)) is not None}
+        return columns | {name: value for name, value in defaults.chosen.items() if name in _SEARCHED_FROM}
 
     def _fill(self, arguments: Any, **values: Any) -> None:
         """Set the flags that were not given."""

