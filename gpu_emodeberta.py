@@ -97,7 +97,7 @@ class FromGrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple:
-        return gradient.index_select(0, ctx.group.cells).index_fill(0, ctx.group.beyond, 0), None
+        return gradient.index_select(0, ctx.group.cells).index_fill_(0, ctx.group.beyond, 0), None
 
 
 def to_grid(group: TextGroup, *states: torch.Tensor) -> list[torch.Tensor]:
