@@ -68,8 +68,10 @@ def attend_at_once(
         added = position_scores(*by_rows, *tables).transpose(0, 1) + added
     elif c2p is not None or p2c is not None:
         added = PositionScores.apply(queries, keys, c2p, p2c, added)
-    context = torch_attention(queries, keys, values, added, dropout)
-    return from_grid(group, context.transpose(1, 2).flatten(2))
+    context = torch_attention(queries, keys, values, added, dropout).transpose(1, 2)
+    if is_traced():  # a recorded graph may run another kernel, with another layout
+        context = context.clone(memory_format=torch.contiguous_format)
+    return from_grid(group, context.flatten(2))
 
 
 # ---- Between tokens and grid ----------------------------------------------------------------------------------------
