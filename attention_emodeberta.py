@@ -10,49 +10,30 @@ equation 4), which is still there as `attn_implementation="eager"`. Under `"sdpa
 - Position scores are a shifted view of a matrix product, not gathered by an index as large as the scores
   (kernels_emodeberta.py).
 - Training keeps the attention probabilities and nothing else of that size. Dropped ones carry a minus sign.
+- On CUDA, the same is done in few kernels, by torch's fused attention or by `disentangled_flash` (gpu_emodeberta.py).
 """
 
 import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.deberta_v2.modeling_deberta_v2 import (
-    DebertaV2Encoder,
-    DisentangledSelfAttention,
-    make_log_bucket_position,
-)
+from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder, DisentangledSelfAttention
 from transformers.utils import logging
 
 try:
-    from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, by_head, position_scores, shifted
-    from .packing_emodeberta import Packing, is_traced
+    from .gpu_emodeberta import attend_at_once
+    from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
+    from .packing_emodeberta import Packing, PositionRows, is_traced, relative_rows, rows_on_gpu
 except ImportError:
-    from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, by_head, position_scores, shifted
-    from packing_emodeberta import Packing, is_traced
+    from gpu_emodeberta import attend_at_once
+    from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
+    from packing_emodeberta import Packing, PositionRows, is_traced, relative_rows, rows_on_gpu
 
 logger = logging.get_logger(__name__)
 
 # Bytes of one feature of all tokens in a group on CPU. With this limit, the group's scores stay in the cache.
 GROUP_BYTES = 1024
-
-
-def relative_rows(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> torch.Tensor:
-    """Return the row of the relative embedding for each distance query - key, from `1 - length` to `length - 1`.
-
-    Args:
-        length: Number of tokens.
-        span: Half the rows of the relative embedding.
-        buckets, max_position: DeBERTa's logarithmic buckets; none if `buckets < 1`.
-
-    Returns:
-        `(2 * length - 1,)`, non-decreasing.
-    """
-    distance = torch.arange(1 - length, length, device=device)
-    if buckets > 0 and max_position > 0:
-        distance = make_log_bucket_position(distance, buckets, max_position).to(torch.long)
-    return (distance + span).clamp(0, 2 * span - 1)
 
 
 def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.device) -> torch.Tensor:
@@ -79,6 +60,11 @@ def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.dev
     return within + (distance > 0) * half
 
 
+def in_one_grid(device: torch.device) -> bool:
+    """Return whether a batch's attention is one grid on this device; on others it is computed group by group."""
+    return device.type == "cuda"
+
+
 class EmoDebertaSelfAttention(DisentangledSelfAttention):
     """The library's self-attention over packed texts, with MPNet's position bias if the configuration has one."""
 
@@ -98,7 +84,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         attention_mask: Packing | torch.Tensor,
         output_attentions: bool = False,
         query_states: torch.Tensor | None = None,
-        relative_pos: torch.Tensor | None = None,
+        relative_pos: PositionRows | torch.Tensor | None = None,
         rel_embeddings: torch.Tensor | tuple | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend, given what [`EmoDebertaEncoder`] prepares or the library's own arguments.
@@ -106,7 +92,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         Args:
             hidden_states: `(tokens, hidden)`.
             attention_mask: How the tokens are packed.
-            relative_pos: `(2 * length - 1,)` rows of `rel_embeddings` by distance, from [`relative_rows`].
+            relative_pos: Rows of `rel_embeddings` by distance.
             rel_embeddings: `(rows, hidden)`, the reachable rows; or their projections from [`project_positions`].
 
         Returns:
@@ -123,13 +109,16 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             if isinstance(rel_embeddings, torch.Tensor):
                 rel_embeddings = self.project_positions(self.pos_dropout(rel_embeddings))
             c2p, p2c = rel_embeddings
-            c2p = None if c2p is None else c2p.index_select(0, relative_pos.flip(0))
-            p2c = None if p2c is None else p2c.index_select(0, relative_pos)
         dropout = self.dropout.p if self.training else 0.0
+        if attention_mask.one_grid:
+            fused = self.config._attn_implementation == "disentangled"
+            heads = self.num_attention_heads
+            arguments = (query, key, value, c2p, p2c, relative_pos, attention_mask)
+            return attend_at_once(*arguments, heads, dropout, fused), None
+        c2p = None if c2p is None else c2p.index_select(0, relative_pos.falling)
+        p2c = None if p2c is None else p2c.index_select(0, relative_pos.rising)
         parts = (query, key, value, c2p, p2c, attention_mask.bias)
         arguments = (*parts, attention_mask)
-        if is_traced():
-            return self._fused(*arguments, dropout), None
         if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts):
             return DisentangledAttention.apply(*arguments, dropout), None
         return attend(*arguments, dropout)[0], None
@@ -159,24 +148,6 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
         if "p2c" in self.pos_att_type:
             p2c = (self.query_proj if self.share_att_key else self.pos_query_proj)(positions) * self.scale
         return c2p, p2c
-
-    @staticmethod
-    def _fused(query, key, value, c2p, p2c, bias, packing, dropout) -> torch.Tensor:
-        """Do what [`attend`] does in one graph, for the compiler."""
-        (group,) = packing.groups
-        heads = group.heads
-        queries, keys, values = (group.grid(states) for states in (query, key, value))
-        added = group.mask.to(query.dtype)
-        if bias is not None:
-            added = added + bias[:, None].to(query.dtype)
-        if c2p is not None or p2c is not None:
-            added = added + position_scores(
-                queries, keys, by_head(c2p, group.length, heads), by_head(p2c, group.length, heads)
-            )
-        else:
-            added = added.expand(heads, -1, group.length, -1)
-        context = F.scaled_dot_product_attention(queries, keys, values, added, dropout_p=dropout, scale=1.0)
-        return context.permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format).view(query.shape)
 
 
 class ProjectionCache:
@@ -278,15 +249,18 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         if output_attentions or self.config._attn_implementation == "eager":
             return super().forward(hidden_states, attention_mask, output_hidden_states, output_attentions)
 
-        heads = self.config.num_attention_heads
+        device, dtype = hidden_states.device, hidden_states.dtype
         if is_traced():
-            packing = Packing.padded(attention_mask, heads)
+            packing = Packing.padded(attention_mask)
+        elif in_one_grid(device):
+            packing = Packing.for_gpu(attention_mask)
         else:
-            on_cpu = hidden_states.device.type == "cpu"
-            at_once = GROUP_BYTES // hidden_states.element_size() if on_cpu else None
-            packing = Packing.of(attention_mask, heads, at_once)
-        packing.bias = self.bias_matrix(attention_mask.shape[1], hidden_states.device)
-        rows, positions = self._positions(attention_mask.shape[1], hidden_states)
+            at_once = GROUP_BYTES // hidden_states.element_size() if device.type == "cpu" else None
+            packing = Packing.of(attention_mask, self.config.num_attention_heads, at_once)
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        packing.add(self.bias_matrix(packing.length, device), dtype)
+        rows, positions = self._positions(packing.length, device)
 
         embedded = hidden_states
         states = (hidden_states,)
@@ -330,19 +304,24 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         bias = self.bias_matrix(hidden_states.shape[-2], hidden_states.device)
         return relative_pos if bias is None else (relative_pos, bias)
 
-    def _positions(self, length: int, hidden_states: torch.Tensor) -> tuple[torch.Tensor | None, list]:
+    def _positions(self, length: int, device: torch.device) -> tuple[PositionRows | None, list]:
         """Return rows by distance, and for each layer what they index: embeddings, or projections in inference."""
         if not self.relative_attention:
             return None, [None] * len(self.layer)
         span = len(self.rel_embeddings.weight) // 2
-        rows = relative_rows(length, span, self.position_buckets, self.max_relative_positions, hidden_states.device)
+        reach = min(length, span)  # a bucket's number is never larger than its distance
+        positions = (length, span, self.position_buckets, self.max_relative_positions)
+        if in_one_grid(device) and not is_traced():  # reading the cache of projections would take longer than they do
+            rows = rows_on_gpu(*positions, device)
+            return rows, [self.get_rel_embedding()[span - reach : span + reach]] * len(self.layer)
+        rows = relative_rows(*positions, device)
         if is_traced():
-            return rows, [self.get_rel_embedding()] * len(self.layer)
+            return PositionRows(rows, rows.flip(0)), [self.get_rel_embedding()] * len(self.layer)
         if self.training or torch.is_grad_enabled() or self._is_sharded():
-            reach = min(length, span)  # a bucket's number is never larger than its distance
-            positions = self.get_rel_embedding()[span - reach : span + reach]
-            return rows - (span - reach), [positions] * len(self.layer)
-        return rows, self.projection_cache.of(self)
+            rows = rows - (span - reach)
+            reached = self.get_rel_embedding()[span - reach : span + reach]
+            return PositionRows(rows, rows.flip(0)), [reached] * len(self.layer)
+        return PositionRows(rows, rows.flip(0)), self.projection_cache.of(self)
 
     def _is_sharded(self) -> bool:
         """Return whether a layer's weights are complete only while the layer runs (FSDP2's `DTensor`)."""

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
     from .attention_emodeberta import EmoDebertaEncoder  # noqa: F401
     from .configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+    from .gpu_emodeberta import AttentionChoice
     from .kernels_emodeberta import DisentangledAttention  # noqa: F401
     from .modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
     from .packing_emodeberta import Packing  # noqa: F401
@@ -21,6 +22,7 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
     from .texts_emodeberta import token_budget_batches  # noqa: F401
 except ImportError:
     from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
+    from gpu_emodeberta import AttentionChoice
     from modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
     from pipeline_emodeberta import EmotionPipeline
 
@@ -68,10 +70,9 @@ class EnsembleOutput(ModelOutput):
     member_logits: torch.Tensor | None = None
 
 
-class _EnsemblePreTrainedModel(PreTrainedModel):
+class _EnsemblePreTrainedModel(AttentionChoice, PreTrainedModel):
     config_class = EmoDebertaEnsembleConfig
     config: EmoDebertaEnsembleConfig
-    _supports_sdpa = True
     _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
 
     def __init__(self, config: EmoDebertaEnsembleConfig):

@@ -20,6 +20,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
     from .attention_emodeberta import EmoDebertaEncoder, has_hooks
     from .configuration_emodeberta import EmoDebertaConfig
+    from .gpu_emodeberta import AttentionChoice
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from .packing_emodeberta import is_traced
     from .pipeline_emodeberta import EmotionPipeline
@@ -27,6 +28,7 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
 except ImportError:
     from attention_emodeberta import EmoDebertaEncoder, has_hooks
     from configuration_emodeberta import EmoDebertaConfig
+    from gpu_emodeberta import AttentionChoice
     from kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
     from packing_emodeberta import is_traced
     from pipeline_emodeberta import EmotionPipeline
@@ -108,13 +110,12 @@ def classification_loss(
     return total / torch.as_tensor(items, device=total.device).clamp(min=1)
 
 
-class EmoDebertaModel(DebertaV2Model):
+class EmoDebertaModel(AttentionChoice, DebertaV2Model):
     """The encoder, with `pooler_output` `(batch, hidden)`: masked mean or first token (`config.pooling`)."""
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
     _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
-    _supports_sdpa = True
 
     def __init__(self, config: EmoDebertaConfig):
         super(DebertaV2Model, self).__init__(config)  # skips DebertaV2Model's, which would build another encoder
@@ -191,12 +192,11 @@ class EmoDebertaClassificationHead(nn.Module):
         return self.out_proj(pooled)
 
 
-class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
+class EmoDebertaForSequenceClassification(AttentionChoice, DebertaV2PreTrainedModel):
     """An `EmoDebertaModel` with the classification head. Logits and loss are in float32."""
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
-    _supports_sdpa = True
 
     def __init__(self, config: EmoDebertaConfig):
         super().__init__(config)
@@ -241,7 +241,7 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         return outputs if return_dict else outputs.to_tuple()
 
 
-class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
+class EmoDebertaForMaskedLM(AttentionChoice, DebertaV2PreTrainedModel):
     """An `EmoDebertaModel` with the masked-language-model head of DeBERTa v1/v2.
 
     The head is a dense layer, activation, normalisation, the transposed word embeddings and a bias. Its parameters have
@@ -251,7 +251,6 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
-    _supports_sdpa = True
 
     # Default of `full_logits`, for callers like `Trainer`. None: all logits in evaluation, only labelled in training.
     full_logits: bool | None = None

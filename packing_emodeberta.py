@@ -4,12 +4,17 @@ Texts of similar length form groups, as in https://arxiv.org/abs/2208.08124. Her
 Shipped inside every saved model.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 # Added to the scores of padding. Its probability is then 0 in every precision, and no sum overflows float16.
 MASKED = -3e4
+
+# Lengths on a GPU are multiples of this, which its matrix products and torch's fused attention need to be fast.
+ALIGNED = 16
 
 
 def is_traced() -> bool:
@@ -26,6 +31,48 @@ def is_exported() -> bool:
 
 
 @dataclass
+class PositionRows:
+    """For each distance between two tokens, its row in the relative embedding, or in what a layer projects from it.
+
+    Attributes:
+        rising: `(2 * length - 1,)`, in order of rising distance query - key, from `1 - length` on. On a GPU, one more
+            at the end, which no score reads, for the alignment of matrix products.
+        falling: The same in order of falling distance.
+        fused: The same in the form that `disentangled_flash` takes, made when first needed.
+    """
+
+    rising: torch.Tensor
+    falling: torch.Tensor
+    fused: tuple | None = None
+
+
+def relative_rows(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> torch.Tensor:
+    """Return the row of the relative embedding for each distance query - key, from `1 - length` to `length - 1`.
+
+    Args:
+        length: Number of tokens.
+        span: Half the rows of the relative embedding.
+        buckets, max_position: DeBERTa's logarithmic buckets; none if `buckets < 1`.
+
+    Returns:
+        `(2 * length - 1,)`, non-decreasing.
+    """
+    distance = torch.arange(1 - length, length, device=device)
+    if buckets > 0 and max_position > 0:
+        distance = make_log_bucket_position(distance, buckets, max_position).to(torch.long)
+    return (distance + span).clamp(0, 2 * span - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def rows_on_gpu(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> PositionRows:
+    """Return the rows of the reachable part of the relative embedding, kept for all batches of this length."""
+    with torch.inference_mode(False):
+        rows = relative_rows(length, span, buckets, max_position, torch.device("cpu")) - (span - min(length, span))
+        rising, falling = (torch.cat([part, part[-1:]]).to(device) for part in (rows, rows.flip(0)))
+        return PositionRows(rising, falling)
+
+
+@dataclass
 class TextGroup:
     """Texts of similar length, which attention computes as one grid.
 
@@ -34,8 +81,9 @@ class TextGroup:
         rows, length: Number of texts, and of tokens in the longest one.
         heads: Number of attention heads.
         cells: `(heads * rows * length,)`. For each cell of the grid, the index of its state among the group's
-            `(tokens * heads, size)` states. Cells past the end of a text have its last state. `None` for a single text.
-        back: `(tokens * heads,)`. The cell of each state; `None` for a single text.
+            `(tokens * heads, size)` states. Cells past the end of a text have its last state. `None` if the states are
+            a grid already, as those of a single text are.
+        back: `(tokens * heads,)`. The cell of each state; `None` if `cells` is.
         beyond: Cells past the end of a text, or `None` if there are none.
         mask: `(rows, 1, length)` to add to the scores, or `None`.
     """
@@ -50,7 +98,7 @@ class TextGroup:
     mask: torch.Tensor | None = None
 
     def grid(self, states: torch.Tensor) -> torch.Tensor:
-        """Return `(batch's tokens, heads * size)` as `(heads, rows, length, size)`; a view for a single text."""
+        """Return `(batch's tokens, heads * size)` as `(heads, rows, length, size)`; a view if the states are a grid."""
         states = states[self.tokens]
         if self.cells is None:
             return states.view(self.rows, self.length, self.heads, -1).permute(2, 0, 1, 3)
@@ -85,6 +133,11 @@ class Packing:
         groups: The texts that have tokens.
         bias: `(heads, length, length)` to add to the scores of every text in every layer, or `None`. A shorter text
             uses the upper left corner, since the bias depends on distance alone.
+        one_grid: The texts are one group, whose grid is `(1, rows, length, heads * size)`: on a GPU and in a graph.
+        added: For one grid, what is added to the scores of every layer: the mask, plus the bias if there is one. It
+            broadcasts to `(rows, heads, length, length)`; `None` for nothing.
+        bounds: If lengths are aligned, `(texts + 1,)` int32: where each text starts among the tokens, and where the
+            last one ends. `None` otherwise, and if the mask has gaps between tokens.
     """
 
     shape: tuple[int, int]
@@ -92,33 +145,61 @@ class Packing:
     index: torch.Tensor | None
     groups: list[TextGroup]
     bias: torch.Tensor | None = None
+    one_grid: bool = False
+    added: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
 
     @classmethod
-    def padded(cls, attention_mask: torch.Tensor, heads: int) -> "Packing":
-        """Return a packing that keeps every cell, whatever the mask's values, for `torch.compile` and export."""
+    def padded(cls, attention_mask: torch.Tensor) -> "Packing":
+        """Return a packing in one grid with every cell, whatever the mask's values, for `torch.compile` and export."""
         batch, length = attention_mask.shape
         mask = (1 - attention_mask.to(torch.float32))[:, None] * MASKED
-        return cls((batch, length), heads, None, [TextGroup(slice(None), batch, length, heads, mask=mask)])
+        return cls((batch, length), 1, None, [TextGroup(slice(None), batch, length, 1, mask=mask)], one_grid=True)
 
     @classmethod
-    def of(cls, attention_mask: torch.Tensor, heads: int, tokens_per_group: int | None) -> "Packing":
+    def for_gpu(cls, attention_mask: torch.Tensor) -> "Packing":
+        """Return a packing in one grid of an aligned length. The host reads the mask once, and nothing after it."""
+        packing = cls.of(attention_mask, 1, None, ALIGNED)
+        packing.one_grid = True
+        return packing
+
+    @property
+    def length(self) -> int:
+        """Return how many tokens the positions must reach: those of the grid, or those of the padded batch."""
+        return self.groups[0].length if self.one_grid and self.groups else self.shape[1]
+
+    def add(self, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
+        """Keep the bias `(heads, length, length)` for all layers; with one grid, in `added`, with the mask."""
+        self.bias = bias
+        if not self.one_grid or not self.groups:
+            return
+        mask = self.groups[0].mask
+        self.added = None if mask is None else mask[:, None].to(dtype)
+        if bias is not None:
+            bias = bias.to(dtype)
+            self.added = bias[None].contiguous() if mask is None else bias + self.added
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor, heads: int, tokens_per_group: int | None, aligned: int = 1) -> "Packing":
         """Return a packing without the padding before each text's first token and after its last.
 
         Args:
             attention_mask: `(batch, length)`, 1 for a token and 0 for padding, which may also lie between tokens.
             tokens_per_group: Maximum number of cells in a group of several texts; `None` makes one group.
+            aligned: Round the length of each group up to a multiple of this.
         """
         device, mask = attention_mask.device, attention_mask.bool().cpu()
         batch, length = mask.shape
-        columns = torch.arange(length)
-        first = torch.where(mask, columns, length).amin(1)
-        lengths = (torch.where(mask, columns, -1).amax(1) + 1 - first).clamp(min=0)
+        columns = torch.arange(length + aligned)
+        first = torch.where(mask, columns[:length], length).amin(1)
+        lengths = (torch.where(mask, columns[:length], -1).amax(1) + 1 - first).clamp(min=0)
         order = lengths.argsort(descending=True, stable=True)
-        rows = [(row, int(lengths[row])) for row in order.tolist() if lengths[row]]
+        counts = lengths.tolist()
+        rows = [(row, counts[row]) for row in order.tolist() if counts[row]]
 
-        groups, index, done = [], [], 0
+        groups, index, done, gaps = [], [], 0, False
         while done < len(rows):
-            longest = rows[done][1]
+            longest = -(-rows[done][1] // aligned) * aligned
             count = len(rows) if tokens_per_group is None else max(1, tokens_per_group // longest)
             chosen = torch.tensor([row for row, _ in rows[done : done + count]])
             done += len(chosen)
@@ -131,7 +212,8 @@ class Packing:
             seen = mask[chosen[:, None], cells] & inside
             if not seen.all():
                 group.mask = torch.where(seen, 0.0, MASKED)[:, None].to(device)
-            if len(chosen) > 1:
+                gaps = gaps or not torch.equal(seen, inside)
+            if (len(chosen) > 1 and heads > 1) or not inside.all():
                 head = torch.arange(heads)
                 grid = torch.arange(heads * len(chosen) * longest).view(heads, -1)
                 ends = lengths[chosen].cumsum(0)[:, None]
@@ -144,7 +226,11 @@ class Packing:
             index.append(tokens)
         index = torch.cat(index) if index else torch.empty(0, dtype=torch.long)
         whole = len(index) == batch * length and torch.equal(index, torch.arange(batch * length))
-        return cls((batch, length), heads, None if whole else index.to(device), groups)
+        packing = cls((batch, length), heads, None if whole else index.to(device), groups)
+        if aligned > 1 and not gaps:
+            ends = torch.tensor([0, *(count for _, count in rows)]).cumsum(0)
+            packing.bounds = ends.to(device, torch.int32)
+        return packing
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """Return `(batch, length, hidden)` states as `(tokens, hidden)`."""
