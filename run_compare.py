@@ -166,7 +166,7 @@ def main() -> None:
         "seeds": seeds,
         "labels": corpus.label_names,
         "settings": {key: value for key, value in shared.items() if key != "data_dir"},
-        "machine": ", ".join(sorted({trials.record(trial)["machine"] for trial in every})),
+        "machine": " and ".join(sorted({trials.record(trial)["machine"] for trial in every})),
         "libraries": libraries([trials.record(trial) for trial in every]),
         "variants": table,
     }

@@ -118,7 +118,7 @@ def main() -> None:
         "sampler": args.sampler,
         "pruner": args.pruner,
         "minutes": search.seconds / 60,
-        "machine": ", ".join(sorted({record["machine"] for of_one in records.values() for record in of_one})),
+        "machine": " and ".join(sorted({record["machine"] for of_one in records.values() for record in of_one})),
         "winner": winner.name,
         "best": winner.values,
         "nested": nested,

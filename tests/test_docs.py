@@ -109,8 +109,8 @@ def test_the_benchmark_is_shown_once_it_was_run(clone):
     (clone / "results" / "go_emotions.json").write_text(json.dumps(collect([run], "test")))
     made = files(clone)[page].partition("<!-- begin: go_emotions -->")[2]
     assert "| BERT, Demszky et al. 2020 | 0.46 |  |  | 0.40 | 0.63 |" in made
-    assert "| MiniLM, seed 1, at .5 | 0.400 | 0.400 to 0.400 | 0.400 | 0.400 | 0.400 |" in made
-    assert "| MiniLM, seed 1, at tuned thresholds | 0.512 |" in made
+    assert "| MiniLM, seed 1, threshold 0.5 | 0.400 | 0.400 to 0.400 | 0.400 | 0.400 | 0.400 |" in made
+    assert "| MiniLM, seed 1, tuned thresholds | 0.512 |" in made
     assert "`python run_classify.py x`, 5,427 test rows, 30 minutes on a core" in made
 
 
