@@ -219,7 +219,7 @@ class EmoDebertaForSequenceClassification(DebertaV2PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> tuple | SequenceClassifierOutput:
-        """Classify a batch, given the arguments of [`EmoDebertaModel`] and of [`classification_loss`].
+        """Classify a batch, given the arguments of `EmoDebertaModel` and of `classification_loss`.
 
         Returns:
             `loss` (if there are labels), `logits` `(batch, labels)` in float32, in evaluation mode divided by
@@ -288,7 +288,7 @@ class EmoDebertaForMaskedLM(DebertaV2PreTrainedModel):
         full_logits: bool | None = None,
         **kwargs,
     ) -> tuple | MaskedLMOutput:
-        """Predict masked tokens, given the arguments of [`EmoDebertaModel`] and these.
+        """Predict masked tokens, given the arguments of `EmoDebertaModel` and these.
 
         Args:
             labels: `(batch, length)`, the token to predict, or -100 for none.

@@ -119,7 +119,7 @@ class DataArguments:
 
 
 def corpus_arguments(data_args: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Any]:
-    """Return the keyword arguments for [`load_corpus`] from the flags."""
+    """Return the keyword arguments for `load_corpus` from the flags."""
     files = {split: getattr(data_args, f"{split}_file") for split in ("train", "validation", "test")}
     split_names = {split: getattr(data_args, f"{split}_split_name") for split in files}
     return {
@@ -172,7 +172,7 @@ def load_corpus(
         dataset_config_name: Configuration of a Hub dataset.
         data_dir: Folder with the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
-        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        quoting: Of csv and tsv; see `trainer_ext.data.delimited.delimited_rows`.
         split_names: Split names of a Hub dataset, if not `train`, `validation` and `test`.
         text_column: Column with the text, by default `text`. Several columns, separated by commas, are joined.
         text_delimiter: Stands between the joined columns.
@@ -185,7 +185,7 @@ def load_corpus(
         split_column: Column of the train file that names each row's split.
         label_names: The label set in order, by default all labels of all splits, sorted.
         extra_columns: Other columns to keep, as strings, for example for an error analysis.
-        quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
+        quoting: For csv and tsv, see `trainer_ext.data.delimited.delimited_rows`.
         cache_dir, token: As in `datasets.load_dataset`.
         train_only: Read only the training rows of `go_emotions`, for a stage before another target.
 
@@ -270,7 +270,7 @@ def load_labelled_as(
     """Return the corpus of the flags, with labels in the order of a model's labels.
 
     Raises:
-        InputError: as [`load_corpus`], or if a label is unknown to the model.
+        InputError: as `load_corpus`, or if a label is unknown to the model.
     """
     described = corpus_arguments(data_args, cache_dir, token)
     built_in = described["dataset_name"] in ("wassa2022", *BUILT_IN)
@@ -289,7 +289,7 @@ def read_texts(
     """Return the texts of a file, in order.
 
     Raises:
-        InputError: as [`load_corpus`], or if the file has no rows.
+        InputError: as `load_corpus`, or if the file has no rows.
     """
     return read_common_columns(read_file(path, quoting), text_column, delimiter=text_delimiter)["text"]
 
@@ -314,10 +314,10 @@ def load_extra_test(
     """Return the rows of an extra test set: all rows of a labelled file, or the training essays of `wassa2022`.
 
     Args:
-        source: A file as in [`load_corpus`], or `wassa2022`, which needs `data_dir`.
+        source: A file as in `load_corpus`, or `wassa2022`, which needs `data_dir`.
         corpus: The test set may have only labels of this corpus.
-        text_column, text_delimiter, label_column, quoting: As in [`load_corpus`].
-        group_column, id_column: As in [`load_corpus`], but ignored if the file lacks them.
+        text_column, text_delimiter, label_column, quoting: As in `load_corpus`.
+        group_column, id_column: As in `load_corpus`, but ignored if the file lacks them.
 
     Raises:
         InputError: if something cannot be read as described, or a label is not one of the corpus.
