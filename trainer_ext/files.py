@@ -145,8 +145,8 @@ def file_digest(path: Path) -> str:
 
 
 def file_state(path: Path) -> tuple[int, ...]:
-    """Return what tells, without reading a file, that it is as it was. Whoever changes one can set its times back, but
-    not the time of that (`st_ctime`)."""
+    """Return values that change when a file changes, without reading it. A program may set back a file's times, but
+    not the time of that change (`st_ctime`)."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 

@@ -430,7 +430,7 @@ def test_a_short_stream_keeps_rows_to_train_on(texts, tmp_path):
 def test_fine_tuning_starts_from_it(pretrained, run_classify, tmp_path):
     folder, _ = pretrained
     done = run_classify("--model_name_or_path", folder, *ESSAY_FLAGS, "--max_steps", 2, "--output_dir", tmp_path / "x")
-    assert "drawn anew: classifier.dense, classifier.out_proj" in done.stderr
+    assert "random at first: classifier.dense, classifier.out_proj" in done.stderr
     assert "not used: lm_predictions" in done.stderr
 
 

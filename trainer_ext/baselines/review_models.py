@@ -1,7 +1,7 @@
 """Held-out probabilities of a corpus within minutes, from two small models, for run_review.py.
 
-One is a logistic regression on the frozen text vectors of a checkpoint, the other one on character n-grams. They err
-differently, and their mean finds more label errors than either does alone (results/review.json).
+One is a logistic regression on the frozen text vectors of a checkpoint, the other one on character n-grams. They make
+different errors, and their mean finds more label errors than either does alone (results/review.json).
 """
 
 import warnings

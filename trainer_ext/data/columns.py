@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from datasets import ClassLabel
 
@@ -95,7 +96,8 @@ def choose_columns(data_args: DataArguments, cache_dir: str | None, token: str |
     if data_args.id_column_name is None:
         choose("id", _first(free, ID, lambda name: name in shared and _identifies(tables, name)))
     if chosen:
-        logger.info(f"columns of {first.name}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
+        source = Path(first.name).name if Path(first.name).is_file() else first.name
+        logger.info(f"columns of {source}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
 
 
 def _named(

@@ -39,8 +39,10 @@ def matrix_gflops() -> float:
 
 
 def measured_rate(folder: Path, jobs: int) -> float | None:
-    """Seconds for a billion operations of the trials in a folder that went through on this machine without a break,
-    so many at a time; `None` if there are none."""
+    """Return the seconds per billion operations of earlier trials in a folder, or `None` if there are none.
+
+    Only trials count that ran on this machine without interruption, `jobs` at a time.
+    """
     rates = []
     for path in folder.glob(f"*/{RECORD}"):
         with suppress(InputError):  # perhaps of another comparison, which will say so
@@ -51,12 +53,13 @@ def measured_rate(folder: Path, jobs: int) -> float | None:
 
 
 def training_gflop(settings: dict[str, Any], held_out: float, texts: Sequence[str], checkpoint: str) -> float:
-    """About how many billion operations a training's matrix products take: 6 for each weight and token.
+    """Return about how many billion operations a training's matrix products take: 6 per weight and token.
 
     Args:
         settings: The training's flags.
         held_out: Share of the texts that it does not see.
-        checkpoint: What it starts from.
+        texts: The texts, from which the number of tokens is estimated.
+        checkpoint: The checkpoint it starts from.
     """
     tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in texts]
     rows = len(tokens) * (1 - held_out) * settings["num_train_epochs"]

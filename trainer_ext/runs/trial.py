@@ -72,9 +72,9 @@ def last_loss(run: Path) -> float | None:
 
 
 def last_words(log: Path, before: int) -> str:
-    """Return the last error in a training's log after so many bytes, else the last line.
+    """Return the last error in a training's log after `before` bytes, else the last line.
 
-    A progress bar that is closed when the program ends may stand before the error, or after it.
+    A progress bar that is closed when the program ends may come before the error or after it.
     """
     said = log.read_bytes()[before:].decode("utf-8", errors="replace").strip()
     errors = re.findall(r"error: (.*)", said)
@@ -82,7 +82,7 @@ def last_words(log: Path, before: int) -> str:
 
 
 def convert_run(path: Path) -> dict[str, Any]:
-    """Take over the predictions of a trial's finished run; return what the record says of it.
+    """Take over the predictions of a trial's finished run, and return the entries for its record.
 
     Raises:
         InputError: if a file of the run is damaged.

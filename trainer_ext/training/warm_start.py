@@ -130,7 +130,7 @@ def warm_start(
       embeddings, which are not supported): parameters are renamed, outputs at step 0 are the same. They stay the same
       with `relative_attention=True`: position projections start at zero, and the query projection is multiplied by
       sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
-    - `mpnet`: likewise. Its position bias is added after the division, so it is kept unchanged.
+    - `mpnet`: as BERT's relatives. Its position bias is added after the division, so it is kept unchanged.
     - `emodeberta`: loaded unchanged. The classification head is kept if the labels (`id2label`) are the same. What was
       fitted after its training (`CALIBRATION` in the configuration) is not.
     - `EmoDebertaForMaskedLM` takes the masked-language-model head of DeBERTa v1/v2 and of BERT's relatives. It does not
@@ -160,7 +160,7 @@ def warm_start(
     with reading(name_or_path, "its config.json does not describe a model"):
         config = _emodeberta_config(source, name_or_path, config_overrides)
     if from_scratch:
-        logger.info(f"{name_or_path}: only the configuration is used; every weight is drawn anew")
+        logger.info(f"{name_or_path}: only the configuration is used; every weight starts at random")
         config.max_position_embeddings -= _first_position(source)
         with reading(name_or_path, "no model of this config.json can be made"):
             model = model_class(config)
@@ -205,7 +205,7 @@ def warm_start(
     if source.model_type in _BERT_SHAPED:  # RoBERTa's head has our parameter names, but its label order is unknown
         others_head = "classifier.out_proj" not in model.drawn_anew
     if others_head and hasattr(model, "classifier"):
-        logger.info(f"{name_or_path}: its labels are others; the classification head is drawn anew")
+        logger.info(f"{name_or_path}: its labels differ; the classification head starts at random")
         model.classifier = type(model.classifier)(config)
         model.classifier.apply(model._init_weights)
     if first := _first_position(source):
@@ -321,9 +321,9 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[s
     new = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     drawn = {_module(key, prefix) for key in new}
     if drawn:
-        logger.info(f"{name}: drawn anew: {', '.join(sorted(drawn))}")
+        logger.info(f"{name}: not in the checkpoint, so random at first: {', '.join(sorted(drawn))}")
     if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
-        logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
+        logger.info(f"{name}: in the checkpoint, but not used: {', '.join(sorted(dropped))}")
     return drawn
 
 
