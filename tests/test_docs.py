@@ -65,7 +65,7 @@ def test_make_docs_leaves_no_difference(clone):
     ("file", "keys", "pages"),
     [
         ("quickstart.json", ("runs", 0, "figures", "macro_f1"), {"README.md", "recipes/README.md"}),
-        ("quickstart.json", ("runs", 1, "answers", 0, "score"), {"README.md"}),
+        ("quickstart.json", ("runs", 0, "answers", 0, "score"), {"README.md"}),
         ("compare/baselines/comparison.json", ("variants", 2, "macro_f1"), {"docs/baselines.md", "docs/results.md"}),
         ("fuse/wassa2022/fusion.json", ("calibration", "before", "brier_score"), {"docs/results.md"}),
         ("probe.json", ("models", 1, "macro_f1"), {"docs/results.md"}),
