@@ -67,7 +67,7 @@ docs: $(DEV)  ## fill README, docs/ and recipes/README.md from results/, draw th
 # The site has the clone's own layout, so that every relative link of a page works there, too.
 docs-site: $(DEV)  ## build the documentation site in outputs/site/
 	rm -rf outputs/site-pages && mkdir -p outputs/site-pages
-	git ls-files -z -- '*.md' '*.png' '*.svg' '*.json' '*.yaml' '*.py' '*.tsv' '*.txt' '*.cff' '*.ipynb' LICENSE ':!*_template.md' | \
+	git ls-files -z -- '*.md' docs/site.css '*.png' '*.svg' '*.json' '*.yaml' '*.py' '*.tsv' '*.txt' '*.cff' '*.ipynb' LICENSE ':!*_template.md' | \
 	  tar --create --null --files-from - | tar --extract --directory outputs/site-pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

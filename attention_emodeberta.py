@@ -212,7 +212,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 class EmoDebertaEncoder(DebertaV2Encoder):
-    """The library's encoder; under `sdpa` its layers see no padding, and it keeps only the states asked for."""
+    """The encoder of `transformers`. Under `sdpa`, its layers see no padding and it keeps only the states asked for."""
 
     def __init__(self, config):
         super().__init__(config)

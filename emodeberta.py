@@ -44,7 +44,7 @@ _NAMED_HERE = {
 class EmotionClassifier(ClassifierMixin, BaseEstimator):
     """A text classifier that is trained by `run_classify.py`, and is a scikit-learn estimator.
 
-    Make one that is ready with [`from_pretrained`] or [`train`]. The constructor makes one to [`fit`], as scikit-learn
+    Make one that is ready with `from_pretrained` or `train`. The constructor makes one to `fit`, as scikit-learn
     wants it: it works in `cross_val_score`, `GridSearchCV` (with flags as parameters), `Pipeline` and `clone`.
 
     Args:
@@ -52,12 +52,12 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         device: For example `"cpu"` or `"cuda:1"`. Default: the accelerator if there is one. Training chooses among
             accelerators itself, and uses the CPU only for `"cpu"`.
         dtype: Precision of predictions, for example `"bfloat16"`.
-        verbose: Whether [`fit`] prints what run_classify.py prints.
+        verbose: Whether `fit` prints what run_classify.py prints.
         flags: Any flag of run_classify.py, without the dashes: `num_train_epochs=3`, `class_weights="balanced"`. `None`
             stands for the default. Flags are checked when training starts.
 
     Attributes:
-        classes_: The labels, `(labels,)`. After [`fit`] they are sorted and have the type of `y`, else they are in the
+        classes_: The labels, `(labels,)`. After `fit` they are sorted and have the type of `y`, else they are in the
             model's order. Integers stay integers.
         pipeline_: The `EmotionPipeline` behind it, for its other options, such as windows over long texts.
     """
@@ -146,7 +146,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         return classifier
 
     def fit(self, X: Any, y: Any) -> "EmotionClassifier":
-        """Train on texts and labels, in a temporary folder that is removed again; [`save_pretrained`] keeps the model.
+        """Train on texts and labels, in a temporary folder that is removed again; `save_pretrained` keeps the model.
 
         Args:
             X: Texts `(rows,)`: a list, an array, a Series, or a table with one text column or a usual name for it.
@@ -156,7 +156,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             The classifier itself.
 
         Raises:
-            InputError: as [`train`].
+            InputError: as `train`.
         """
         from trainer_ext.data.in_memory import classes_of, file_of, label_name, labels_of, texts_of
         from trainer_ext.runs.in_process import quiet
@@ -181,7 +181,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Save the model with its code and tokenizers. The folder of [`train`] also has a card and results."""
+        """Save the model with its code and tokenizers. The folder of `train` also has a card and results."""
         check_is_fitted(self)
         from trainer_ext.release.model_folder import save_classifier
 
@@ -274,7 +274,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
     ) -> np.ndarray:
         """Return the probabilities of texts, `(rows, labels)` in the order of `classes_`; of one text, `(labels,)`.
 
-        A row without a text is NaN, and a warning names it. Arguments and errors are those of [`predict`].
+        A row without a text is NaN, and a warning names it. Arguments and errors are those of `predict`.
         """
         _, scores, _ = self._score(texts, text_column, progress)
         probabilities = scores.probabilities[:, self._columns].astype(np.float64)
@@ -287,7 +287,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Args:
             text: One text.
             label: The label to explain. Default: the most probable one.
-            progress: As in [`predict`]; a text with many words takes as many predictions.
+            progress: As in `predict`; a text with many words takes as many predictions.
 
         Returns:
             A row per word, in the text's order: `word`, and under the label's name how much the label's probability

@@ -120,12 +120,12 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids: As `EmoDebertaForSequenceClassification`, from tokenizer 0.
-            labels, num_items_in_batch: See [`classification_loss`].
+            labels, num_items_in_batch: See `classification_loss`.
             output_member_logits: Also return the members' own logits.
             other_tokenizers: `input_ids_1`, `attention_mask_1` and so on, from the other tokenizers.
 
         Returns:
-            [`EnsembleOutput`], or a tuple of its values with `return_dict=False`.
+            `EnsembleOutput`, or a tuple of its values with `return_dict=False`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= other_tokenizers

@@ -150,7 +150,7 @@ class Dropout(nn.Dropout):
 
 
 class Gelu(nn.Module):
-    """GELU, computed in place if nothing needs its argument again, since a new tensor costs more than the GELU."""
+    """GELU. It is computed in place if no gradient needs its input, since a new tensor costs more than GELU itself."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or is_traced():

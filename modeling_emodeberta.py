@@ -219,7 +219,7 @@ class EmoDebertaForSequenceClassification(AttentionChoice, DebertaV2PreTrainedMo
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> tuple | SequenceClassifierOutput:
-        """Classify a batch, given the arguments of [`EmoDebertaModel`] and of [`classification_loss`].
+        """Classify a batch, given the arguments of `EmoDebertaModel` and of `classification_loss`.
 
         Returns:
             `loss` (if there are labels), `logits` `(batch, labels)` in float32, in evaluation mode divided by
@@ -287,7 +287,7 @@ class EmoDebertaForMaskedLM(AttentionChoice, DebertaV2PreTrainedModel):
         full_logits: bool | None = None,
         **kwargs,
     ) -> tuple | MaskedLMOutput:
-        """Predict masked tokens, given the arguments of [`EmoDebertaModel`] and these.
+        """Predict masked tokens, given the arguments of `EmoDebertaModel` and these.
 
         Args:
             labels: `(batch, length)`, the token to predict, or -100 for none.

@@ -3,10 +3,10 @@
 One stage, one Trainer. Examples:
 
     python run_classify.py recipes/quickstart.yaml
-    python run_classify.py recipes/plain.yaml --data_dir ../shared/data --seed 2
+    python run_classify.py recipes/plain.yaml --data_dir FOLDER --seed 2
     python run_classify.py --train_file mine.csv --output_dir outputs/mine            # chooses the rest, and says how
     python run_classify.py recipes/transfer.yaml --class_weights balanced --output_dir outputs/transfer-balanced
-    python run_classify.py recipes/wassa2022.yaml --data_dir ../shared/data       # starts from there
+    python run_classify.py recipes/wassa2022.yaml --data_dir FOLDER       # starts from there
     python run_classify.py recipes/plain.yaml --augmentation BA --transfer_datasets go_emotions xed
     accelerate launch run_classify.py recipes/plain.yaml --child_tuning F --child_tuning_p 0.3
     python run_classify.py --do_predict --model_name_or_path outputs/mine --test_file more.csv --output_dir outputs/more

@@ -1,7 +1,7 @@
 """Compare variants of a recipe by cross-validation: same folds, same seeds, paired differences.
 
-    python run_compare.py recipes/compare/pooling.yaml --data_dir ../shared/data
-    python run_compare.py recipes/compare/pooling.yaml --data_dir ../shared/data --plan
+    python run_compare.py recipes/compare/pooling.yaml --data_dir FOLDER
+    python run_compare.py recipes/compare/pooling.yaml --data_dir FOLDER --plan
     python run_compare.py mine.yaml --train_file essays.csv --label_column_name emotion --group_column writer \\
         --cv_folds 10 --seeds 1 2 3
 
@@ -167,7 +167,7 @@ def main() -> None:
         "seeds": seeds,
         "labels": corpus.label_names,
         "settings": {key: value for key, value in shared.items() if key != "data_dir"},
-        "machine": ", ".join(sorted({trials.record(trial)["machine"] for trial in every})),
+        "machine": " and ".join(sorted({trials.record(trial)["machine"] for trial in every})),
         "libraries": libraries([trials.record(trial) for trial in every]),
         "variants": table,
         "errors": analyse_errors(systems, errors_of, gold, groups, corpus.label_names, ids, analysed),

@@ -1,6 +1,6 @@
 """Late fusion: combine several models by a vote into one model, one folder and one pipeline (paper, section 2.4).
 
-    python run_fuse.py recipes/fuse/wassa2022.yaml --data_dir ../shared/data --output_dir outputs/ensemble
+    python run_fuse.py recipes/fuse/wassa2022.yaml --data_dir FOLDER --output_dir outputs/ensemble
     python run_fuse.py --members outputs/a outputs/b outputs/c --output_dir outputs/ensemble
 
 A vote beats a single model if its members differ in more than the seed. A recipe trains the members:

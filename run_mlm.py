@@ -4,7 +4,7 @@ from.
 As in section 2.1 of the paper (LingJing, WASSA 2022), 15% of the tokens of GoEmotions and XED are predicted. Of these,
 80% become [MASK], 10% a random token, and 10% stay. Examples:
 
-    python run_mlm.py recipes/mlm.yaml --data_dir ../shared/data
+    python run_mlm.py recipes/mlm.yaml --data_dir FOLDER
     python run_mlm.py --model_name_or_path microsoft/deberta-v2-xlarge --train_file texts.txt --output_dir outputs/mlm
     python run_mlm.py --model_name_or_path outputs/mlm --train_file more.parquet --streaming --max_steps 20000 \\
         --output_dir outputs/mlm-more

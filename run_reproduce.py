@@ -1,7 +1,7 @@
 """Run all stages of a recipe in order, from the data folder to the files to submit.
 
-    python run_reproduce.py recipes/wassa2022_full.yaml --data_dir ../shared/data --plan
-    python run_reproduce.py recipes/wassa2022_full.yaml --data_dir ../shared/data        (or make reproduce)
+    python run_reproduce.py recipes/wassa2022_full.yaml --data_dir FOLDER --plan
+    python run_reproduce.py recipes/wassa2022_full.yaml --data_dir FOLDER        (or make reproduce)
 
 The YAML file lists the stages. Each has a command (without --data_dir and --output_dir), its output folder, and about
 how many minutes it takes on the machine named by `minutes_on`. It also names the folders whose predictions are

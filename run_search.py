@@ -1,7 +1,7 @@
 """Search the flags of run_classify.py by cross-validation, and say honestly what the search gained.
 
-    python run_search.py recipes/plain.yaml --data_dir ../shared/data --budget 2h
-    python run_search.py recipes/search/wassa2022.yaml --data_dir ../shared/data --trials 20
+    python run_search.py recipes/plain.yaml --data_dir FOLDER --budget 2h
+    python run_search.py recipes/search/wassa2022.yaml --data_dir FOLDER --trials 20
     python run_search.py --train_file essays.csv --label_column_name emotion --group_column writer --budget 30m
 
 Give a recipe of run_classify.py, flags alone, or a YAML file that says what to search:
@@ -123,7 +123,7 @@ def main() -> None:
         "sampler": args.sampler,
         "pruner": args.pruner,
         "minutes": search.seconds / 60,
-        "machine": ", ".join(sorted({record["machine"] for of_one in records.values() for record in of_one})),
+        "machine": " and ".join(sorted({record["machine"] for of_one in records.values() for record in of_one})),
         "winner": winner.name,
         "best": winner.values,
         "nested": nested,

@@ -27,7 +27,7 @@ class ProcessError(InputError):
 def run_command(main: Callable[[], None]) -> None:
     """Run a script's `main`; if an error occurs that a user can fix, print one line on standard error and exit.
 
-    Such errors are an [`InputError`], or a problem of the machine: files, disk space or memory. If several processes
+    Such errors are an `InputError`, or a problem of the machine: files, disk space or memory. If several processes
     have the same error, only the first prints it. Characters that the terminal cannot show are printed as escapes.
     """
     for stream in (sys.stdout, sys.stderr):

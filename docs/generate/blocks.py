@@ -56,6 +56,11 @@ def fill(page: str, text: str, blocks: dict[str, list[str]]) -> str:
     return "\n".join(filled) + "\n"
 
 
+def shown(command: str) -> str:
+    """Return a command in Markdown, with FOLDER for the folder of the corpora, which differs between machines."""
+    return f"`{re.sub(r'--data_dir [^ ]+', '--data_dir FOLDER', command)}`"
+
+
 def table(header: list[str], rows: list[list[object]]) -> list[str]:
     """Return the lines of a markdown table."""
     return [_row(header), f"|{'---|' * len(header)}", *map(_row, rows)]

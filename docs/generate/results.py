@@ -1,10 +1,11 @@
 """Make the blocks of docs/results.md and docs/baselines.md: ours next to the paper's, ingredient by ingredient."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from docs.generate.blocks import table
+from docs.generate.blocks import shown, table
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.pages import score_cells
 
@@ -39,12 +40,23 @@ ADDED = {
         },
     },
     "Child-Tuning": {
-        "child_tuning_seeds": {"F, p .5": "F, p .5", "D, p .3": "D, p .3"},
-        "single": {"Child-Tuning F": "F, p .5, after a stage on GoEmotions and XED"},
+        "child_tuning_seeds": {"F, p .5": "F, p 0.5", "D, p .3": "D, p 0.3"},
+        "single": {"Child-Tuning F": "F, p 0.5, after a stage on GoEmotions and XED"},
     },
 }
 # Demszky et al. 2020, Table 4: BERT on GoEmotions' test rows, at thresholds that the paper does not give.
 GO_EMOTIONS = {"macro_f1": 0.46, "macro_precision": 0.40, "macro_recall": 0.63}
+# What our tables call a variant whose name in a comparison is short.
+IN_FULL = {
+    "both sizes summed": "MiniLM and MPNet, summed",
+    "none": "fine-tuning only",
+    "RA": "Random Augmentation",
+    "BA, added": "Balanced Augmentation, added",
+    "BA, topped up": "Balanced Augmentation, topped up",
+    "selected": "selected members",
+    "stage on both, class-balanced": "stage on GoEmotions and XED, class-balanced",
+    "stage on both, joined to essay length": "stage on GoEmotions and XED, joined to essay length",
+}
 ONE_MODEL = "all ingredients, one model"
 
 
@@ -87,7 +99,8 @@ def blocks(folder: Path) -> dict[str, list[str]]:
 def baselines(folder: Path) -> dict[str, list[str]]:
     """Return the block of docs/baselines.md."""
     content = json.loads((folder / "compare" / "baselines" / "comparison.json").read_text(encoding="utf-8"))
-    return {"baselines": [*scores(content["variants"]), "", f"`{content['command']}`, seed {listed(content['seeds'])}"]}
+    command = f"{shown(content['command'])}, seed {listed(content['seeds'])}"
+    return {"baselines": [*scores(content["variants"]), "", command]}
 
 
 def read(folder: Path, pattern: str) -> dict[str, dict]:
@@ -98,7 +111,12 @@ def read(folder: Path, pattern: str) -> dict[str, dict]:
 
 def scores(rows: Iterable[dict]) -> list[str]:
     """Return a table of macro F1 and its difference to the first row."""
-    return table(HEADER, [score_cells(row) for row in rows])
+    return table(HEADER, [score_cells(row | {"name": in_full(row["name"])}) for row in rows])
+
+
+def in_full(name: str) -> str:
+    """Return a variant's name as somebody reads it who has not seen the recipe."""
+    return re.sub(r"(?<!\d)(\.\d)", r"0\1", IN_FULL.get(name, name))
 
 
 def ablation(content: dict) -> list[str]:
@@ -111,7 +129,7 @@ def ablation(content: dict) -> list[str]:
     return [
         *table(["without", "paper", "difference", "ours", "difference", "p"], rows),
         "",
-        f"Ours: `{content['command']}`, seeds {listed(content['seeds'])} "
+        f"Ours: {shown(content['command'])}, seeds {listed(content['seeds'])} "
         "([table, plot](../results/compare/ablation/comparison.md)).",
     ]
 
@@ -132,7 +150,7 @@ def ingredients(compared: dict[str, dict], ensemble: dict) -> list[str]:
         for row, seeds in rows:
             lines.append([*first, row["name"], *score_cells(row)[2:], seeds])
             first = ["", ""]
-    return table(["ingredient", "paper", "ours", "brings", "p", "seeds"], lines)
+    return table(["ingredient", "paper's gain", "our variant", "our gain", "p", "seeds"], lines)
 
 
 def listed(seeds: list[int]) -> str:
@@ -148,7 +166,7 @@ def bagging(candidates: dict) -> list[str]:
 
 def probe(content: dict) -> list[str]:
     """Return the scores of logistic regression on the frozen vectors of each checkpoint."""
-    return [*scores(content["models"]), "", f"`{content['command']}`"]
+    return [*scores(content["models"]), "", shown(content["command"])]
 
 
 def dev(content: dict) -> list[str]:
@@ -159,8 +177,12 @@ def dev(content: dict) -> list[str]:
         between = f"{figures['macro_f1_low']:.3f} to {figures['macro_f1_high']:.3f}"
         rows.append([f"seed {run['seed']}", *(f"{figures[name]:.3f}" for name in SEVEN_FIGURES), between])
     over = [content["over_runs"][name] for name in SEVEN_FIGURES]
-    rows.append(["mean ± sd", *(f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}" for row in over), ""])
-    return table(["", *(name.replace("_", " ") for name in SEVEN_FIGURES), "95% interval of macro F1"], rows)
+    rows.append(
+        ["mean ± standard deviation", *(f"{row['mean']:.3f} ± {row['standard_deviation']:.3f}" for row in over), ""]
+    )
+    return table(
+        ["", *(name.replace("_", " ").replace("f1", "F1") for name in SEVEN_FIGURES), "95% interval of macro F1"], rows
+    )
 
 
 def quickstart(content: dict) -> list[str]:
@@ -174,7 +196,7 @@ def quickstart(content: dict) -> list[str]:
             [*cells, f"{row['macro_f1_low']:.3f} to {row['macro_f1_high']:.3f}", f"{row['tfidf_macro_f1']:.3f}"]
         )
     header = ["test set", "rows", "right", "macro F1", "95% interval", "macro F1 of TF-IDF"]
-    return [*table(header, rows), "", f"`{run['command']}`"]
+    return [*table(header, rows), "", shown(run["command"])]
 
 
 def go_emotions(content: dict) -> list[str]:
@@ -182,13 +204,15 @@ def go_emotions(content: dict) -> list[str]:
     rows = [["BERT, Demszky et al. 2020", f"{GO_EMOTIONS['macro_f1']:.2f}", ""]]
     rows[0] += ["", *(f"{GO_EMOTIONS[name]:.2f}" for name in ("macro_precision", "macro_recall"))]
     for run in content["runs"]:
-        for figures, where in ((run["figures"], "at .5"), (run["tuned"], "at tuned thresholds")):
+        for figures, where in ((run["figures"], "threshold 0.5"), (run["tuned"], "tuned thresholds")):
             between = f"{figures['macro_f1_low']:.3f} to {figures['macro_f1_high']:.3f}"
             others = (f"{figures[name]:.3f}" for name in ("micro_f1", "macro_precision", "macro_recall"))
             rows.append([f"MiniLM, seed {run['seed']}, {where}", f"{figures['macro_f1']:.3f}", between, *others])
     run = content["runs"][0]
     header = ["", "macro F1", "95% interval", "micro F1", "macro precision", "macro recall"]
-    told = f"`{run['command']}`, {run['rows']:,} test rows, {run['train_minutes']:.0f} minutes on {run['hardware']}"
+    told = (
+        f"{shown(run['command'])}, {run['rows']:,} test rows, {run['train_minutes']:.0f} minutes on {run['hardware']}"
+    )
     return [*table(header, rows), "", told]
 
 
@@ -210,7 +234,7 @@ def submission_table(ensemble: dict, submission: dict) -> list[str]:
     return [
         *table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows),
         "",
-        f"Made by `{submission['command']}` at commit {submission['commit'][:7]}.",
+        f"Made by {shown(submission['command'])} at commit {submission['commit'][:7]}.",
     ]
 
 
@@ -224,7 +248,7 @@ def one_comparison(name: str, content: dict) -> list[str]:
     """Return a comparison's heading, command and table."""
     return [
         f"### {name}\n",
-        f"`{content['command']}`, {content['rows']:,} rows, {folds_of(content)} "
+        f"{shown(content['command'])}, {content['rows']:,} rows, {folds_of(content)} "
         f"([table, plot, errors](../results/compare/{name}/comparison.md))\n",
         *scores(content["variants"]),
         "",
@@ -237,7 +261,7 @@ def one_fusion(name: str, content: dict) -> list[str]:
     apart = [share for row, shares in enumerate(content["disagreement"]) for share in shares[:row]]
     return [
         f"### {name}\n",
-        f"`{content['command']}`, {content['rows']:,} {content['scored_on']} differences to the first member "
+        f"{shown(content['command'])}, {content['rows']:,} {content['scored_on']} differences to the first member "
         f"([figures](../results/fuse/{name}/fusion.json), [plot](../results/fuse/{name}/fusion.png))\n",
         f"The folder keeps the rule `{content['fusion']}`. Its expected calibration error is "
         f"{before['expected_calibration_error']:.3f} (Brier score {before['brier_score']:.3f}). With a temperature "

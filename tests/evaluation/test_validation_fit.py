@@ -159,9 +159,8 @@ def test_a_handful_of_rows_or_errors_is_not_fitted_on(caplog):
     fit, same = fit_on_validation(corpus, {"validation": to_probabilities(logits, False)}, 0.9)
     assert not fit.settings()
     assert same["validation"].tolist() == to_probabilities(logits, False).tolist()
-    assert (
-        "--target_accuracy 0.9: 49 validation rows are too few to fit on; want 50 or more, of 5 groups" in caplog.text
-    )
+    said = "--target_accuracy 0.9: 49 validation rows are too few to calibrate on; want 50 or more, of 5 groups"
+    assert said in caplog.text
     perfect = np.random.default_rng(0).dirichlet([0.2] * 3, size=200)
     fit, _ = fit_on_validation(corpus_of(False, validation=perfect.argmax(axis=1)), {"validation": perfect})
     assert fit.temperature is None, "a model that is always right would become certain"

@@ -275,7 +275,11 @@ def test_pickled_weights_are_not_read(v3_folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("/no/such/folder", "no config.json there"), ("nobody/nothing", "config.json cannot be read")],
+    [
+        ("/no/such/folder", "no config.json there"),
+        ("outputs/no-such-stage", "no such folder; recipes/README.md says"),
+        ("nobody/nothing", "config.json cannot be read"),
+    ],
 )
 def test_a_checkpoint_that_is_not_there(name, says):
     with pytest.raises(InputError, match=says):

@@ -23,7 +23,7 @@ class Draws:
 
     Args:
         p: Probability, rounded to a multiple of 1/65,536.
-        seed: See [`mask_seed`].
+        seed: See `mask_seed`.
         device: Device of the masks.
     """
 

@@ -36,7 +36,7 @@ class ChildNetwork:
 
     The variant chooses the entries of the child network. With `F` (task-free), each entry is in it with probability p,
     drawn anew at every step. With `D` (task-driven), it is the share p of entries with the highest Fisher information,
-    fixed once by [`find`].
+    fixed once by `find`.
 
     The target chooses what happens to the other entries:
 
@@ -54,7 +54,7 @@ class ChildNetwork:
 
     Args:
         optimizer: A `torch.optim.Optimizer`, or Accelerate's wrapper around one. After adding parameters to it, call
-            [`find`] again for D.
+            `find` again for D.
         variant: `F`, `D`, or `none`, which does nothing.
         p: Share in (0, 1], for F in steps of 2**-16. With 1, nothing is masked.
         target: `gradient` or `update`.
@@ -285,7 +285,7 @@ class ChildNetwork:
         os.replace(partial, path)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Read the masks of D from a file that [`save`] wrote.
+        """Read the masks of D from a file that `save` wrote.
 
         Raises:
             ChildTuningError: if the file is incomplete, or its parameters, p or scope differ.

@@ -62,7 +62,7 @@ class ChildTuningArguments(TrainingArguments):
 
 
 class ChildTuningTrainer(Trainer):
-    """A `Trainer` with a [`ChildNetwork`], for one device, DDP, FSDP2, bf16, fp16, accumulation, clipping and any
+    """A `Trainer` with a `ChildNetwork`, for one device, DDP, FSDP2, bf16, fp16, accumulation, clipping and any
     optimizer.
 
     The hooks run after accumulation, all-reduce, unscaling and clipping. If mixed precision skips a step, the masks of
@@ -77,7 +77,7 @@ class ChildTuningTrainer(Trainer):
     `child_tuning_masked_grad_norm`).
 
     Raises:
-        ChildTuningError: if `args` is not a [`ChildTuningArguments`], or under DeepSpeed, whose optimizer has no hooks.
+        ChildTuningError: if `args` is not a `ChildTuningArguments`, or under DeepSpeed, whose optimizer has no hooks.
             When
             training begins: if the optimizer changes weights outside of its steps (LOMO, layer-wise GaLore and APOLLO),
                 or

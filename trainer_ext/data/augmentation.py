@@ -28,7 +28,7 @@ def check_transfer(args: TransferArguments, described: dict[str, Any]) -> bool:
     """Return whether to train on `--transfer_datasets` alone, instead of adding their rows to a target.
 
     Args:
-        described: Arguments of [`trainer_ext.data.load.load_corpus`], from the flags.
+        described: Arguments of `trainer_ext.data.load.load_corpus`, from the flags.
 
     Raises:
         InputError: if the flags contradict each other.

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from datasets import ClassLabel
 
@@ -103,7 +104,8 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
         if "id" not in chosen and (repeats := _first(free, ID)):
             _report_repeated(first, repeats)
     if chosen:
-        logger.info(f"columns of {first.name}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
+        source = Path(first.name).name if Path(first.name).is_file() else first.name
+        logger.info(f"columns of {source}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
 
 
 def _check_header(table: Table) -> None:

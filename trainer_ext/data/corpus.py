@@ -19,7 +19,7 @@ class Corpus:
     """Labelled texts by split, immutable: each preparation step returns a new corpus.
 
     Attributes:
-        splits: Rows by `train`, `validation`, `test`, and the name of each extra test set ([`load_extra_test`]).
+        splits: Rows by `train`, `validation`, `test`, and the name of each extra test set (`load_extra_test`).
             Columns: `id` and `text` (strings), `group` (string, if a group column was named), `column_<name>` (string,
             empty if the split lacks it) for each extra column. A labelled split has `labels`: an integer, or a list of
             one float per label.

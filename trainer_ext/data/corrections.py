@@ -25,7 +25,7 @@ WRITABLE = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of the file to correct, with what the corpus says of them.
+    """The rows of the file to correct, with their labels and texts in the corpus.
 
     Attributes:
         table: The file, all its rows and columns.

@@ -125,7 +125,7 @@ class DataArguments:
 
 
 def corpus_arguments(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> dict[str, Any]:
-    """Return the keyword arguments for [`load_corpus`] from the flags.
+    """Return the keyword arguments for `load_corpus` from the flags.
 
     Raises:
         InputError: if `--train_on_validation` meets a flag that holds rows out.
@@ -186,7 +186,7 @@ def load_corpus(
         dataset_config_name: Configuration of a Hub dataset.
         data_dir: Folder with the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
-        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        quoting: Of csv and tsv; see `trainer_ext.data.delimited.delimited_rows`.
         split_names: Split names of a Hub dataset, if not `train`, `validation` and `test`.
         text_column: Column with the text, by default `text`. Several columns, separated by commas, are joined.
         text_delimiter: Separates the joined columns.
@@ -199,7 +199,7 @@ def load_corpus(
         split_column: Column of the train file that names each row's split.
         label_names: The label set in order, by default all labels of all splits, sorted.
         extra_columns: Other columns to keep, as strings, for example for an error analysis.
-        quoting: For csv and tsv, see [`trainer_ext.data.delimited.delimited_rows`].
+        quoting: For csv and tsv, see `trainer_ext.data.delimited.delimited_rows`.
         access: How to reach the Hub, for a Hub dataset.
         train_only: Read only the training rows of `go_emotions`, for a stage before another target.
         train_on_validation: Move the validation rows to `train`.
@@ -285,7 +285,7 @@ def load_labelled_as(
     """Return the corpus of the flags, with labels in the order of a model's labels.
 
     Raises:
-        InputError: as [`load_corpus`], or if a label is unknown to the model.
+        InputError: as `load_corpus`, or if a label is unknown to the model.
     """
     described = corpus_arguments(data_args, access)
     built_in = described["dataset_name"] in ("wassa2022", *BUILT_IN)
@@ -304,7 +304,7 @@ def read_texts(
     """Return the texts of a file, in order.
 
     Raises:
-        InputError: as [`load_corpus`], or if the file has no rows.
+        InputError: as `load_corpus`, or if the file has no rows.
     """
     return read_common_columns(read_file(path, quoting), text_column, delimiter=text_delimiter)["text"]
 
@@ -329,10 +329,10 @@ def load_extra_test(
     """Return the rows of an extra test set: all rows of a labelled file, or the training essays of `wassa2022`.
 
     Args:
-        source: A file as in [`load_corpus`], or `wassa2022`, which needs `data_dir`.
+        source: A file as in `load_corpus`, or `wassa2022`, which needs `data_dir`.
         corpus: The test set may have only labels of this corpus.
-        text_column, text_delimiter, label_column, quoting: As in [`load_corpus`].
-        group_column, id_column: As in [`load_corpus`], but ignored if the file lacks them.
+        text_column, text_delimiter, label_column, quoting: As in `load_corpus`.
+        group_column, id_column: As in `load_corpus`, but ignored if the file lacks them.
 
     Raises:
         InputError: if something cannot be read as described, or a label is not one of the corpus.

@@ -159,14 +159,15 @@ def no_column(name: str, column: str, present: list[str]) -> InputError:
 def text_columns(source: str, name: str, present: Sequence[str]) -> list[str]:
     """Return the columns that a name stands for: the column of this name, or several with commas between their names.
 
-    Where names hold commas themselves, the longest that is there is meant.
+    If column names contain commas, the longest name that exists counts.
 
     Args:
-        source: Whose columns they are, for messages.
-        present: Its columns.
+        source: Name of the file or corpus, for messages.
+        name: The name, or several with commas between them.
+        present: The columns that exist.
 
     Raises:
-        InputError: if one is not there.
+        InputError: if a column does not exist.
     """
     parts, columns, known = name.split(","), [], set(present)
     while parts:

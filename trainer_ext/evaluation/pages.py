@@ -36,15 +36,15 @@ def comparison_page(content: dict) -> str:
         cells += [f"{row['figures']['micro_f1']:.3f}", "" if loss is None else f"{loss:.2f}"]
         rows.append([*cells, "" if minutes is None else f"{minutes:.1f}"])
     of_classes = [[row["name"], *(f"{value:.3f}" for value in row["f1"].values())] for row in content["variants"]]
-    figures = ("macro F1", "difference", "p (Holm)", "over seeds", "micro F1", "training loss", "minutes a training")
+    figures = ("macro F1", "difference", "p (Holm)", "over seeds", "micro F1", "training loss", "minutes per training")
     lines = [
         f"# {in_markdown(content['name'])}\n",
         f"{content['rows']} rows of {in_markdown(content['source'])}, {scored}, "
         f"seed{'s' * (len(content['seeds']) > 1)} {seeds}. "
-        f"Macro F1 with 95% intervals, {drawn} resampled; the difference is to the first line, paired; p from a "
-        f"randomization test, Holm-corrected over {max(1, len(content['variants']) - 1)} comparisons. Intervals and p "
-        "are about these trained models: what another seed would change is not in them. The training loss is the last "
-        "one logged: how far a training got on its own rows.\n",
+        f"Intervals are 95% intervals, from resampling {drawn}. The difference is to the first row, on the same texts. "
+        f"p is from a randomization test, with Holm's correction for {max(1, len(content['variants']) - 1)} "
+        "comparisons. Intervals and p describe these trained models: they do not say what another seed would change. "
+        "The training loss is the last one logged, on a training's own rows.\n",
         f"{in_code(content['command'])}\n",
         *table(["", *figures], rows),
         "",
@@ -81,7 +81,7 @@ def search_page(content: dict) -> str:
         "Stopped configurations cannot be chosen, since they lack folds. The sampler, and the rule that stops, saw all "
         "folds, so the nested score may still be a little too high; `--sampler random --pruner none` rules that out."
         if content["sampler"] != "random" or content["pruner"] != "none"
-        else "The values were drawn without a look at scores, so nothing of a fold's rows is in the choice for it."
+        else "The values were drawn without looking at scores, so the choice for a fold uses nothing from its rows."
     )
     tried = []
     for row in configurations:
@@ -113,8 +113,8 @@ def search_page(content: dict) -> str:
         *table(["flag", "value"], [[flag, str(value)] for flag, value in content["best"].items()]),
         "",
         "## All configurations\n",
-        "A stopped one was behind: its score and difference are over the folds it was trained on. No fold chooses an "
-        "epoch. Values that are the recipe's own are left out.\n",
+        "The score and difference of a stopped configuration are over the folds it was trained on. Every training "
+        "keeps its last epoch. Values that are the recipe's own are left out.\n",
         *table(["configuration", "macro F1", "difference", "folds", "minutes", "values"], tried),
         "",
     ]
@@ -153,8 +153,8 @@ def errors_section(content: dict) -> str:
             *table(["gold", "predicted", "of gold", "rows", "their ids"], confused),
             "",
             "### Most contested rows\n",
-            f"Rows whose gold label all {content['models']} models together find least probable: errors of theirs, or "
-            "of the annotation.\n",
+            f"The {content['models']} models together find these gold labels least probable. Either the models are "
+            "wrong or the annotation is.\n",
             *table(["id", "gold", "probability", "models say", "probability", "of the models"], contested),
             "",
         ]

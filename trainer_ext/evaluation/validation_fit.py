@@ -73,7 +73,7 @@ def fit_on_validation(
     folds = _folds(corpus)
     if len(gold) < FEWEST_ROWS or len(set(folds.tolist())) < FOLDS:
         wanted = f"{FEWEST_ROWS} or more, of {FOLDS} groups or more"
-        _tell(target_accuracy, f"{len(gold)} validation rows are too few to fit on; want {wanted}")
+        _tell(target_accuracy, f"{len(gold)} validation rows are too few to calibrate on; want {wanted}")
         return fit, probabilities
     wrong = int((decide(raw, several) != gold).sum())
     if wrong < FEWEST_WRONG:

@@ -62,7 +62,8 @@ def training_gflop(settings: dict[str, Any], held_out: float, texts: Sequence[st
     Args:
         settings: The training's flags.
         held_out: Share of the texts that it does not see.
-        checkpoint: What it starts from.
+        texts: The texts, from which the number of tokens is estimated.
+        checkpoint: The checkpoint it starts from.
     """
     tokens = [min(2 + 1.35 * len(text.split()), settings["max_seq_length"]) for text in texts]
     rows = len(tokens) * (1 - held_out) * settings["num_train_epochs"]

@@ -137,7 +137,7 @@ def apply_selection(run_args: RunArguments, args: TrainingArguments) -> None:
         args.eval_strategy = IntervalStrategy.EPOCH
         args.load_best_model_at_end = True
         args.metric_for_best_model, args.greater_is_better = "eval_macro_f1", True
-        logger.info("the epoch is chosen on validation, so the scores of its validation rows are optimistic")
+        logger.info("the best epoch is chosen on validation, so the validation score is a little too high")
 
 
 def trains(args: TrainingArguments) -> bool:

@@ -91,7 +91,8 @@ def without_secrets(argv: list[str]) -> list[str]:
 def hardware(args: TrainingArguments) -> str:
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), {args.world_size} process(es)"
+    shared = f", {args.world_size} processes" if args.world_size > 1 else ""
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}){shared}"
 
 
 def precision(args: TrainingArguments) -> str:

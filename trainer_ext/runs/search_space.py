@@ -46,7 +46,7 @@ class Range:
         return all(isinstance(each, int) for each in (self.low, self.high, 1 if self.step is None else self.step))
 
     def holds(self, value: Any) -> bool:
-        """Return whether the range has this value."""
+        """Return whether a value is in the range and on its steps."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         step = 1 if self.whole and self.step is None else self.step

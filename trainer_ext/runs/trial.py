@@ -85,7 +85,7 @@ def last_words(log: Path, before: int) -> str:
 
 
 def convert_run(path: Path) -> dict[str, Any]:
-    """Take over the predictions of a trial's finished run; return what the record says of it.
+    """Take over the predictions of a trial's finished run, and return the entries for its record.
 
     Raises:
         InputError: if a file of the run is damaged.

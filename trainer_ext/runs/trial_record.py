@@ -30,7 +30,7 @@ _IDENTITY = ("settings", "data", "computation", "transfer_data", "program", "col
 
 
 class Probabilities(NamedTuple):
-    """What a trial says of the rows it did not train on.
+    """The predictions of a trial for rows it did not train on.
 
     Attributes:
         ids: By split, the ids of the rows.

@@ -182,7 +182,7 @@ class Trials:
         return json.dumps(trial.flags(self.recipe), sort_keys=True, default=str)
 
     def finished(self, trial: Trial) -> bool:
-        """Return whether the trial's folder is whole and unchanged. If it is damaged, say so."""
+        """Return whether the trial is finished, complete and unchanged. Print a line if it is damaged."""
         if not (self.path(trial) / RECORD).exists():
             return False
         try:

@@ -1,7 +1,7 @@
 """A folder of scores: shards of consecutive rows, each finished or not there, and a manifest of the whole.
 
 Which shard a row belongs to follows from its number alone, so that any number of processes and machines can write into
-one folder, or into several that are merged, and go on after any of them was killed.
+one folder, or into several that are merged, and resume after any of them was killed.
 """
 
 import logging
@@ -31,7 +31,7 @@ class _Model(Schema, extra="ignore"):
 
 
 class _Manifest(Schema, extra="ignore"):
-    """What is read of a manifest."""
+    """The keys of a manifest that are read."""
 
     model: _Model
     settings: dict[str, Any]
@@ -40,7 +40,7 @@ class _Manifest(Schema, extra="ignore"):
 
 
 class _Shard(Schema, extra="ignore"):
-    """What is read of a shard's record. Those from before have no `digest`, which is of all the rest."""
+    """The keys of a shard's record. `digest` is a checksum of the others; records of earlier versions lack it."""
 
     file: str
     first_row: int
@@ -55,19 +55,18 @@ class _Shard(Schema, extra="ignore"):
 
 
 class ScoreFolder:
-    """Where scores go.
+    """A folder that scores are written to, shard by shard.
 
     Args:
-        folder: May be absent.
-        source: What is scored.
-        model: Name of the model and what tells its versions apart.
-        labels: In the order of the model's label ids.
-        settings: What else decides the scores; `rows_per_shard` and `format` (one of `FORMATS`) among it.
-        about: More for the manifest.
+        folder: Path of the folder, which may not exist yet.
+        source: The texts to score.
+        model: Name of the model and its `version`.
+        labels: Label names, in the order of the model's label ids.
+        settings: The other settings that decide the scores, `rows_per_shard` and `format` (one of `FORMATS`) included.
+        about: More entries for the manifest.
 
     Raises:
-        InputError: if the folder holds something else, or shards that were made of other rows, by another model or
-            with other settings.
+        InputError: if the folder has other content, or shards of other rows, another model or other settings.
     """
 
     def __init__(self, folder: Path, source: TextSource, model: dict, labels: list[str], settings: dict, about: dict):
@@ -83,7 +82,7 @@ class ScoreFolder:
             raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
 
     def _check(self) -> None:
-        """What is there was made by this model from this input with these settings."""
+        """Check that what the folder has was made by this model from this input with these settings."""
         before = self.manifest()
         if before is None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -122,18 +121,18 @@ class ScoreFolder:
             )
 
     def _fingerprint(self, files: int) -> str:
-        """Of all that decides a shard that reads so many of the files."""
+        """Return a hash of all that decides a shard which reads the first `files` files."""
         return digest(
             [self._about["model"]["version"], self.labels, self._about["settings"], self.source.files[:files]]
         )
 
     def _is_ours(self, record: dict) -> bool:
-        """A shard that is not full is the last one, and hangs on there being no more files."""
+        """Return whether a record fits this run. A shard that is not full must be the last one of all files."""
         whole = record["rows"] == self.rows_per_shard or record["files"] == max(1, len(self.source.files))
         return whole and record["fingerprint"] == self._fingerprint(record["files"])
 
     def _claim(self) -> None:
-        """Leave a manifest, if there is none; of several processes that start at once, one comes first."""
+        """Write a manifest if there is none. Of several processes that start at once, one is first."""
         if self._claimed:
             return
         partial = self.folder / f".{MANIFEST}.{uuid4().hex}"
@@ -150,8 +149,8 @@ class ScoreFolder:
         self._claimed = True
 
     def forget(self, file: int) -> None:
-        """Take back the shards that hold rows of this file or later ones, which cannot be read to its end: what is
-        read of it once it is mended may be something else."""
+        """Remove the shards with rows of this file or later ones. The file cannot be read to its end, and once it is
+        repaired its rows may differ."""
         for number in self.finished():
             record = self._record(number)
             if record is None or record["files"] > file:
@@ -162,12 +161,12 @@ class ScoreFolder:
         self._shard_path(number).unlink(missing_ok=True)
 
     def finished(self) -> list[int]:
-        """Numbers of the shards that are there, be they whole or not."""
+        """Return the numbers of the shards that have a record, even if they are damaged."""
         names = (path.name for path in (self.folder / _RECORDS).glob("*.json"))
         return sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d{6,}\.json", name, re.ASCII))
 
     def _is_whole(self, number: int) -> bool:
-        """Whether a finished shard and its record are as they were left."""
+        """Return whether a finished shard and its record are unchanged."""
         record, path = self._record(number), self._shard_path(number)
         try:
             if record is None or (record["file"], record["first_row"]) != (path.name, number * self.rows_per_shard):
@@ -182,7 +181,7 @@ class ScoreFolder:
         return True
 
     def _keeps(self, number: int) -> bool:
-        """Whether a shard need not be scored. One that is damaged is taken back, and that is said."""
+        """Return whether a shard need not be scored. Remove a damaged one with a warning."""
         if not self._record_path(number).exists():
             return False
         if self._is_whole(number):
@@ -193,8 +192,8 @@ class ScoreFolder:
         return False
 
     def shards(self, share: int, shares: int) -> Iterator[tuple[int, list[Row]]]:
-        """Number and rows of every shard of the source. A shard that is finished has no rows, nor has one whose number
-        divided by `shares` leaves another remainder than `share`.
+        """Yield number and rows of every shard of the source. A finished shard comes without rows, and so does one of
+        another share: number modulo `shares` is not `share`.
 
         Raises:
             InputError: if another process is writing some of these shards.
@@ -217,8 +216,8 @@ class ScoreFolder:
             release(share_folder)
 
     def _claim_share(self, share: int, shares: int) -> Path:
-        """Return a folder that is claimed as long as this process writes its share, next to which no other process
-        writes one with the same shards in it, be it cut the same way or not."""
+        """Claim this process's share and return the folder of the claim. Fail if another process writes a share that
+        has shards in common with it."""
         mine = self.folder / _LOCKS / f"share-{share}-of-{shares}"
         claim(mine, self.folder)
         for other in (self.folder / _LOCKS).glob("share-*-of-*"):
@@ -228,10 +227,10 @@ class ScoreFolder:
         return mine
 
     def write(self, number: int, rows: list[Row], scores: Scores) -> None:
-        """Leave a shard and its record.
+        """Write a shard and its record.
 
         Raises:
-            OSError: if the disk is full, or the like; what was there stays.
+            OSError: if the disk is full, for example; earlier files stay.
             UnreadableFile: if the file that its rows are from has changed.
         """
         self.source.check_unchanged(rows[-1].file)
@@ -271,10 +270,10 @@ class ScoreFolder:
             left.unlink(missing_ok=True)
 
     def close(self, shards: int) -> dict | None:
-        """The manifest, if all of so many shards are there; else `None`, for others are still at it.
+        """Write and return the manifest if all `shards` shards are finished; else return `None`.
 
         Raises:
-            InputError: if one of them is missing or was changed since it was scored, or is of something else.
+            InputError: if a shard is missing, was changed since it was scored, or is of another run.
         """
         if self.finished() != list(range(shards)):
             return None
@@ -320,7 +319,7 @@ class ScoreFolder:
         return content
 
     def manifest(self) -> dict | None:
-        """As it is in the folder; `None` if there is none, or none that can be read."""
+        """Return the folder's manifest, or `None` if there is none or it cannot be read."""
         return self.begun(self.folder) or None
 
     def _record_path(self, number: int) -> Path:
@@ -330,7 +329,7 @@ class ScoreFolder:
         return self.folder / f"scores-{number:06}.{self.format}"
 
     def _record(self, number: int) -> dict | None:
-        """The record of a shard; `None` if there is none, or it was damaged or changed."""
+        """Return the record of a shard, or `None` if there is none or it is damaged."""
         record = read_object(self._record_path(number))
         try:
             check_recipe(record, _Shard, self._record_path(number))
@@ -340,5 +339,5 @@ class ScoreFolder:
 
 
 def _digest(record: dict) -> str:
-    """Of a shard's record, but for its fingerprint, which is compared with what it should be."""
+    """Return the checksum of a shard's record without its fingerprint, which is checked elsewhere."""
     return digest({key: value for key, value in record.items() if key not in ("digest", "fingerprint")})

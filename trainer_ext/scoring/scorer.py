@@ -37,7 +37,7 @@ def read_classifier_config(name: str, revision: str | None, token: str | None) -
         InputError: if there is no model, or it is not a classifier.
     """
     folder = Path(name)
-    if not folder.is_dir() and (folder.exists() or name[0] in "./~" or name.count("/") > 1):
+    if not folder.is_dir() and (folder.exists() or name[0] in "./~" or name.count("/") > 1 or name[:8] == "outputs/"):
         raise InputError(f"{name}: no such folder; want an output folder of run_classify.py, or a Hub id (owner/name)")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{name}: no config.json there; want an output folder of run_classify.py or run_fuse.py")

@@ -1,4 +1,4 @@
-"""What a model says of rows, and the file of it."""
+"""The predictions of a model for rows, and the table that is written from them."""
 
 import json
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ FORMATS = ("parquet", "csv", "jsonl")
 
 @dataclass
 class Scores:
-    """What a model says of rows.
+    """The predictions of a model for rows.
 
     Attributes:
-        probabilities: `(rows, labels)`, float32; of rows with an error NaN.
+        probabilities: `(rows, labels)`, float32; NaN for rows with an error.
         several: Whether a row may have several labels.
         truncated: `(rows,)`, whether the text was longer than the model reads.
-        disagreement: `(rows,)`, of an ensemble: share of the members with another label; else `None`.
-        thresholds: If a row may have several labels: for each, the probability from which it counts; see [`decide`].
-        abstain_below: If a row has one label: a less probable one is not given.
+        disagreement: `(rows,)`, for an ensemble the share of members with another label; else `None`.
+        thresholds: If a row may have several labels: the probability from which each counts; see [`decide`].
+        abstain_below: If a row has one label: below this probability the row gets none.
     """
 
     probabilities: np.ndarray
@@ -38,7 +38,7 @@ class Scores:
     abstain_below: float | None = None
 
     def labels(self, names: list[str]) -> list[Any]:
-        """The label of each row, or the list of its labels; `None` for a row with an error or without a sure label."""
+        """Return the label of each row, or the list of its labels; `None` for an error or a label that is not sure."""
         missing = np.isnan(self.probabilities).any(axis=1)
         values = np.nan_to_num(self.probabilities, nan=-1.0)
         decided = decide(values, self.several, self.thresholds)

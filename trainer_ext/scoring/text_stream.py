@@ -25,7 +25,7 @@ READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard
 
 
 class UnreadableFile(InputError):
-    """A file, number `file` of the source's, that cannot be read to its end."""
+    """An error for a file that cannot be read to its end; `file` is its position in the source."""
 
     def __init__(self, message: str, file: int):
         super().__init__(message)
@@ -36,10 +36,10 @@ class Row(NamedTuple):
     """One text.
 
     Attributes:
-        text: `None` where there is an error.
-        id: As text; `None` without an id column.
-        error: Where the row stands and what is wrong with it, without the text.
-        file: Position of its file among the source's.
+        text: The text, or `None` if there is an error.
+        id: The row's id as text, or `None` without an id column.
+        error: Where the row is and what is wrong with it, without the text.
+        file: Position of the row's file in the source.
         cut: Whether the text was longer than `READ_CHARACTERS`.
     """
 
@@ -55,12 +55,12 @@ class TextSource:
     """Texts to be read once or more, always in the same order.
 
     Attributes:
-        name: For messages.
-        files: Of each file that the rows come from, in order: name, bytes and SHA-256; of the Hub, a dataset's
-            revision. None for standard input.
-        rows: How many there are about, if it can be told without reading them as rows.
-        text_column, id_column: Of what has columns; `text_column` may name several, separated by commas.
-        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        name: Name of the source, for messages.
+        files: Name, bytes and SHA-256 of each file, in order; for a dataset on the Hub, its revision. Empty for
+            standard input.
+        rows: About how many rows there are, if that is known without reading them.
+        text_column, id_column: Columns to read; `text_column` may name several, separated by commas.
+        quoting: For csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         text_delimiter: What joins the texts of several columns.
     """
 
@@ -76,7 +76,7 @@ class TextSource:
     _dataset: IterableDataset | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Row]:
-        """Every row.
+        """Yield every row.
 
         Raises:
             UnreadableFile: if a file cannot be read any further, or lacks a column, or changed since it was described.
@@ -191,20 +191,20 @@ def open_source(
     cache_dir: str | None = None,
     token: str | None = None,
 ) -> TextSource:
-    """Look at what is to be read, without reading its rows.
+    """Open a source of texts without reading its rows.
 
     Args:
-        name: A file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with a text a line; all but parquet also compressed,
-            as .csv.gz), a folder of such files (read in the order of their names), a dataset on the Hub, or `-` for
-            standard input, a text a line.
+        name: A file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with one text per line; all but parquet also
+            compressed, as .csv.gz), a folder of such files (read in the order of their names), a dataset on the Hub, or
+            `-` for standard input, one text per line.
         text_column, text_delimiter: Column with the text, or several, separated by commas, and what joins their texts.
-        id_column: Column with what identifies a row.
-        config_name, split: Of a dataset on the Hub.
-        quoting: Of csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
+        id_column: Column with the rows' ids.
+        config_name, split: Configuration and split of a dataset on the Hub.
+        quoting: For csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
 
     Raises:
-        InputError: if there is no such thing.
+        InputError: if the source does not exist or cannot be read.
     """
     if name == "-":
         if id_column:

