@@ -24,6 +24,12 @@ from trainer_ext.scoring.text_stream import open_source
 
 SCRIPT = ROOT / "run_score.py"
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+# Other tests run at the same time: workers do not give way to them, and processes may take long to start.
+BUSY_MACHINE = {
+    "worker_niceness": "0",
+    "worker_register_timeout_seconds": "300",
+    "health_check_timeout_ms": "60000",
+}
 WORDS = ["the", "river", "took", "the", "road", "and", "nobody", "told", "us", "why"]
 
 
@@ -57,12 +63,14 @@ def test_runs_have_every_shard_once_wherever_row_groups_end(tmp_path_factory, gr
 @pytest.fixture(scope="module")
 def two_nodes():
     """A cluster of two nodes on this machine, and its second one."""
-    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-    second = cluster.add_node(**NODE)
     with pytest.MonkeyPatch.context() as patch:
+        for name, value in BUSY_MACHINE.items():
+            patch.setenv(f"RAY_{name}", value)
+        cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        second = cluster.add_node(**NODE)
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster, second
-    cluster.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,9 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
         try:
             with _no_stderr(nowhere):
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"RAY_ADDRESS {address}: no Ray cluster to be used there ({first_line(error)})") from error
+        except Exception as error:  # Ray raises many kinds, also bare ones
+            wrong = "Ray does not start" if address == "local" else f"RAY_ADDRESS {address}: no Ray cluster to be used"
+            raise InputError(f"{wrong} ({first_line(error)})") from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
