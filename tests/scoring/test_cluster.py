@@ -145,7 +145,7 @@ def test_what_the_cluster_cannot_do_is_said_in_a_line(two_nodes, finished, texts
     with pytest.raises(InputError, match="0 GPUs, and a worker wants 1 GPUs; give fewer --num_gpus_per_worker"):
         call(run_score.main, *flags, texts, "--num_gpus_per_worker", 1)
     (tmp_path / "x.csv").write_text("body\nhello\n")
-    with pytest.raises(InputError, match=r"x\.csv: no column text"):
+    with pytest.raises(InputError, match=r"x\.csv: no column 'text'"):
         call(run_score.main, *flags, tmp_path / "x.csv")
     assert not (tmp_path / "out").exists()
 
