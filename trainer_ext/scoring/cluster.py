@@ -10,6 +10,7 @@ come to the driver. Only the actors import torch, because that takes each proces
 import logging
 import os
 import pickle
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -85,6 +86,8 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
     # What a node says when it dies goes to standard output, in dozens of lines.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
+            if found := re.search(r"([^/:]+):(\d+)$", address):  # Ray itself tries for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
             with _no_stderr(nowhere):
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except Exception as error:  # Ray raises many kinds, also bare ones
