@@ -242,8 +242,8 @@ def open_source(
     Args:
         name: A file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with one text per line; all but parquet also
             compressed, as .csv.gz), a folder of such files (read in the order of their names), the address of either in
-            an object store (s3://bucket/folder, gs://...), a dataset on the Hub, or `-` for standard input, one text per
-            line.
+            an object store (s3://bucket/folder, gs://...), a dataset on the Hub, or `-` for standard input, one text
+            per line.
         text_column, text_delimiter: Column with the text, or several, separated by commas, and what joins their texts.
         id_column: Column with the rows' ids.
         config_name, split: Configuration and split of a dataset on the Hub.
