@@ -2,11 +2,12 @@
 
     python run_score.py --model outputs/quickstart --input comments.parquet --output scores/
     accelerate launch run_score.py --model owner/model --input folder/ --id_column_name id --output scores/
+    RAY_ADDRESS=head:6379 python run_score.py --engine ray --model owner/model --input s3://bucket/a --output scores/
     cat texts.txt | python run_score.py --model outputs/quickstart -
 
 The input is a file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with one text per line; also compressed, as .csv.gz),
-a folder of such files, a dataset on the Hub (owner/name), or - for standard input with one text per line. It is read as
-a stream.
+a folder of such files, the address of either in an object store (s3://bucket/folder, gs://...), a dataset on the Hub
+(owner/name), or - for standard input with one text per line. It is read as a stream.
 
 With --output, that folder gets shards of consecutive rows (scores-000000.parquet and so on) with these columns:
 
@@ -27,6 +28,10 @@ Processes of one machine share the work (accelerate launch, torchrun). Several m
 into one folder, or into several. To merge several, cp -r all into one, including .shards, and run the command once
 more. It scores nothing and writes the manifest.
 
+With --engine ray, Ray shares the work among the nodes of the cluster at RAY_ADDRESS, or among the processors of this
+machine. All nodes must see the model, the input and the output. The output is the same, and either engine resumes what
+the other began.
+
 Without --output, labels are printed, one per line. A row with an error prints an empty line, and the error on standard
 error.
 """
@@ -37,24 +42,21 @@ if __name__ == "__main__":
     check_flags("run_score")  # --help and wrong flags end here; the imports below take seconds
 
 import argparse
-import os
-import queue
 import re
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
-from transformers import (
-    PretrainedConfig,
-)
 
-from pipeline_emodeberta import WINDOW, EmotionPipeline
+from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.data.delimited import QUOTING
 from trainer_ext.data.load import QUOTING_HELP
 from trainer_ext.errors import InputError, ProcessError, first_line, run_command
@@ -62,9 +64,9 @@ from trainer_ext.escape import one_line
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.scoring.score_folder import ScoreFolder
-from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config, score
+from trainer_ext.scoring.scorer import load_pipeline, print_labels, read_classifier_config, score
 from trainer_ext.scoring.scores import FORMATS
-from trainer_ext.scoring.text_stream import Row, TextSource, UnreadableFile, open_source
+from trainer_ext.scoring.text_stream import UnreadableFile, open_source
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 
@@ -82,6 +84,27 @@ def main() -> None:
         raise InputError("standard input is read by one process only; give a file or a folder")
     if Path(name).is_dir() and args.output is not None and args.output.resolve().is_relative_to(Path(name).resolve()):
         raise InputError(f"{args.output}: is inside the input {name}, and would be read with it; give another --output")
+    if args.num_gpus_per_worker is not None and args.engine != "ray":
+        raise InputError(
+            "--num_gpus_per_worker: is of --engine ray; a process without it takes one GPU if there is any"
+        )
+    with ray_cluster(args, name, state) if args.engine == "ray" else nullcontext() as ray:
+        scored = run(args, name, state, ray)
+    if scored and state.is_main_process:
+        summarise(*scored, args)
+    state.destroy_process_group()
+
+
+def run(args: argparse.Namespace, name: str, state: PartialState, ray: Any) -> tuple[ScoreFolder, int, bool] | None:
+    """Write the shards of what `name` names, or print its labels if there is no `--output`.
+
+    Args:
+        ray: A [`trainer_ext.scoring.cluster.Cluster`], or `None` if this process scores its share itself.
+
+    Returns:
+        The folder, the number of shards in all, and whether the model gives no label that is not probable enough.
+        `None` if labels were printed.
+    """
     source = open_source(
         name,
         text_column=args.text_column_name,
@@ -91,22 +114,24 @@ def main() -> None:
         split=args.split_name,
         quoting=args.quoting,
         token=args.token,
+        each=ray.each if ray else map,
     )
+    if ray and "dataset" in source.files[0]:
+        raise InputError(
+            f"{name}: --engine ray reads files and folders, also of object stores; download it, or score it without"
+        )
     config, version = read_classifier_config(args.model, args.revision, args.token)
     if not Path(args.model).is_dir():
         args.revision = version  # that and no later one
     begun = ScoreFolder.begun(args.output) if args.output else {}
-    chosen = choose_precision(args, begun, state.device)
+    chosen = choose_precision(args, begun, ray.choose if ray else lambda: choose(state.device))
     dtype = chosen.dtype
     if state.is_main_process:
         print(chosen, file=sys.stderr)
+    load = partial(load_pipeline, args.model, config, dtype, revision=args.revision, token=args.token)
     if args.output is None:
-        print_labels(
-            source,
-            load_pipeline(args.model, config, dtype, state.device, args.revision, args.token),
-            args.tokens_per_batch,
-        )
-        return
+        print_labels(source, load(device=state.device), args.tokens_per_batch)
+        return None
 
     labels = [config.id2label[label] for label in range(config.num_labels)]
     settings = {
@@ -123,12 +148,9 @@ def main() -> None:
     folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
     if state.num_processes > 1 and state.is_main_process:
         print(f"{state.num_processes} processes share the shards", file=sys.stderr)
-    shards = write_shards(folder, args, config, dtype, state)
+    shards = write_shards(folder, args, load, state, ray)
     state.wait_for_everyone()
-    if state.is_main_process:
-        abstains = getattr(config, "abstain_below", None) is not None  # the library's own classifiers have none
-        summarise(folder.close(shards), folder, args, abstains)
-    state.destroy_process_group()
+    return folder, shards, getattr(config, "abstain_below", None) is not None  # the library's own have none
 
 
 def parser() -> argparse.ArgumentParser:
@@ -152,6 +174,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--split_name", default="train", help="split of a dataset on the Hub (default: train)")
     made.add_argument("--format", choices=FORMATS, default="parquet", help="of the shards (default: parquet)")
     made.add_argument("--rows_per_shard", type=at_least_one, default=10_000, help="default: 10,000")
+    made.add_argument(
+        "--engine", choices=("processes", "ray"), default="processes", help="see above (default: processes)"
+    )
+    made.add_argument(
+        "--num_gpus_per_worker",
+        type=from_zero,
+        metavar="N",
+        help="of --engine ray, also 0.5 for two workers per GPU (default: 1 if the cluster has GPUs, else 0)",
+    )
     made.add_argument("--part", type=part, default=(0, 1), metavar="N/M", help="score the Nth of M parts only")
     made.add_argument(
         "--tokens_per_batch",
@@ -173,6 +204,12 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def from_zero(text: str) -> float:
+    if not re.fullmatch(r"\d*\.?\d+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text}; want a number from 0")
+    return float(text)
+
+
 def part(text: str) -> tuple[int, int]:
     """Return `3/16` as `(2, 16)`."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
@@ -185,25 +222,47 @@ def part(text: str) -> tuple[int, int]:
 # ---- Scores -------------------------------------------------------------------------------------------------------
 
 
-def choose_precision(args: argparse.Namespace, begun: dict, device: torch.device) -> Choice:
-    """Return the dtype of the flags, else that of the scores already in the folder, else the faster one on this
-    machine.
+def ray_cluster(args: argparse.Namespace, name: str, state: PartialState) -> AbstractContextManager[Any]:
+    """Return the Ray cluster to enter.
+
+    Raises:
+        InputError: if the extra is not installed, or the flags do not go with it.
+    """
+    if state.num_processes > 1 or args.part != (0, 1):
+        raise InputError("--engine ray shares the work itself; start one process, without --part")
+    if args.output is None or name == "-":
+        raise InputError("--engine ray writes shards of a file or a folder; give --input and --output FOLDER")
+    try:
+        from trainer_ext.scoring.cluster import cluster
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; pip install 'emodeberta[ray]'") from error
+    return cluster(args.num_gpus_per_worker)
+
+
+def choose_precision(args: argparse.Namespace, begun: dict, faster: Callable[[], Choice]) -> Choice:
+    """Return the dtype of the flags, else that of the scores already in the folder, else the faster one.
 
     Args:
         begun: Manifest of the scores in the folder, or an empty dict.
+        faster: Finds it out.
     """
     if args.dtype:
         return Choice(SHORT.get(args.dtype, args.dtype), "as the flags say")
     dtype = begun.get("settings", {}).get("dtype")
     if dtype in ("float32", *SHORT):
         return Choice(SHORT.get(dtype, dtype), "as the scores in the folder")
-    return choose(device)
+    return faster()
 
 
 def write_shards(
-    folder: ScoreFolder, args: argparse.Namespace, config: PretrainedConfig, dtype: torch.dtype, state: PartialState
+    folder: ScoreFolder,
+    args: argparse.Namespace,
+    load: Callable[..., EmotionPipeline],
+    state: PartialState,
+    ray: Any,
 ) -> int:
-    """Score this process's share of the missing shards, and return the number of shards in all.
+    """Score this process's share of the missing shards, or Ray's workers all of them, and return the number of shards
+    in all.
 
     Raises:
         ProcessError: if the input cannot be read to its end, memory runs out, or a shard cannot be written.
@@ -221,10 +280,13 @@ def write_shards(
         disable=None if state.is_main_process else True,
     ) as progress:
         try:
-            for number, rows in folder.shards(share, shares):
+            for finished, count in ray.write_shards(folder, load, args.tokens_per_batch) if ray else ():
+                number = max(number, finished)
+                progress.update(count)
+            for number, rows in () if ray else folder.shards(share, shares):
                 if rows:
                     if classify is None:
-                        classify = load_pipeline(args.model, config, dtype, state.device, args.revision, args.token)
+                        classify = load(device=state.device)
                     scores = score(classify, rows, args.tokens_per_batch, progress, state.num_processes)
                     folder.write(number, rows, scores)
         except UnreadableFile as error:
@@ -232,7 +294,7 @@ def write_shards(
             raise ProcessError(f"{error}; {len(folder.finished())} shards before it stay valid") from error
         except InputError as error:  # that the first process may not meet
             raise ProcessError(str(error)) from error
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError) as error:
             other = " and another --output, for those there were made with as many" if folder.finished() else ""
             raise ProcessError(f"out of memory; give fewer --tokens_per_batch{other} ({first_line(error)})") from error
         except OSError as error:
@@ -243,12 +305,19 @@ def write_shards(
     return number + 1
 
 
-def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespace, abstains: bool) -> None:
-    """Print a summary of the scores, or which part is done if others are missing.
+def summarise(folder: ScoreFolder, shards: int, abstains: bool, args: argparse.Namespace) -> None:
+    """Write the manifest and print a summary of the scores, or which part is done if others are missing.
 
     Args:
+        shards: How many there are in all.
         abstains: Whether the model gives no label that is not probable enough.
+
+    Raises:
+        InputError: if shards are missing or damaged that should be there.
     """
+    manifest = folder.close(shards)
+    if manifest is None and args.engine == "ray":
+        raise InputError(f"{folder.folder}: not all shards are there; start again in the same way")
     if manifest is None:
         print(f"part {args.part[0] + 1} of {args.part[1]} is done; {folder.folder}/ does not have all parts yet")
         return
@@ -265,53 +334,6 @@ def summarise(manifest: dict | None, folder: ScoreFolder, args: argparse.Namespa
     if manifest["truncated"]:
         print(f"{manifest['truncated']:,} texts are longer than the model reads and were cut")
     print(f"saved to {folder.folder}/, manifest.json tells the shards")
-
-
-def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch: int | None) -> None:
-    """Print the label of each row as soon as rows arrive, one per line."""
-    names = [classify.model.config.id2label[label] for label in range(classify.model.config.num_labels)]
-    errors = 0
-    try:
-        for rows in as_they_come(source):
-            for row, label in zip(rows, score(classify, rows, tokens_per_batch).labels(names), strict=True):
-                print(one_line(",".join(label) if isinstance(label, list) else label or ""))
-                if row.error:
-                    errors += 1
-                    print(row.error, file=sys.stderr)
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if errors:
-        print(f"{errors:,} rows have an error in place of a label", file=sys.stderr)
-
-
-def as_they_come(source: TextSource) -> Iterator[list[Row]]:
-    """Yield lists of the rows that have arrived, at least one and at most `WINDOW`.
-
-    So a slow stream is scored row by row, and a fast one in large batches.
-    """
-    ahead: queue.Queue[Row | Exception | None] = queue.Queue(maxsize=WINDOW)
-
-    def read() -> None:
-        try:
-            for row in source:
-                ahead.put(row)
-            ahead.put(None)
-        except Exception as error:  # raised again where it is waited for
-            ahead.put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    last: Row | Exception | None = None
-    while True:
-        rows: list[Row] = []
-        while len(rows) < WINDOW and not (rows and ahead.empty()) and isinstance(last := ahead.get(), Row):
-            rows.append(last)
-        if rows:
-            yield rows
-        if isinstance(last, Exception):
-            raise last
-        if last is None:
-            return
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from benchmarks.bench_step_parts import LENGTH, PARTS, least_milliseconds
 from docs.generate.blocks import table
 
 WITHOUT = f"1 x {LENGTH}, without checkpointing"
+TEXTS = 10**9
+GPUS, CORES = 16, 1000  # of a cluster, in the plan for so many texts
 SIZES = ("weights", "bf16_weights", "gradients_and_optimizer", "activations")
 
 
@@ -30,6 +32,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "plan": plan_table(plans),
         "two-gpus": two_gpus(plans["DeBERTa-v2-xxlarge"]),
         "parts": parts(folder, contents, plans["DeBERTa-v2-xxlarge"]),
+        "billion": billion(contents),
         "steps": [line for source, content in contents.items() for line in steps(source, content, plans)],
     }
 
@@ -106,6 +109,36 @@ def parts(folder: Path, contents: dict[str, dict], found: dict) -> list[str]:
         f"Of the {total:,} operations with one text, {blocks:,} come from working in blocks of positions. Without "
         f"activation checkpointing there are {saved:,} fewer. Counted by `{one['command']}`, torch "
         f"{one['settings']['torch']}.",
+    ]
+
+
+def billion(contents: dict[str, dict]) -> list[str]:
+    """Return how long a billion texts take, from the rates of one core and of a training step on a GPU."""
+    scored = next(content for content in contents.values() if "scoring, 1,000,000 rows" in content)
+    steps = next(
+        content["steps, DeBERTa-v3-base"] for content in contents.values() if "steps, DeBERTa-v3-base" in content
+    )
+    machine = scored["scoring"]["settings"]["machine"]
+    core, gpu = f"core of {machine['name']}", steps["settings"]["machine"]["name"]
+    rates = [
+        ("MiniLM's size, float32", core, scored["scoring"]["rows_per_second"]["ours"] / machine["cores"], CORES),
+        ("none: read, tokenize, write", core, 1e6 / scored["scoring, 1,000,000 rows"]["microseconds_a_row"], CORES),
+        (f"DeBERTa-v3-base, bf16, {ESSAY_TOKENS} tokens", gpu, 3 * steps["tokens_a_second"] / ESSAY_TOKENS, GPUS),
+    ]
+    rows = [
+        [
+            model,
+            unit,
+            f"{rate:,.0f}",
+            f"{TEXTS / rate / 86_400:,.1f}",
+            f"{TEXTS / rate / 3600 / count:.2g} on {count:,}",
+        ]
+        for model, unit, rate, count in rates
+    ]
+    return [
+        *table(["model", "one", "texts a second", "days for a billion", "hours"], rows),
+        "",
+        "On the GPU, a forward pass is taken as a third of the training step below.",
     ]
 
 

@@ -2,16 +2,18 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow
 import pyarrow.parquet
+from pyarrow.fs import FileSystem
 
 from .delimited import LONGEST_ROW, Record, UnreadableTable, check_names, decoded, delimited_rows, lines_of, too_long
 
@@ -21,7 +23,7 @@ _SHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def format_of(path: Path) -> str:
+def format_of(path: PurePath) -> str:
     """Return a file's suffix in lower case, ignoring that of a compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in COMPRESSIONS else (suffixes or [""])[-1]
@@ -32,12 +34,21 @@ def readable(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
+def opened(path: PurePath, filesystem: FileSystem | None = None) -> BinaryIO:
+    """Open a file for reading bytes, of an object store if its `filesystem` is given."""
+    if filesystem is None:
+        return open(path, "rb")
+    return io.BufferedReader(filesystem.open_input_file(str(path)), 2**20)
+
+
 def read_rows(
-    path: Path,
+    path: PurePath,
     *,
     quoting: str = "auto",
     header: bool = True,
     check: Callable[[list[str]], list[str] | None] = lambda names: None,
+    filesystem: FileSystem | None = None,
+    group: int = 0,
 ) -> Iterator[Record]:
     """Yield every row of a file as a [`Record`].
 
@@ -49,6 +60,8 @@ def read_rows(
         quoting, header: For csv and tsv, see [`delimited_rows`].
         check: Called once with the column names, before the first row. It may raise. Of parquet, only the columns that
             it returns are read, if it returns any.
+        filesystem: Of an object store, or `None` for this machine's files.
+        group: Of parquet, the row group to start at.
 
     Raises:
         UnreadableTable: if the file cannot be read, or only its first rows can.
@@ -58,7 +71,10 @@ def read_rows(
         sheet = "; save the sheet as .csv" if kind in _SHEETS else ""
         raise UnreadableTable(f"unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}{sheet}")
     try:
-        records = _parquet(path, check) if kind == ".parquet" else _text_rows(path, kind, quoting, header, check)
+        if kind == ".parquet":
+            records = _parquet(path, check, filesystem, group)
+        else:
+            records = _text_rows(path, kind, quoting, header, check, filesystem)
         for record in records:
             number = record.number
             yield record
@@ -88,8 +104,11 @@ def text_of(values: Mapping[str, Any], columns: Sequence[str], delimiter: str) -
     return delimiter.join(text for text, _ in found if text.strip()), ", ".join(columns)
 
 
-def _text_rows(path: Path, kind: str, quoting: str, header: bool, check: Callable) -> Iterator[Record]:
-    with COMPRESSIONS.get(path.suffix.lower(), open)(path, "rb") as file:
+def _text_rows(
+    path: PurePath, kind: str, quoting: str, header: bool, check: Callable, filesystem: FileSystem | None
+) -> Iterator[Record]:
+    unpack = COMPRESSIONS.get(path.suffix.lower())
+    with opened(path, filesystem) as raw, unpack(raw) if unpack else raw as file:
         if kind == ".txt":
             check(["text"])
             yield from text_lines(file)
@@ -180,17 +199,23 @@ def _not_json(error: Exception) -> str:
 
 
 # ---- Parquet ------------------------------------------------------------------------------------------------------
-def _parquet(path: Path, check: Callable) -> Iterator[Record]:
+def parquet_file(path: PurePath, filesystem: FileSystem | None = None) -> pyarrow.parquet.ParquetFile:
+    """Open a parquet file, of an object store if its `filesystem` is given."""
+    return pyarrow.parquet.ParquetFile(path if filesystem is None else str(path), filesystem=filesystem)
+
+
+def _parquet(path: PurePath, check: Callable, filesystem: FileSystem | None, first: int) -> Iterator[Record]:
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet_file(path, filesystem) as file:
             names = file.schema_arrow.names
             check_names(names)
             columns = check(names)
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             size = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
             rows = max(1, min(1024, 2**26 // max(size, 1)))
-            for group in range(len(groups)):  # pyarrow keeps what it reads in one go (arrow#39808)
+            number = sum(group.num_rows for group in groups[:first])
+            for group in range(first, len(groups)):  # pyarrow keeps what it reads in one go (arrow#39808)
                 for batch in file.iter_batches(rows, row_groups=[group], columns=columns):
                     for values, problem in cells(batch):
                         number += 1

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,7 +132,7 @@ class ScoreFolder:
         whole = record["rows"] == self.rows_per_shard or record["files"] == max(1, len(self.source.files))
         return whole and record["fingerprint"] == self._fingerprint(record["files"])
 
-    def _claim(self) -> None:
+    def begin(self) -> None:
         """Write a manifest if there is none. Of several processes that start at once, one is first."""
         if self._claimed:
             return
@@ -180,14 +181,14 @@ class ScoreFolder:
             return False
         return True
 
-    def _keeps(self, number: int) -> bool:
+    def keeps(self, number: int) -> bool:
         """Return whether a shard need not be scored. Remove a damaged one with a warning."""
         if not self._record_path(number).exists():
             return False
         if self._is_whole(number):
             return True
         logger.warning(f"{self._shard_path(number)}: is missing or was changed; scored again")
-        self._claim()
+        self.begin()
         self._take_back(number)
         return False
 
@@ -198,33 +199,43 @@ class ScoreFolder:
         Raises:
             InputError: if another process is writing some of these shards.
         """
-        share_folder = self._claim_share(share, shares)
-        number, rows, count, wanted = 0, [], 0, False
-        try:
-            for row in self.source:
-                if not count:
-                    wanted = number % shares == share and not self._keeps(number)
-                if wanted:
-                    rows.append(row)
-                count += 1
-                if count == self.rows_per_shard:
-                    yield number, rows
-                    number, rows, count = number + 1, [], 0
-            if count:
-                yield number, rows
-        finally:
-            release(share_folder)
+        with self.claimed(share, shares):
+            yield from self.cut(self.source, 0, lambda number: number % shares == share and not self.keeps(number))
 
-    def _claim_share(self, share: int, shares: int) -> Path:
-        """Claim this process's share and return the folder of the claim. Fail if another process writes a share that
-        has shards in common with it."""
+    def cut(self, rows: Iterable[Row], first: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
+        """Number and rows of each shard, where `rows` begins with those of shard `first`. One that is not wanted has no
+        rows."""
+        number, kept, count, keep = first, [], 0, False
+        for row in rows:
+            if not count:
+                keep = wanted(number)
+            if keep:
+                kept.append(row)
+            count += 1
+            if count == self.rows_per_shard:
+                yield number, kept
+                number, kept, count = number + 1, [], 0
+        if count:
+            yield number, kept
+
+    @contextmanager
+    def claimed(self, share: int, shares: int) -> Iterator[None]:
+        """Within a `with` block, no other process writes a share with the same shards in it, be it cut the same way or
+        not.
+
+        Raises:
+            InputError: if another process is writing some of these shards.
+        """
         mine = self.folder / _LOCKS / f"share-{share}-of-{shares}"
         claim(mine, self.folder)
-        for other in (self.folder / _LOCKS).glob("share-*-of-*"):
-            of_other, others = map(int, other.name.removeprefix("share-").split("-of-"))
-            if (share - of_other) % math.gcd(shares, others) == 0:
-                check_free(other, self.folder)
-        return mine
+        try:
+            for other in (self.folder / _LOCKS).glob("share-*-of-*"):
+                of_other, others = map(int, other.name.removeprefix("share-").split("-of-"))
+                if (share - of_other) % math.gcd(shares, others) == 0:
+                    check_free(other, self.folder)
+            yield
+        finally:
+            release(mine)
 
     def write(self, number: int, rows: list[Row], scores: Scores) -> None:
         """Write a shard and its record.
@@ -236,7 +247,7 @@ class ScoreFolder:
         self.source.check_unchanged(rows[-1].file)
         labels, first = scores.labels(self.labels), number * self.rows_per_shard
         table = table_of(rows, scores, self.labels, first, bool(self.source.id_column), self.format)
-        self._claim()
+        self.begin()
         path = self._shard_path(number)
         partial = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
@@ -281,7 +292,7 @@ class ScoreFolder:
         if strange := [record["file"] for record in records if record is not None and not self._is_ours(record)]:
             raise InputError(f"{self.folder}: {strange[0]} is of another model, input or settings than the rest")
         if damaged := [number for number in range(shards) if not self._is_whole(number)]:
-            self._claim()
+            self.begin()
             for number in damaged:
                 self._take_back(number)
             raise InputError(

@@ -1,7 +1,11 @@
-"""Load a trained classifier from a folder or the Hub, and score rows with it."""
+"""Load a trained classifier from a folder or the Hub, score rows with it, or print their labels."""
 
 import hashlib
+import os
+import queue
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +22,10 @@ from pipeline_emodeberta import WINDOW, EmotionPipeline
 from texts_emodeberta import truncated
 
 from ..errors import InputError
+from ..escape import one_line
 from ..training.saved_model import check_config, load_whole, reading
 from .scores import Scores
-from .text_stream import Row
+from .text_stream import Row, TextSource
 
 _CLASSIFIERS = {
     EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),
@@ -136,3 +141,50 @@ def score(
     # The library's own classifiers have neither of the two.
     thresholds, abstain_below = getattr(config, "label_thresholds", None), getattr(config, "abstain_below", None)
     return Scores(probabilities, several, cut, disagreement, thresholds, abstain_below)
+
+
+def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch: int | None) -> None:
+    """Print the label of each row as soon as rows arrive, one per line."""
+    names = [classify.model.config.id2label[label] for label in range(classify.model.config.num_labels)]
+    errors = 0
+    try:
+        for rows in as_they_come(source):
+            for row, label in zip(rows, score(classify, rows, tokens_per_batch).labels(names), strict=True):
+                print(one_line(",".join(label) if isinstance(label, list) else label or ""))
+                if row.error:
+                    errors += 1
+                    print(row.error, file=sys.stderr)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if errors:
+        print(f"{errors:,} rows have an error in place of a label", file=sys.stderr)
+
+
+def as_they_come(source: TextSource) -> Iterator[list[Row]]:
+    """Yield lists of the rows that have arrived, at least one and at most `WINDOW`.
+
+    So a slow stream is scored row by row, and a fast one in large batches.
+    """
+    ahead: queue.Queue[Row | Exception | None] = queue.Queue(maxsize=WINDOW)
+
+    def read() -> None:
+        try:
+            for row in source:
+                ahead.put(row)
+            ahead.put(None)
+        except Exception as error:  # raised again where it is waited for
+            ahead.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    last: Row | Exception | None = None
+    while True:
+        rows: list[Row] = []
+        while len(rows) < WINDOW and not (rows and ahead.empty()) and isinstance(last := ahead.get(), Row):
+            rows.append(last)
+        if rows:
+            yield rows
+        if isinstance(last, Exception):
+            raise last
+        if last is None:
+            return

@@ -5,17 +5,30 @@ A row that cannot be read is a row all the same: it has an error instead of a te
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-import pyarrow.parquet
+import pyarrow
 from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from ..data.delimited import Record, UnreadableTable, broken
-from ..data.rows import COMPRESSIONS, FORMATS, cells, format_of, read_rows, readable, text_lines, text_of
+from ..data.rows import (
+    COMPRESSIONS,
+    FORMATS,
+    cells,
+    format_of,
+    opened,
+    parquet_file,
+    read_rows,
+    readable,
+    text_lines,
+    text_of,
+)
 from ..data.tables import no_column, text_columns
 from ..errors import InputError, first_line
 from ..files import file_state
@@ -30,6 +43,9 @@ class UnreadableFile(InputError):
     def __init__(self, message: str, file: int):
         super().__init__(message)
         self.file = file
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.file)
 
 
 class Row(NamedTuple):
@@ -71,8 +87,9 @@ class TextSource:
     id_column: str | None
     quoting: str = "auto"
     text_delimiter: str = " "
-    _paths: list[Path] = field(default_factory=list, repr=False)
-    _as_described: list[tuple[int, ...]] = field(default_factory=list, repr=False)  # by file, its `file_state`
+    _paths: list[PurePath] = field(default_factory=list, repr=False)
+    _as_described: list[tuple[int, ...]] = field(default_factory=list, repr=False)  # by file, its `_state`
+    _filesystem: FileSystem | None = field(default=None, repr=False)  # of an object store
     _dataset: IterableDataset | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Row]:
@@ -91,15 +108,38 @@ class TextSource:
         elif not self._paths:
             with open(0, "rb", closefd=False) as file:
                 yield from (self._row(record, ["text"], self.name, 0) for record in text_lines(file))
-        for number, path in enumerate(self._paths):
+        yield from self.rows_from(0)
+
+    def rows_from(self, first: int, group: int = 0) -> Iterator[Row]:
+        """Every row from a file on, of parquet from one of its row groups on.
+
+        Raises:
+            UnreadableFile: as when all rows are read.
+        """
+        for number in range(first, len(self._paths)):
             try:
-                yield from self._file_rows(path, number)
+                yield from self._file_rows(number, group if number == first else 0)
             except UnreadableTable as error:
                 self.check_unchanged(number)  # which is then the reason
-                raise UnreadableFile(f"{readable(path)}: {error}", number) from error
+                raise UnreadableFile(f"{readable(self._paths[number])}: {error}", number) from error
             except InputError as error:
                 raise UnreadableFile(str(error), number) from error
             self.check_unchanged(number)
+
+    def count(self, number: int) -> list[int | None]:
+        """Count the rows of a file: of parquet those of each row group, else all, for which the file is read.
+
+        Those of the last file are `None` then, because no row comes after them.
+
+        Raises:
+            UnreadableFile: as when all rows are read.
+        """
+        if format_of(self._paths[number]) != ".parquet":
+            if number == len(self._paths) - 1:
+                return [None]
+            return [sum(1 for _ in takewhile(lambda row: row.file == number, self.rows_from(number)))]
+        with parquet_file(self._paths[number], self._filesystem) as file:
+            return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
     def check_unchanged(self, number: int) -> None:
         """Check that a file is still what `files` says: by size and times, and if they differ by its SHA-256.
@@ -111,9 +151,9 @@ class TextSource:
             return  # standard input, or a revision of a dataset
         path = self._paths[number]
         try:
-            if file_state(path) == self._as_described[number]:
+            if _state(path, self._filesystem) == self._as_described[number]:
                 return
-            record, _, state = _describe(path, self.files[number]["file"])
+            record, _, state = _describe(path, self.files[number]["file"], self._filesystem)
         except (OSError, pyarrow.ArrowException, InputError):
             record, state = None, ()
         if record != self.files[number]:
@@ -123,27 +163,32 @@ class TextSource:
             )
         self._as_described[number] = state
 
-    def check(self) -> None:
-        """Read the first row of each file.
+    def describe(self, number: int) -> tuple[dict[str, Any], int | None, tuple[int, ...]]:
+        """Read all bytes and the first row of a file, and return its record, about how many rows it has, and its state.
 
         Raises:
-            UnreadableFile: if there is a file that cannot be read at all, or lacks a column.
+            InputError: if it cannot be read at all, lacks a column, or changes meanwhile.
         """
-        for number, path in enumerate(self._paths):
-            try:
-                next(self._file_rows(path, number), None)
-            except UnreadableTable as error:
-                raise UnreadableFile(f"{readable(path)}: {error}", number) from error
+        path = self._paths[number]
+        try:
+            described = _describe(path, self.files[number]["file"], self._filesystem)
+            next(self._file_rows(number), None)
+        except UnreadableTable as error:
+            raise UnreadableFile(f"{readable(path)}: {error}", number) from error
+        except (OSError, pyarrow.ArrowException) as error:
+            raise InputError(f"{readable(path)}: cannot be read ({first_line(error)})") from error
+        return described
 
-    def _file_rows(self, path: Path, number: int) -> Iterator[Row]:
+    def _file_rows(self, number: int, group: int = 0) -> Iterator[Row]:
+        path = self._paths[number]
         name, columns = readable(path.name), ["text"]
 
         def choose(names: list[str]) -> list[str]:
             columns[:] = self._text_columns(names, name)
             return self._with_id(columns)
 
-        lines = format_of(path) == ".txt"
-        for record in read_rows(path) if lines else read_rows(path, quoting=self.quoting, check=choose):
+        known = {} if format_of(path) == ".txt" else {"quoting": self.quoting, "check": choose}
+        for record in read_rows(path, filesystem=self._filesystem, group=group, **known):
             yield self._row(record, columns, name, number)
 
     def _dataset_rows(self, dataset: IterableDataset, name: str) -> Iterator[Row]:
@@ -190,18 +235,21 @@ def open_source(
     quoting: str = "auto",
     cache_dir: str | None = None,
     token: str | None = None,
+    each: Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]] = map,
 ) -> TextSource:
     """Open a source of texts without reading its rows.
 
     Args:
         name: A file (.csv, .tsv, .json, .jsonl, .parquet, or .txt with one text per line; all but parquet also
-            compressed, as .csv.gz), a folder of such files (read in the order of their names), a dataset on the Hub, or
-            `-` for standard input, one text per line.
+            compressed, as .csv.gz), a folder of such files (read in the order of their names), the address of either in
+            an object store (s3://bucket/folder, gs://...), a dataset on the Hub, or `-` for standard input, one text
+            per line.
         text_column, text_delimiter: Column with the text, or several, separated by commas, and what joins their texts.
         id_column: Column with the rows' ids.
         config_name, split: Configuration and split of a dataset on the Hub.
         quoting: For csv and tsv; see [`trainer_ext.data.delimited.delimited_rows`].
         cache_dir, token: As in `datasets.load_dataset`.
+        each: Calls a function with each number, as `map` does; reads every file once.
 
     Raises:
         InputError: if the source does not exist or cannot be read.
@@ -210,37 +258,63 @@ def open_source(
         if id_column:
             raise InputError(f"--id_column_name {id_column}: standard input has a text a line and no columns")
         return TextSource("standard input", [], None, text_column, None)
-    path = Path(name)
-    if path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
-        paths = [each for each in found if format_of(each) in FORMATS]
-        if not paths:
-            raise InputError(f"{readable(path)}: no file to read in there; want {', '.join(FORMATS)}")
-        if others := [each.relative_to(path) for each in found if format_of(each) not in FORMATS]:
-            logger.warning(f"{readable(path)}: left out {len(others)} files of other types, as {readable(others[0])}")
-    elif path.is_file():
-        if format_of(path) not in FORMATS:
-            raise InputError(
-                f"{readable(path)}: unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}"
-            )
-        paths = [path]
-    elif format_of(path) in FORMATS or name[0] in "./~" or name.count("/") > 1:
-        raise InputError(f"{readable(path)}: no such file or folder")
-    else:
+    filesystem, path, found = _stored(name) if "://" in name else _local(name)
+    if found is None:
+        if format_of(path) in FORMATS or name[0] in "./~" or name.count("/") > 1:
+            raise InputError(f"{readable(name)}: no such file or folder")
         source = _hub_source(name, text_column, id_column, config_name, split, cache_dir, token)
         return replace(source, text_delimiter=text_delimiter)
-    described, rows, states = [], 0, []
-    for each in paths:
-        try:
-            record, lines, state = _describe(each, each.relative_to(path) if path.is_dir() else each.name)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{readable(each)}: cannot be read ({first_line(error)})") from error
-        described.append(record)
-        states.append(state)
-        rows = None if rows is None or lines is None else rows + lines
-    source = TextSource(readable(name), described, rows, text_column, id_column, quoting, text_delimiter, paths, states)
-    source.check()
-    return source
+    paths = [each for each in found if format_of(each) in FORMATS]
+    if not paths and found == [path]:
+        raise InputError(f"{readable(path)}: unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}")
+    if not paths:
+        raise InputError(f"{readable(path)}: no file to read in there; want {', '.join(FORMATS)}")
+    if others := [each.relative_to(path) for each in found if format_of(each) not in FORMATS]:
+        logger.warning(f"{readable(path)}: left out {len(others)} files of other types, as {readable(others[0])}")
+    names = [path.name] if found == [path] else [each.relative_to(path) for each in paths]
+    source = TextSource(readable(name), [{"file": readable(each)} for each in names], None, text_column, id_column)
+    source = replace(source, quoting=quoting, text_delimiter=text_delimiter, _paths=paths, _filesystem=filesystem)
+    described = list(each(source.describe, range(len(paths))))
+    rows = [count for _, count, _ in described]
+    return replace(
+        source,
+        files=[record for record, _, _ in described],
+        rows=None if None in rows else sum(rows),
+        _as_described=[state for _, _, state in described],
+    )
+
+
+def _local(name: str) -> tuple[None, Path, list[Path] | None]:
+    """Return a path of this machine and the files there in order, `None` if there is nothing."""
+    path = Path(name)
+    if not path.is_dir():
+        return None, path, [path] if path.is_file() else None
+    return (
+        None,
+        path,
+        sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))),
+    )
+
+
+def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath]]:
+    """Return the object store of an address, the path in it, and the files there in order.
+
+    Raises:
+        InputError: if it cannot be reached, or there is nothing.
+    """
+    try:
+        filesystem, place = FileSystem.from_uri(address)
+        kind = filesystem.get_file_info(place).type
+        inside = filesystem.get_file_info(FileSelector(place, recursive=True)) if kind == FileType.Directory else []
+    except (OSError, pyarrow.ArrowException, ImportError) as error:
+        raise InputError(f"{address}: cannot be read ({first_line(error)})") from error
+    if kind == FileType.NotFound:
+        raise InputError(f"{address}: no such file or folder")
+    path = PurePosixPath(place)
+    if kind == FileType.File:
+        return filesystem, path, [path]
+    found = sorted(PurePosixPath(each.path) for each in inside if each.type == FileType.File)
+    return filesystem, path, [each for each in found if not _hidden(each.relative_to(path))]
 
 
 def _hub_source(
@@ -259,28 +333,39 @@ def _hub_source(
     return TextSource(name, files, rows, text_column, id_column, _dataset=dataset)
 
 
-def _describe(path: Path, name: Path | str) -> tuple[dict[str, Any], int | None, tuple[int, ...]]:
+def _describe(
+    path: PurePath, name: str, filesystem: FileSystem | None
+) -> tuple[dict[str, Any], int | None, tuple[int, ...]]:
     """Return a file's record, about how many rows it has, and its state.
 
     Raises:
         InputError: if it changes meanwhile.
     """
     kind, digest, size, lines = format_of(path), hashlib.sha256(), 0, 0
-    state = file_state(path)
-    with open(path, "rb") as file:
+    state = _state(path, filesystem)
+    with opened(path, filesystem) as file:
         while block := file.read(2**20):
             digest.update(block)
             size += len(block)
             lines += block.count(b"\n")
     rows = None
     if kind == ".parquet":
-        rows = pyarrow.parquet.read_metadata(path).num_rows
+        with parquet_file(path, filesystem) as file:
+            rows = file.metadata.num_rows
     elif kind != ".json" and path.suffix.lower() not in COMPRESSIONS:
         rows = lines - (kind in (".csv", ".tsv"))
-    if file_state(path) != state or size != state[0]:
+    if _state(path, filesystem) != state or size != state[0]:
         raise InputError(f"{readable(path)}: somebody is writing to it; start when it is whole")
-    return {"file": readable(name), "bytes": size, "sha256": digest.hexdigest()}, rows, state
+    return {"file": name, "bytes": size, "sha256": digest.hexdigest()}, rows, state
 
 
-def _hidden(path: Path) -> bool:
+def _state(path: PurePath, filesystem: FileSystem | None) -> tuple[int, ...]:
+    """Return what tells, without reading a file, that it is as it was."""
+    if filesystem is None:
+        return file_state(Path(path))
+    info = filesystem.get_file_info(str(path))
+    return info.size, info.mtime_ns
+
+
+def _hidden(path: PurePath) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)

@@ -1,0 +1,296 @@
+"""Score on a Ray cluster: Ray Data reads, schedules and tries again, and the folder of scores keeps its contract.
+
+The driver plans runs of consecutive shards from the number of rows in each file. A task reads a run and yields a block
+for each shard, the same blocks in the same order whenever Ray repeats it. It reads with the project's own reader: a row
+that cannot be read keeps its place and gets its reason, where Ray's readers stop or leave it out. The actors of a pool
+load the model once and leave each shard and its record as a process of run_score.py does. Texts and scores never
+come to the driver. Only the actors import torch, because that takes each process seconds.
+"""
+
+import logging
+import os
+import pickle
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.exceptions import RayError, RayTaskError
+
+from ..errors import InputError, ProcessError, first_line
+from .score_folder import ScoreFolder
+
+if TYPE_CHECKING:
+    from ..precision import Choice
+
+_MOST_TASKS = 1000  # of one kind; the driver keeps a few objects for each
+_OF_A_USER = (InputError, OSError, MemoryError)
+
+
+class Run(NamedTuple):
+    """Consecutive shards that one task reads, from where the first of them begins.
+
+    Attributes:
+        file, group: Where reading starts: a file and, in parquet, one of its row groups.
+        skip: How many rows from there belong to the shard before.
+        first: Number of the first shard.
+        shards: How many there are, or `None` for all up to the end of the input.
+    """
+
+    file: int
+    group: int
+    skip: int
+    first: int
+    shards: int | None
+
+
+def plan(groups: list[list[int | None]], rows_per_shard: int) -> list[Run]:
+    """Return the runs of all shards: one for each row group or text file in which a shard begins.
+
+    Args:
+        groups: By file, the rows of each row group, of text files their rows. The last may be `None`, not known.
+    """
+    runs, row = [], 0
+    for file, counts in enumerate(groups):
+        for group, count in enumerate(counts):
+            first = -(-row // rows_per_shard)
+            after = None if count is None else -(-(row + count) // rows_per_shard)
+            if after is None or first < after:
+                runs.append(Run(file, group, first * rows_per_shard - row, first, after and after - first))
+            row += count or 0
+    return runs
+
+
+@contextmanager
+def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine until the end of the `with` block.
+
+    Args:
+        gpus_per_worker: GPUs of each worker, also a part of one; `None` for one if the cluster has any.
+
+    Raises:
+        InputError: if the cluster does not answer, or has no room for one worker.
+        ProcessError: if Ray fails within the block.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own words are in its log files
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    options = {"include_dashboard": False} if address == "local" else {}
+    # What a node says when it dies goes to standard output, in dozens of lines.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            if found := re.search(r"([^/:]+):(\d+)$", address):  # Ray itself tries for minutes
+                socket.create_connection((found[1], int(found[2])), timeout=10).close()
+            with _no_stderr(nowhere):
+                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+        except Exception as error:  # Ray raises many kinds, also bare ones
+            wrong = "Ray does not start" if address == "local" else f"RAY_ADDRESS {address}: no Ray cluster to be used"
+            raise InputError(f"{wrong} ({first_line(error)})") from error
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # bytes: a block for each shard
+        try:
+            yield Cluster(gpus_per_worker)
+        except RayTaskError:
+            raise  # a fault of the program
+        except RayError as error:
+            raise ProcessError(f"Ray gave up ({first_line(error)}); start again in the same way") from error
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _no_stderr(nowhere: TextIO) -> Iterator[None]:
+    """Within a `with` block, send what Ray's own processes print on standard error nowhere: its level of logging."""
+    kept = os.dup(2)
+    os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class Cluster:
+    """A Ray cluster that is connected.
+
+    Attributes:
+        workers: How many have room at once.
+        gpus: Of each worker.
+    """
+
+    def __init__(self, gpus: float | None):
+        has = ray.cluster_resources()
+        self.gpus = float(has.get("GPU", 0) >= 1) if gpus is None else gpus
+        self.workers = int(has.get("GPU", 0) / self.gpus) if self.gpus else int(has.get("CPU", 0))
+        self._device = "cuda" if self.gpus else "cpu"
+        if not self.workers:
+            raise InputError(
+                f"the Ray cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, and a worker wants "
+                f"{f'{self.gpus:g} GPUs; give fewer --num_gpus_per_worker' if self.gpus else 'a CPU'}"
+            )
+
+    def choose(self) -> "Choice":
+        """Return the faster precision on a worker's device."""
+        return ray.get(ray.remote(num_cpus=1, num_gpus=self.gpus)(_choose).remote(self._device))
+
+    def each(self, function: Callable[[int], Any], numbers: range) -> list[Any]:
+        """Call a function with each number from 0, as `map` does.
+
+        Raises:
+            InputError: the first of those that the function raises.
+        """
+        home = Path.cwd()
+
+        def call(row: dict[str, Any]) -> dict[str, Any]:
+            return {"id": row["id"], "outcome": _outcome(home, function, row["id"])}
+
+        blocks = min(len(numbers), _MOST_TASKS)
+        rows = ray.data.range(len(numbers), override_num_blocks=blocks).map(call).take_all() if numbers else []
+        return [_opened(row["outcome"]) for row in sorted(rows, key=lambda row: row["id"])]
+
+    def write_shards(
+        self, folder: ScoreFolder, load: Callable[..., Any], tokens_per_batch: int | None
+    ) -> Iterator[tuple[int, int]]:
+        """Score the missing shards, and yield the number of each shard that is there and how many rows were scored.
+
+        Args:
+            load: Loads the pipeline on a `device`.
+
+        Raises:
+            InputError, OSError, torch.OutOfMemoryError: as in a process that scores. Nothing is written any more.
+        """
+        with folder.claimed(0, 1):
+            kept = {number for number in folder.finished() if folder.keeps(number)}
+            yield from ((number, 0) for number in kept)
+            folder.begin()
+            runs = plan(self.each(folder.source.count, range(len(folder.source.files))), folder.rows_per_shard)
+            if not runs:
+                return
+            home = Path.cwd()
+
+            def read(batch: dict[str, Any]) -> Iterator[dict[str, list]]:
+                for index in batch["id"]:
+                    for number, rows in _read(home, folder, runs[index], kept):
+                        yield {"number": [number], "rows": [rows]}
+
+            nodes = _living_nodes()
+            blocks = min(len(runs), _MOST_TASKS)
+            shards = ray.data.from_items([{"id": index} for index in range(len(runs))], override_num_blocks=blocks)
+            # Reading takes little of a processor, so that every one can have a worker.
+            readers = TaskPoolStrategy(size=min(self.workers, blocks))
+            shards = shards.map_batches(read, batch_size=None, num_cpus=0, compute=readers)
+            shards = shards.map(
+                _Worker,
+                fn_constructor_args=(home, folder, load, tokens_per_batch, self._device),
+                compute=ActorPoolStrategy(size=self.workers),
+                num_cpus=1,
+                num_gpus=self.gpus,
+            )
+            for shard in shards.iter_rows():
+                try:
+                    yield shard["number"], _opened(shard["outcome"])
+                except _OF_A_USER:
+                    ray.shutdown()  # no worker writes a shard after this
+                    raise
+            if died := nodes - _living_nodes():
+                print(f"{len(died)} nodes of the cluster died; the others did their work", file=sys.stderr)
+
+
+class _Worker:
+    """An actor of the pool."""
+
+    def __init__(
+        self,
+        home: Path,
+        folder: ScoreFolder,
+        load: Callable[..., Any],
+        tokens_per_batch: int | None,
+        device: str,
+    ):
+        self._home, self._folder, self._load, self._tokens_per_batch = home, folder, load, tokens_per_batch
+        self._device, self._classify = device, None
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        outcome = _outcome(self._home, self._score, shard["number"], shard["rows"])
+        return {"number": shard["number"], "outcome": outcome}
+
+    def _score(self, number: int, read: bytes) -> int:
+        import torch
+
+        from .scorer import score
+
+        rows = _opened(read)
+        if not self._folder.folder.is_dir():
+            raise InputError(
+                f"{self._folder.folder}: not seen by {socket.gethostname()}; give a folder that all nodes see"
+            )
+        try:
+            if self._classify is None:
+                self._classify = self._load(device=torch.device(self._device))
+            scores = score(self._classify, rows, self._tokens_per_batch)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(first_line(error)) from error
+        self._folder.write(number, rows, scores)
+        return len(rows)
+
+
+def _read(home: Path, folder: ScoreFolder, run: Run, kept: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield the shards of a run that are not kept, the last one with an error instead of rows if reading ends there."""
+    stop = None if run.shards is None else run.skip + run.shards * folder.rows_per_shard
+    number = run.first
+    try:
+        _go(home)
+        rows = islice(folder.source.rows_from(run.file, run.group), run.skip, stop)
+        for number, shard in folder.cut(rows, run.first, lambda number: number not in kept):
+            if shard:
+                yield number, pickle.dumps(shard)
+    except _OF_A_USER as error:
+        yield number, pickle.dumps(error)
+
+
+def _go(home: Path) -> None:
+    """Make paths that are relative to the driver's folder mean the same here, if there is such a folder."""
+    with suppress(OSError):
+        os.chdir(home)
+
+
+def _outcome(home: Path, function: Callable[..., Any], *args: Any) -> bytes:
+    """Return what a function returns, or the error that a user can mend, for [`_opened`]."""
+    try:
+        _go(home)
+        return pickle.dumps(function(*args))
+    except _OF_A_USER as error:
+        return pickle.dumps(error)
+
+
+def _opened(outcome: bytes) -> Any:
+    """Return what [`_outcome`] holds.
+
+    Raises:
+        Exception: if it is an error.
+    """
+    value = pickle.loads(outcome)
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+def _choose(device: str) -> "Choice":
+    import torch
+
+    from ..precision import choose
+
+    return choose(torch.device(device))
+
+
+def _living_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
