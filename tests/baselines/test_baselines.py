@@ -254,7 +254,7 @@ def test_several_tasks_are_trained_and_predicted(bert_folder, tmp_path, monkeypa
     flags = ["--model_name_or_path", bert_folder, "--number_targets", "empathy", "--number_inputs", "age"]
     flags += ["--num_train_epochs", 2, "--per_device_train_batch_size", 4, "--output_dir", "out"]
     call(mtl.main, *people(tmp_path), *flags)
-    assert "test: 12 of 12 rows lack age; the training mean stands in" in caplog.text
+    assert "test: 12 of 12 rows lack age; the training mean is used instead" in caplog.text
     assert "train: 1 of 24 rows lack age" in caplog.text
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert -1 <= results["eval_pearson_empathy"] <= 1
@@ -297,7 +297,7 @@ def test_several_tasks_on_wassa(name, bert_folder, data_dir, tmp_path, monkeypat
     assert len((tmp_path / "out" / "predictions_EMO.tsv").read_text().splitlines()) == 525
     lines = (tmp_path / "out" / "predictions_EMP.tsv").read_text().splitlines()
     assert [line.count("\t") for line in lines] == [1] * 525
-    lacking = "test: 525 of 525 rows lack iri_fantasy; the training mean stands in"
+    lacking = "test: 525 of 525 rows lack iri_fantasy; the training mean is used instead"
     assert (lacking in caplog.text) == (name == "mi3_mtl2")
     assert "validation: " not in caplog.text  # dev's are in the file with its labels
 

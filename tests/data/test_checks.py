@@ -237,10 +237,10 @@ def test_what_the_flags_cut_share_or_mistake_is_named(check, rows):
 
 def test_markup_and_texts_far_longer_than_others_are_named(check, rows):
     rows = rows.copy()
-    rows.loc[3, "text"] = "<p>Back home &amp; so <b>happy</b><br/></p>"
+    rows.loc[3:5, "text"] = [f"<p>Back home {i} times &amp; so <b>happy</b><br/></p>" for i in range(3)]
     rows.loc[9, "text"] = "word " * 10_000
     found = check(rows)
-    assert found["markup"][0].rows == ["train row 5"]
+    assert found["markup"][0].rows == ["train row 5", "train row 6", "train row 7"]
     assert found["far_longer"][0].rows == ["train row 11"]
     assert worst(found) == {"markup", "far_longer"}
 

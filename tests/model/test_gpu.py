@@ -32,12 +32,12 @@ def one_grid(monkeypatch):
 # ---- One grid -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", OPTIONS)
 def test_hidden_states_and_gradients_are_the_librarys(name, one_grid):
-    test_attention.test_hidden_states_and_gradients_are_the_librarys(name, 41)
+    test_attention.test_hidden_states_and_gradients_are_the_librarys(name, 41, CPU)
 
 
 @pytest.mark.parametrize("name", ["no relative attention", "position bias, c2p and p2c"])
 def test_any_mask_is_exact_and_texts_may_be_empty(name, one_grid):
-    test_attention.test_any_mask_is_exact_and_texts_may_be_empty(name)
+    test_attention.test_any_mask_is_exact_and_texts_may_be_empty(name, CPU)
     test_attention.test_a_text_without_tokens_gives_no_nan()
 
 
@@ -47,8 +47,8 @@ def test_checkpointing_autocast_and_inference_agree(name, one_grid):
     batch = padded_batch(ALIGNED)  # one text fills the grid
     with torch.inference_mode():
         wanted = model.eval()(**batch).pooler_output.clone()
-    test_attention.test_gradient_checkpointing_agrees(name, 1)
-    test_attention.test_autocast_trains_in_bf16_close_to_float32(name)
+    test_attention.test_gradient_checkpointing_agrees(name, 1, CPU)
+    test_attention.test_autocast_trains_close_to_float32(name, CPU)
     batch = {key: value[:1] for key, value in batch.items()}
     torch.testing.assert_close(model(**batch).pooler_output, wanted[:1], atol=1e-5, rtol=0)
 
@@ -197,6 +197,7 @@ def device():
     return CPU
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_its_results_and_gradients_are_torchs(name, dtype, device):
@@ -225,6 +226,7 @@ def test_its_results_and_gradients_are_torchs(name, dtype, device):
         assert (ours - wanted).abs().max() < limit * wanted.abs().max()
 
 
+@pytest.mark.gpu
 def test_its_gradient_under_dropout_is_the_derivative(device):
     packing = Packing.for_gpu((torch.arange(20) < torch.tensor([[20], [9]])).to(device))
     packing.add(None, torch.float32)
@@ -246,6 +248,7 @@ def test_its_gradient_under_dropout_is_the_derivative(device):
         assert ((up - down) / 2).item() == pytest.approx((gradient * step).sum().item(), rel=0.02, abs=1e-3)
 
 
+@pytest.mark.gpu
 def test_a_whole_model_is_the_librarys(device, one_grid, monkeypatch):
     if device == CPU:
         monkeypatch.setattr(gpu_emodeberta, "flash_works", lambda *what: True)

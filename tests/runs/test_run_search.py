@@ -387,4 +387,4 @@ def test_the_published_search_is_read():
 def test_the_page_says_when_nothing_of_a_fold_was_seen(searched):
     content = json.loads((searched[0] / "results" / "search" / "mine" / "search.json").read_text())
     assert "`--sampler random --pruner none` rules that out" in search_page(content)
-    assert "drawn without a look at scores" in search_page(content | {"sampler": "random", "pruner": "none"})
+    assert "drawn without looking at scores" in search_page(content | {"sampler": "random", "pruner": "none"})

@@ -108,7 +108,7 @@ def _markup(rows: _Rows) -> list[Finding]:
     if not named:
         return []
     message = f"{counted(len(named), 'text')} with HTML, as <br> or &amp;: {examples(named)}; remove the markup"
-    return [Finding("warning", "markup", message, named)]
+    return [Finding("warning" if len(named) >= _NOTABLE * len(rows.texts) else "note", "markup", message, named)]
 
 
 # ---- Copies -------------------------------------------------------------------------------------------------------
