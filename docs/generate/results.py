@@ -62,18 +62,32 @@ ONE_MODEL = "all ingredients, one model"
 
 HEADER = ["", "macro F1", "difference", "p"]
 RULES = ("hard vote", "soft vote", "weighted", "selected")
-# The submitted files: what each model is, and the row of the fusion's table that holds its cross-validated score.
+# The submissions, by the folder's name: the fusion whose table holds the cross-validated scores, and for each file what
+# the model is and its row in that table, if it has one.
 SUBMITTED = {
-    "predictions_EMO.tsv": ("ensemble", "selected"),
-    "predictions_EMO_single.tsv": ("single model", "class-balanced stage"),
-    "predictions_EMO_student.tsv": ("student", "student"),
+    "wassa2022": (
+        "base",
+        {
+            "predictions_EMO.tsv": ("both sizes: ensemble", "selected"),
+            "predictions_EMO_single.tsv": ("MPNet alone", "MPNet"),
+            "predictions_EMO_student.tsv": ("MiniLM, student of that ensemble", None),
+        },
+    ),
+    "minilm": (
+        "wassa2022",
+        {
+            "predictions_EMO.tsv": ("MiniLM: ensemble", "selected"),
+            "predictions_EMO_single.tsv": ("MiniLM alone", "class-balanced stage"),
+            "predictions_EMO_student.tsv": ("MiniLM, student of that ensemble", "student"),
+        },
+    ),
 }
 
 
 def blocks(folder: Path) -> dict[str, list[str]]:
     """Return the lines of each block, from the JSON files in a folder like results/."""
     compared, fused = read(folder, "compare/*/comparison.json"), read(folder, "fuse/*/fusion.json")
-    submission = read(folder, "wassa2022/submission.json")["wassa2022"]
+    submissions = read(folder, "wassa2022/**/submission.json")
     ensemble = fused["wassa2022"]
     made = {
         "ablation": ablation(compared["ablation"]),
@@ -87,7 +101,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "probe": probe(json.loads((folder / "probe.json").read_text(encoding="utf-8"))),
         "dev": dev(json.loads((folder / "wassa2022-minilm.json").read_text(encoding="utf-8"))),
         "quickstart": quickstart(json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))),
-        "submission": submission_table(ensemble, submission),
+        "submission": submission_table(fused, submissions),
         "comparisons": [line for name, content in compared.items() for line in one_comparison(name, content)],
         "fusions": [line for name, content in fused.items() for line in one_fusion(name, content)],
     }
@@ -216,26 +230,28 @@ def go_emotions(content: dict) -> list[str]:
     return [*table(header, rows), "", told]
 
 
-def submission_table(ensemble: dict, submission: dict) -> list[str]:
+def submission_table(fused: dict, submissions: dict) -> list[str]:
     """Return a table of the submitted files, with the scores of the models that made them."""
-    cross_validated = {row["name"]: row for row in ensemble["variants"]}
-    rows = []
-    for file, content in submission["files"].items():
-        name, row = SUBMITTED[file]
-        dev = content["validation"]
-        rows.append(
-            [
-                name,
-                score_cells(cross_validated[row])[1],
-                f"{dev['macro_f1']:.3f} ({dev['macro_f1_low']:.3f} to {dev['macro_f1_high']:.3f})",
-                f"[{file}](../results/wassa2022/{file}), {content['rows']} lines",
-            ]
-        )
-    return [
-        *table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows),
-        "",
-        f"Made by {shown(submission['command'])} at commit {submission['commit'][:7]}.",
-    ]
+    rows, made = [], []
+    for folder, (fusion, files) in SUBMITTED.items():
+        path = "wassa2022" if folder == "wassa2022" else f"wassa2022/{folder}"
+        cross_validated = {row["name"]: row for row in fused[fusion]["variants"]}
+        for file, (name, row) in files.items():
+            content = submissions[folder]["files"][file]
+            dev = content["validation"]
+            rows.append(
+                [
+                    name,
+                    "" if row is None else score_cells(cross_validated[row])[1],
+                    f"{dev['macro_f1']:.3f} ({dev['macro_f1_low']:.3f} to {dev['macro_f1_high']:.3f})"
+                    if dev
+                    else "trained on dev",
+                    f"[{file}](../results/{path}/{file}), {content['rows']} lines",
+                ]
+            )
+        commit = submissions[folder]["commit"][:7]
+        made += ["", f"`results/{path}/`: made by {shown(submissions[folder]['command'])} at commit {commit}."]
+    return [*table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows), *made]
 
 
 def folds_of(content: dict) -> str:
