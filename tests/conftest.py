@@ -37,6 +37,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "long" not in item.keywords)  # else one of these would run alone at the end
     if not os.environ.get("EMODEBERTA_DATA"):
         skip = pytest.mark.skip(reason="EMODEBERTA_DATA names no folder with the real corpora")
         for item in items:

@@ -99,6 +99,7 @@ def records(folder):
     return list((folder / ".shards").glob("*.json"))
 
 
+@pytest.mark.long
 def test_a_killed_driver_and_a_dead_node_lose_no_row(two_nodes, finished, texts, tmp_path, capfd):
     cluster, second = two_nodes
     flags = ["--model", finished[0], "--input", texts, "--id_column_name", "key", "--rows_per_shard", 40]
