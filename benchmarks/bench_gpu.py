@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tokenizers.implementations import BertWordPieceTokenizer
 from torch import nn
-from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, TrainingArguments, pipeline
+from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, pipeline
 
 from benchmarks import bench_child_tuning, bench_step_parts
-from benchmarks.bench_mlm import Clock, masked_rows
+from benchmarks.bench_mlm import Clock, masked_rows, timed_training
 from benchmarks.measure import SIZES, Results, alternate, machine, mixed_texts, peak_bytes, ratio
 from benchmarks.sides import (
     BF16_TOLERANCE,
@@ -193,20 +193,13 @@ def train(model: nn.Module, rows: list[dict], texts: int, device: torch.device) 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
+        args = timed_training(
             folder,
+            device,
             max_steps=2 + TIMED_STEPS[device.type],
             per_device_train_batch_size=texts,
             train_sampling_strategy="sequential",
-            learning_rate=1e-5,
             bf16=device.type == "cuda",
-            use_cpu=device.type == "cpu",
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            remove_unused_columns=False,
         )
         trainer = Trainer(model, args, collate, rows, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)

@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 import time
+from typing import Any
 
 import torch
 from transformers import DebertaV2Config, DebertaV2ForMaskedLM, Trainer, TrainerCallback, TrainingArguments
@@ -59,24 +60,27 @@ class Clock(TrainerCallback):
             torch.cuda.synchronize()
 
 
+def timed_training(folder: str, device: torch.device, **flags: Any) -> TrainingArguments:
+    """Return the settings of a training of which only the steps are timed: nothing is saved, logged or evaluated."""
+    return TrainingArguments(
+        folder,
+        learning_rate=1e-5,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        remove_unused_columns=False,
+        **flags,
+    )
+
+
 def train(model: torch.nn.Module, bf16: bool, device: torch.device) -> list[float]:
     """Return the seconds of `TIMED` steps with `Trainer`."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            folder,
-            max_steps=1 + TIMED,
-            per_device_train_batch_size=8,
-            learning_rate=1e-5,
-            bf16=bf16,
-            use_cpu=device.type == "cpu",
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            remove_unused_columns=False,
-        )
+        args = timed_training(folder, device, max_steps=1 + TIMED, per_device_train_batch_size=8, bf16=bf16)
         Trainer(model, args, train_dataset=masked_rows(8 * (1 + TIMED)), callbacks=[clock]).train()
     return clock.spent[1:]
 
