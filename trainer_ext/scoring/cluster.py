@@ -80,7 +80,7 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
         ProcessError: if Ray fails within the block.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own words are in its log files
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its messages are in Ray's log files
     address = os.environ.get("RAY_ADDRESS") or "local"
     options = {"include_dashboard": False} if address == "local" else {}
     # What a node says when it dies goes to standard output, in dozens of lines.
@@ -109,7 +109,7 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
 
 @contextmanager
 def _no_stderr(nowhere: TextIO) -> Iterator[None]:
-    """Within a `with` block, send what Ray's own processes print on standard error nowhere: its level of logging."""
+    """Hide what Ray's processes print on standard error within a `with` block, because no option does."""
     kept = os.dup(2)
     os.dup2(nowhere.fileno(), 2)
     try:

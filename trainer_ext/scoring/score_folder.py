@@ -203,8 +203,7 @@ class ScoreFolder:
             yield from self.cut(self.source, 0, lambda number: number % shares == share and not self.keeps(number))
 
     def cut(self, rows: Iterable[Row], first: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[Row]]]:
-        """Number and rows of each shard, where `rows` begins with those of shard `first`. One that is not wanted has no
-        rows."""
+        """Yield the number and rows of each shard. `rows` starts with shard `first`. An unwanted shard has no rows."""
         number, kept, count, keep = first, [], 0, False
         for row in rows:
             if not count:
@@ -220,8 +219,7 @@ class ScoreFolder:
 
     @contextmanager
     def claimed(self, share: int, shares: int) -> Iterator[None]:
-        """Within a `with` block, no other process writes a share with the same shards in it, be it cut the same way or
-        not.
+        """Keep other processes from writing these shards within a `with` block, however they share the work.
 
         Raises:
             InputError: if another process is writing some of these shards.
