@@ -109,7 +109,7 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
 
 @contextmanager
 def _no_stderr(nowhere: TextIO) -> Iterator[None]:
-    """Hide what Ray's processes print on standard error within a `with` block, because no option does."""
+    """Hide what Ray's processes print on standard error while they start, within a `with` block."""
     kept = os.dup(2)
     os.dup2(nowhere.fileno(), 2)
     try:
