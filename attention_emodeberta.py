@@ -22,12 +22,14 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder,
 from transformers.utils import logging
 
 try:
-    from .gpu_emodeberta import attend_at_once
+    from .gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
+    from .layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse
     from .packing_emodeberta import Packing, PositionRows, is_traced, relative_rows, rows_on_gpu
 except ImportError:
-    from gpu_emodeberta import attend_at_once
+    from gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
+    from layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse
     from packing_emodeberta import Packing, PositionRows, is_traced, relative_rows, rows_on_gpu
 
 logger = logging.get_logger(__name__)
@@ -75,8 +77,8 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             self.pos_dropout = Dropout(config.hidden_dropout_prob)
         elif config.position_bias_buckets:  # the library's `forward` then asks for `disentangled_attention_bias`
             self.relative_attention, self.pos_dropout = True, nn.Identity()
-        terms = 1 + ("c2p" in self.pos_att_type) + ("p2c" in self.pos_att_type)
-        self.scale = 1 / math.sqrt(self.attention_head_size * terms)
+        self.terms = tuple(term for term in ("p2c", "c2p") if term in self.pos_att_type)
+        self.scale = 1 / math.sqrt(self.attention_head_size * (1 + len(self.terms)))
 
     def forward(
         self,
@@ -102,6 +104,9 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
+        dropout = self.dropout.p if self.training else 0.0
+        if attention_mask.one_grid:
+            return self.attend_at_once(hidden_states, rel_embeddings, relative_pos, attention_mask, dropout), None
         query = self.query_proj(hidden_states) * self.scale
         key, value = self.key_proj(hidden_states), self.value_proj(hidden_states)
         c2p = p2c = None
@@ -109,12 +114,6 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             if isinstance(rel_embeddings, torch.Tensor):
                 rel_embeddings = self.project_positions(self.pos_dropout(rel_embeddings))
             c2p, p2c = rel_embeddings
-        dropout = self.dropout.p if self.training else 0.0
-        if attention_mask.one_grid:
-            fused = self.config._attn_implementation == "disentangled"
-            heads = self.num_attention_heads
-            arguments = (query, key, value, c2p, p2c, relative_pos, attention_mask)
-            return attend_at_once(*arguments, heads, dropout, fused), None
         c2p = None if c2p is None else c2p.index_select(0, relative_pos.falling)
         p2c = None if p2c is None else p2c.index_select(0, relative_pos.rising)
         parts = (query, key, value, c2p, p2c, attention_mask.bias)
@@ -139,6 +138,39 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             return bias
         scores = super().disentangled_attention_bias(query_layer, key_layer, relative_pos, rel_embeddings, scale_factor)
         return scores + bias
+
+    def attend_at_once(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor | None,
+        rows: PositionRows | None,
+        packing: Packing,
+        dropout: float,
+    ) -> torch.Tensor:
+        """Return the context `(tokens, hidden)` of texts in one grid; see [`forward`]."""
+        terms, heads, size = () if rows is None else self.terms, self.num_attention_heads, self.attention_head_size
+        fused = self.config._attn_implementation == "disentangled"
+        fused = fused and by_flash(states, len(positions) if terms else 0, packing, heads, size, dropout)
+        projected, table = self.project(states, positions, terms, 1.0 if fused else self.scale)
+        attend = flash_attention if fused else attend_at_once
+        return attend(projected, table, terms, rows, packing, heads, self.scale, dropout)
+
+    def project(
+        self, states: torch.Tensor, positions: torch.Tensor | None, terms: tuple[str, ...], scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return what [`Projections`] does, by the modules themselves where they are not plain."""
+        positions = self.pos_dropout(positions) if terms else None
+        modules = [self.query_proj, self.key_proj, self.value_proj]
+        if not self.share_att_key:
+            modules += [self.pos_query_proj if term == "p2c" else self.pos_key_proj for term in terms]
+        if can_fuse(states, *modules):
+            parameters = (part for module in modules for part in (module.weight, module.bias))
+            return Projections.apply(states, positions, scale, terms, *parameters)
+        of_states, of_positions = modules[:3], modules[3:]
+        if self.share_att_key:
+            of_positions = [self.query_proj if term == "p2c" else self.key_proj for term in terms]
+        table = torch.cat([module(positions) for module in of_positions], 1) * scale if terms else None
+        return torch.cat([module(states) for module in of_states], 1), table
 
     def project_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return keys and scaled queries of the positions, `(rows, hidden)` each; `None` for a term that is off."""
@@ -219,8 +251,10 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         self.config = config
         for layer in self.layer:
             layer.attention.self = EmoDebertaSelfAttention(config)
-            layer.attention.output.dropout = Dropout(config.hidden_dropout_prob)
-            layer.output.dropout = Dropout(config.hidden_dropout_prob)
+            for output in (layer.attention.output, layer.output):
+                output.__class__ = EmoDebertaOutput  # a new module would draw other random weights
+                output.dropout = Dropout(config.hidden_dropout_prob)
+            layer.intermediate.__class__ = EmoDebertaIntermediate
             if config.hidden_act == "gelu":
                 layer.intermediate.intermediate_act_fn = Gelu()
         self.position_bias = None

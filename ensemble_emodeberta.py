@@ -16,6 +16,7 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
     from .configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
     from .gpu_emodeberta import AttentionChoice
     from .kernels_emodeberta import DisentangledAttention  # noqa: F401
+    from .layers_emodeberta import EmoDebertaOutput  # noqa: F401
     from .modeling_emodeberta import EmoDebertaForSequenceClassification, classification_loss
     from .packing_emodeberta import Packing  # noqa: F401
     from .pipeline_emodeberta import EmotionPipeline

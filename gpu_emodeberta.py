@@ -7,6 +7,7 @@ Shipped inside every saved model.
 
 import functools
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -15,78 +16,130 @@ from transformers.utils import logging
 
 try:
     from .kernels_emodeberta import by_head, position_scores, refuse_second_derivative, shifted
+    from .layers_emodeberta import compute_dtype
     from .packing_emodeberta import Packing, PositionRows, TextGroup, is_exported, is_traced
 except ImportError:
     from kernels_emodeberta import by_head, position_scores, refuse_second_derivative, shifted
+    from layers_emodeberta import compute_dtype
     from packing_emodeberta import Packing, PositionRows, TextGroup, is_exported, is_traced
 
 logger = logging.get_logger(__name__)
 
 
 def attend_at_once(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    c2p: torch.Tensor | None,
-    p2c: torch.Tensor | None,
+    projected: torch.Tensor,
+    table: torch.Tensor | None,
+    terms: tuple[str, ...],
     rows: PositionRows | None,
     packing: Packing,
     heads: int,
+    scale: float,
     dropout: float,
-    fused: bool = False,
 ) -> torch.Tensor:
     """Attend within each text, in one grid.
 
     Args:
-        query, key, value: `(tokens, heads * size)`; `query` is scaled already.
-        c2p: Keys of the positions, `(positions, heads * size)`.
-        p2c: Queries of the positions, scaled.
+        projected: `(tokens, 3 * heads * size)`: queries, keys, values.
+        table: `(positions, len(terms) * heads * size)`: queries of the positions if `"p2c"` is in `terms`, and keys if
+            `"c2p"` is, both multiplied by `scale`. `None` without `terms`.
         rows: Which position each distance has.
-        fused: Use `disentangled_flash` where it can.
+        scale: Of the scores.
 
     Returns:
         `(tokens, heads * size)`.
     """
     if not packing.groups:
-        return query
+        return projected[:, : projected.shape[1] // 3]
     (group,) = packing.groups
-    if fused and flash() is not None and not is_traced():
-        reason = not_by_flash(query, c2p, p2c, packing, heads, dropout)
-        if reason is not None:
-            logger.warning_once(f"attention: torch's kernels, since disentangled_flash does not compute {reason}")
-        elif flash_works(query.device, query.dtype, query.shape[1] // heads):
-            return flash_attention(query, key, value, c2p, p2c, rows, packing, heads, dropout)
-    c2p = None if c2p is None else c2p.index_select(0, rows.falling)
-    p2c = None if p2c is None else p2c.index_select(0, rows.rising)
-    queries, keys, values = (
-        states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in to_grid(group, query, key, value)
-    )
-    added = packing.added
-    if is_traced() and (c2p is not None or p2c is not None):
-        by_rows = (queries.transpose(0, 1), keys.transpose(0, 1))
-        tables = (by_head(positions, group.length, heads) for positions in (c2p, p2c))
-        added = position_scores(*by_rows, *tables).transpose(0, 1) + added
-    elif c2p is not None or p2c is not None:
-        added = PositionScores.apply(queries, keys, c2p, p2c, added)
-    context = torch_attention(queries, keys, values, added, dropout).transpose(1, 2)
+    if is_traced():
+        query, key, value, added = traced_grid(group, projected, table, terms, rows, heads, packing.added)
+    elif terms:
+        query, key, value, added = Grid.apply(projected, table, terms, rows, group, heads, packing.added)
+    else:
+        query, key, value, added = *Grid.apply(projected, None, (), None, group, heads, None)[:3], packing.added
+    context = torch_attention(query, key, value, added, scale, dropout).transpose(1, 2)
     if is_traced():  # a recorded graph may run another kernel, with another layout
         context = context.clone(memory_format=torch.contiguous_format)
     return from_grid(group, context.flatten(2))
 
 
-# ---- Between tokens and grid ----------------------------------------------------------------------------------------
-class ToGrid(torch.autograd.Function):
-    """Tokens `(tokens, hidden)` as cells `(rows * length, hidden)`; cells past the end of a text pass no gradient."""
+def traced_grid(group, projected, table, terms, rows, heads, added) -> tuple[torch.Tensor, ...]:
+    """Return what [`Grid`] does, in operators that a graph can record."""
+    parts = projected.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = parts.contiguous().unbind(0)
+    if not terms:
+        return query, key, value, added
+    tables = dict(zip(terms, table.chunk(len(terms), 1), strict=True))
+    c2p = by_head(tables["c2p"].index_select(0, rows.falling), group.length, heads) if "c2p" in terms else None
+    p2c = by_head(tables["p2c"].index_select(0, rows.rising), group.length, heads) if "p2c" in terms else None
+    scores = position_scores(query.transpose(0, 1), key.transpose(0, 1), c2p, p2c)
+    return query, key, value, scores.transpose(0, 1) + added
+
+
+class Grid(torch.autograd.Function):
+    """Queries, keys and values as a grid, and what is added to their scores.
+
+    The latter are content-to-position plus position-to-content scores, plus what else is added to all scores.
+
+    Args:
+        projected, table, terms, rows: See [`attend_at_once`].
+        added: Broadcasts to the scores, or `None`.
+
+    Returns:
+        Queries, keys, values `(rows, heads, length, size)`; `(rows, heads, length, length)`, or `None` without `terms`.
+    """
 
     @staticmethod
-    def forward(ctx, cells: torch.Tensor, back: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.save_for_backward(back)
-        return tuple(tokens.index_select(0, cells) for tokens in states)
+    def forward(ctx, projected, table, terms, rows, group, heads, added):
+        size, count, length = projected.shape[1] // 3 // heads, group.rows, group.length
+        cells, ctx.back = group.by_head(heads, projected.device)
+        grid = projected.view(-1, size).index_select(0, cells).view(3, heads, count, length, size)
+        ctx.terms, ctx.heads = terms, heads
+        scores = positions = None
+        if terms:
+            ctx.index = rows.by_head(terms, heads)
+            positions = table.view(-1, size).index_select(0, ctx.index).view(len(terms) * heads, 2 * length, size)
+            products = torch.bmm(of_terms(grid, terms), positions.transpose(1, 2))
+            parts = [shifted(part, length) for part in products.view(len(terms), heads, count, length, 2 * length)]
+            if terms[0] == "p2c":
+                parts[0] = parts[0].transpose(-1, -2)
+            scores = projected.new_empty((heads, count, length, length))
+            scores = torch.add(*parts, out=scores) if len(parts) == 2 else scores.copy_(parts[0])
+            scores = scores.transpose(0, 1)
+            if added is not None:
+                scores += added
+        ctx.save_for_backward(grid, positions)
+        ctx.table = None if table is None else table.shape
+        ctx.added = added.shape if ctx.needs_input_grad[6] else None
+        key, query, value = (part.transpose(0, 1) for part in grid)
+        return query, key, value, scores
 
     @staticmethod
-    def backward(ctx, *gradients: torch.Tensor) -> tuple:
-        (back,) = ctx.saved_tensors
-        return None, None, *(gradient.index_select(0, back) for gradient in gradients)
+    def backward(ctx, for_query, for_key, for_value, for_scores):
+        refuse_second_derivative()
+        grid, positions = ctx.saved_tensors
+        terms, heads = ctx.terms, ctx.heads
+        _, _, count, length, size = grid.shape
+        found = torch.stack([part.transpose(0, 1) for part in (for_key, for_query, for_value)])
+        for_table = for_added = None
+        if terms:
+            products = grid.new_zeros((len(terms) * heads, count * length, 2 * length))
+            for term, part in zip(terms, products.view(len(terms), heads, count, length, -1), strict=True):
+                of_term = for_scores.transpose(-1, -2) if term == "p2c" else for_scores
+                shifted(part, length).copy_(of_term.transpose(0, 1))
+            of_terms(found, terms).baddbmm_(products, positions)
+            for_positions = torch.bmm(products.transpose(1, 2), of_terms(grid, terms)).view(-1, size)
+            for_table = for_positions.new_zeros(ctx.table)
+            for_table.view(-1, size).index_add_(0, ctx.index, for_positions)
+            for_added = None if ctx.added is None else for_scores.sum_to_size(ctx.added)
+        for_projected = found.view(-1, size).index_select(0, ctx.back).view(-1, 3 * heads * size)
+        return for_projected, for_table, None, None, None, None, for_added
+
+
+def of_terms(grid: torch.Tensor, terms: tuple[str, ...]) -> torch.Tensor:
+    """Return the states that the positions of each term meet, keys or queries, `(len(terms) * heads, cells, size)`."""
+    first = 0 if terms[0] == "p2c" else 1
+    return grid[first : first + len(terms)].view(len(terms) * grid.shape[1], -1, grid.shape[-1])
 
 
 class FromGrid(torch.autograd.Function):
@@ -102,13 +155,6 @@ class FromGrid(torch.autograd.Function):
         return gradient.index_select(0, ctx.group.cells).index_fill_(0, ctx.group.beyond, 0), None
 
 
-def to_grid(group: TextGroup, *states: torch.Tensor) -> list[torch.Tensor]:
-    """Return states `(tokens, hidden)` as `(rows, length, hidden)`."""
-    if group.cells is not None:
-        states = ToGrid.apply(group.cells, group.back, *states)
-    return [cells.view(group.rows, group.length, cells.shape[-1]) for cells in states]
-
-
 def from_grid(group: TextGroup, grid: torch.Tensor) -> torch.Tensor:
     """Return a grid `(rows, length, hidden)` as `(tokens, hidden)`."""
     grid = grid.reshape(group.rows * group.length, grid.shape[-1])
@@ -116,72 +162,13 @@ def from_grid(group: TextGroup, grid: torch.Tensor) -> torch.Tensor:
 
 
 # ---- By torch's own kernels -----------------------------------------------------------------------------------------
-class PositionScores(torch.autograd.Function):
-    """Content-to-position plus position-to-content scores, plus what else is added to all scores.
-
-    Args:
-        query, key: `(rows, heads, length, size)`; `query` is scaled already.
-        c2p: Keys of the positions, `(2 * length, heads * size)`, in order of falling distance query - key.
-        p2c: Queries of the positions, scaled, in order of rising distance.
-        added: Broadcasts to the scores, or `None`.
-
-    Returns:
-        `(rows, heads, length, length)`.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, c2p, p2c, added):
-        rows, heads, length, _ = query.shape
-        parts = [None if c2p is None else PositionScores.products(query, c2p)]
-        parts.append(None if p2c is None else PositionScores.products(key, p2c).transpose(-1, -2))
-        parts = [part for part in parts if part is not None]
-        scores = query.new_empty((heads, rows, length, length))
-        if len(parts) == 2:
-            torch.add(*parts, out=scores)
-        else:
-            scores.copy_(parts[0])
-        scores = scores.transpose(0, 1)
-        if added is not None:
-            scores += added
-        ctx.save_for_backward(query, key, c2p, p2c)
-        ctx.added = added.shape if ctx.needs_input_grad[4] else None
-        return scores
-
-    @staticmethod
-    def backward(ctx, gradient):
-        refuse_second_derivative()
-        query, key, c2p, p2c = ctx.saved_tensors
-        rows, heads, length, size = query.shape
-        products = gradient.new_zeros((heads, rows, length, 2 * length))
-        found = []
-        for part, states, positions in (
-            (gradient, query, c2p),
-            (gradient.transpose(-1, -2), key, p2c),
-        ):
-            if positions is None:
-                found.append((None, None))
-                continue
-            shifted(products, length).copy_(part.transpose(0, 1))
-            flat = products.view(heads, rows * length, 2 * length)
-            states = states.transpose(0, 1).reshape(heads, rows * length, size)
-            for_states = torch.bmm(flat, positions.view(2 * length, heads, size).transpose(0, 1))
-            for_positions = torch.bmm(flat.transpose(1, 2), states).transpose(0, 1).flatten(1)
-            found.append((for_states.view(heads, rows, length, size).transpose(0, 1), for_positions))
-        (for_query, for_c2p), (for_key, for_p2c) = found
-        for_added = None if ctx.added is None else gradient.sum_to_size(ctx.added)
-        return for_query, for_key, for_c2p, for_p2c, for_added
-
-    @staticmethod
-    def products(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return each token's products with the positions at its distances, `(heads, rows, length, length)`, a view."""
-        rows, heads, length, size = states.shape
-        flat = states.transpose(0, 1).reshape(heads, rows * length, size)
-        products = torch.bmm(flat, positions.view(2 * length, heads, size).permute(1, 2, 0))
-        return shifted(products.view(heads, rows, length, 2 * length), length)
-
-
 def torch_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor | None, dropout: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    added: torch.Tensor | None,
+    scale: float,
+    dropout: float,
 ) -> torch.Tensor:
     """Return torch's fused attention `(rows, heads, length, size)` with `added` added to the scores.
 
@@ -191,14 +178,14 @@ def torch_attention(
         query = query.detach().requires_grad_()  # torch before 2.14 keeps nothing for a gradient of `added` alone
     arguments = (query, key, value, None if added is None else added.to(query.dtype), dropout)
     if added is None or query.device.type != "cuda" or is_exported():
-        return F.scaled_dot_product_attention(*arguments, scale=1.0)
+        return F.scaled_dot_product_attention(*arguments, scale=scale)
     if is_traced():
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):  # takes longer than the calls below
-            return F.scaled_dot_product_attention(*arguments, scale=1.0)
+            return F.scaled_dot_product_attention(*arguments, scale=scale)
     cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
-        return F.scaled_dot_product_attention(*arguments, scale=1.0)
+        return F.scaled_dot_product_attention(*arguments, scale=scale)
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
@@ -242,18 +229,27 @@ class AttentionChoice:
         return requested_attention
 
 
+def by_flash(*workload: Any) -> bool:
+    """Return whether [`flash_attention`] computes this, given what [`not_by_flash`] takes; say why not, once."""
+    if flash() is None or is_traced():
+        return False
+    if (reason := not_by_flash(*workload)) is not None:
+        logger.warning_once(f"attention: torch's kernels, since disentangled_flash does not compute {reason}")
+        return False
+    states, *_, size, _ = workload
+    return flash_works(states.device, compute_dtype(states), size)
+
+
 def not_by_flash(
-    query: torch.Tensor,
-    c2p: torch.Tensor | None,
-    p2c: torch.Tensor | None,
-    packing: Packing,
-    heads: int,
-    dropout: float,
+    states: torch.Tensor, positions: int, packing: Packing, heads: int, size: int, dropout: float
 ) -> str | None:
-    """Return what `disentangled_flash` does not compute exactly, or faster than torch; `None` if it does."""
-    size, length = query.shape[1] // heads, packing.length
-    positions = c2p if c2p is not None else p2c
-    if positions is None:
+    """Return what `disentangled_flash` does not compute exactly, or faster than torch; `None` if it does.
+
+    Args:
+        states: `(tokens, hidden)`.
+        positions: How many the tokens can reach; 0 without relative positions.
+    """
+    if not positions:
         return "attention without relative positions faster than torch"
     if packing.bias is not None:
         return "a position bias"
@@ -261,49 +257,52 @@ def not_by_flash(
         return "masks with gaps between tokens"
     if size not in (32, 64, 128):
         return f"heads of {size} features"
-    if query.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"{query.dtype}"
+    if (dtype := compute_dtype(states)) not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"{dtype}"
     if not 0 <= dropout < 1:
         return f"dropout of {dropout}"
-    if length > 2**16 or len(query) * heads * max(2 * length, len(positions)) >= 2**31:
+    length = packing.length
+    if length > 2**16 or len(states) * heads * max(2 * length, positions) >= 2**31:
         return "so many tokens at once (its offsets have 32 bits)"
     return None
 
 
 def flash_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    c2p: torch.Tensor | None,
-    p2c: torch.Tensor | None,
+    projected: torch.Tensor,
+    table: torch.Tensor,
+    terms: tuple[str, ...],
     rows: PositionRows,
     packing: Packing,
     heads: int,
+    scale: float,
     dropout: float,
 ) -> torch.Tensor:
-    """Do what [`attend_at_once`] does by the kernels of `disentangled_flash`, on packed tokens without a grid."""
+    """Do what [`attend_at_once`] does by the kernels of `disentangled_flash`, on packed tokens without a grid.
+
+    Takes the same, but a table that is not scaled.
+    """
     package, length, slots = flash(), packing.length, rows.rising[:-1]
     if rows.fused is None:  # reads the rows on the host, once per length
         with torch.inference_mode(False):
             slots = slots.to(torch.int32)
-            rows.fused = (slots, package.gradient_band(slots, query.device))
+            rows.fused = (slots, package.gradient_band(slots, projected.device))
     slots, band = rows.fused
-    size, texts = query.shape[1] // heads, len(packing.bounds) - 1
-    positions = c2p if c2p is not None else p2c
+    size, texts = projected.shape[1] // 3 // heads, len(packing.bounds) - 1
+    tables = dict(zip(terms, table.chunk(len(terms), 1), strict=True))
     layout = ("strict", "packed", False)
-    workload = (length, size, texts * heads, len(positions), str(query.dtype).removeprefix("torch."))
-    workload = (*workload, c2p is not None, p2c is not None, *layout)
+    workload = (length, size, texts * heads, len(table), str(projected.dtype).removeprefix("torch."))
+    workload = (*workload, "c2p" in terms, "p2c" in terms, *layout)
     configs = (
-        package.resolve(package.profiles, "auto", query.device.index, (*workload, phase, dropout > 0), texts * heads)
+        package.resolve(package.profiles, "auto", projected.device.index, (*workload, phase, dropout > 0), texts * heads)
         for phase in ("training_forward", "backward_dq", "backward_dkv")
     )
-    parts = (query, key, value, c2p, p2c)
-    by_heads = (None if part is None else part.unflatten(1, (heads, size)).transpose(0, 1) for part in parts)
+    parts = (*projected.chunk(3, 1), tables.get("c2p"), tables.get("p2c"))
+    of_heads = (None if part is None else part.unflatten(1, (heads, size)).transpose(0, 1) for part in parts)
     forward, for_query, for_key = (package.config(*config) for config in configs)
     return package.attention(
-        *(*by_heads, slots, packing.bounds),
+        *(*of_heads, slots, packing.bounds),
         max_seqlen=length,
-        score_scale=1.0,
+        score_scale=scale,
         strict_fp32=True,
         forward_config=forward,
         dq_config=for_query,
@@ -321,9 +320,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, size: int) -> bool:
     name = f"disentangled_flash {flash().version}"
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            found, wanted = (
-                small_attention(device, dtype, size, attend) for attend in (flash_attention, attend_at_once)
-            )
+            found, wanted = (small_attention(device, dtype, size, of_flash) for of_flash in (True, False))
         agrees = all(torch.allclose(*pair, rtol=0.05, atol=0.05) for pair in zip(found, wanted, strict=True))
         problem = None if agrees else "its results differ from torch's"
     except Exception as error:  # a missing compiler, an unknown GPU
@@ -335,14 +332,19 @@ def flash_works(device: torch.device, dtype: torch.dtype, size: int) -> bool:
     return True
 
 
-def small_attention(device: torch.device, dtype: torch.dtype, size: int, attend) -> list[torch.Tensor]:
+def small_attention(device: torch.device, dtype: torch.dtype, size: int, of_flash: bool) -> list[torch.Tensor]:
     """Return the result of an attention, and the gradients of all that it is given."""
     heads, generator = 2, torch.Generator().manual_seed(0)
     packing = Packing.for_gpu((torch.arange(19) < torch.tensor([[19], [7]])).to(device))
     packing.add(None, dtype)
     rising = torch.arange(2 * packing.length).clamp(6, 57)  # far distances share a row
     rows = PositionRows(rising.to(device), torch.cat([rising[:-1].flip(0), rising[-1:]]).to(device))
-    parts = [torch.randn(tokens, heads * size, generator=generator) / size**0.25 for tokens in (26, 26, 26, 64, 64)]
+    parts = [torch.randn(*shape, generator=generator) / size**0.25 for shape in ((26, 6 * size), (64, 4 * size))]
     parts = [part.to(device, dtype).requires_grad_() for part in parts]
-    result = attend(*parts, rows, packing, heads, 0.0)
+    projected, table = parts
+    more = (("p2c", "c2p"), rows, packing, heads, 0.5, 0.0)
+    if of_flash:
+        result = flash_attention(projected, table, *more)
+    else:
+        result = attend_at_once(projected, table * 0.5, *more)
     return [result, *torch.autograd.grad(result.square().sum(), parts)]

@@ -22,6 +22,7 @@ try:  # all files are imported here, because transformers 5.4 copies these but n
     from .configuration_emodeberta import EmoDebertaConfig
     from .gpu_emodeberta import AttentionChoice
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
+    from .layers_emodeberta import EmoDebertaOutput  # noqa: F401
     from .packing_emodeberta import is_traced
     from .pipeline_emodeberta import EmotionPipeline
     from .texts_emodeberta import token_budget_batches  # noqa: F401

@@ -5,7 +5,7 @@ Shipped inside every saved model.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
@@ -39,11 +39,28 @@ class PositionRows:
             at the end, which no score reads, for the alignment of matrix products.
         falling: The same in order of falling distance.
         fused: The same in the form that `disentangled_flash` takes, made when first needed.
+        by_heads: What [`by_head`] returned.
     """
 
     rising: torch.Tensor
     falling: torch.Tensor
     fused: tuple | None = None
+    by_heads: dict[tuple, torch.Tensor] = field(default_factory=dict)
+
+    def by_head(self, terms: tuple[str, ...], heads: int) -> torch.Tensor:
+        """Return an index of what a layer projects from the positions.
+
+        Args:
+            terms: The parts of the projections, `"p2c"` with rows of rising and `"c2p"` of falling distance.
+
+        Returns:
+            `(len(terms) * heads * distances,)`, an index of `(positions * len(terms) * heads, size)`.
+        """
+        if (terms, heads) not in self.by_heads:
+            part = torch.arange(len(terms) * heads, device=self.rising.device).view(len(terms), heads, 1)
+            rows = torch.stack([self.rising if term == "p2c" else self.falling for term in terms])
+            self.by_heads[terms, heads] = (rows[:, None] * len(terms) * heads + part).flatten()
+        return self.by_heads[terms, heads]
 
 
 def relative_rows(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> torch.Tensor:
@@ -86,6 +103,7 @@ class TextGroup:
         back: `(tokens * heads,)`. The cell of each state; `None` if `cells` is.
         beyond: Cells past the end of a text, or `None` if there are none.
         mask: `(rows, 1, length)` to add to the scores, or `None`.
+        by_heads: What [`by_head`] returned.
     """
 
     tokens: slice
@@ -96,6 +114,21 @@ class TextGroup:
     back: torch.Tensor | None = None
     beyond: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    by_heads: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def by_head(self, heads: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the way of queries, keys and values from tokens to keys, queries and values by head, and back.
+
+        The first is `(3 * heads * rows * length,)`, an index of `(tokens * 3 * heads, size)`. The second is
+        `(tokens * 3 * heads,)`, an index of `(3 * heads * rows * length, size)`. For groups with one head in `cells`.
+        """
+        if heads not in self.by_heads:
+            every = torch.arange(self.rows * self.length, device=device)
+            cells, back = (every, every) if self.cells is None else (self.cells, self.back)
+            part = torch.arange(3 * heads, device=device).view(3, heads)[[1, 0, 2]].flatten()  # its own inverse
+            forth = (part[:, None] + 3 * heads * cells).flatten()
+            self.by_heads[heads] = forth, (back[:, None] + len(every) * part).flatten()
+        return self.by_heads[heads]
 
     def grid(self, states: torch.Tensor) -> torch.Tensor:
         """Return `(batch's tokens, heads * size)` as `(heads, rows, length, size)`; a view if the states are a grid."""

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import attention_emodeberta
 import gpu_emodeberta
+import layers_emodeberta
 from gpu_emodeberta import attend_at_once, flash, flash_attention, flash_works, not_by_flash
 from modeling_emodeberta import EmoDebertaModel
 from packing_emodeberta import ALIGNED, Packing, rows_on_gpu
@@ -27,6 +28,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def one_grid(monkeypatch):
     monkeypatch.setattr(attention_emodeberta, "in_one_grid", lambda device: True)
+    monkeypatch.setattr(layers_emodeberta, "in_few_nodes", lambda device: True)
 
 
 # ---- One grid -------------------------------------------------------------------------------------------------------
@@ -112,27 +114,26 @@ def test_a_layer_launches_fewer_kernels_than_the_librarys(one_grid, monkeypatch)
 
 
 # ---- Which way ------------------------------------------------------------------------------------------------------
-def reason(size=64, tokens=30, dtype=torch.float32, c2p=True, p2c=True, bias=None, gap=False, dropout=0.1):
+def reason(size=64, tokens=30, dtype=torch.float32, positions=True, bias=None, gap=False, dropout=0.1):
     mask = torch.ones(1, tokens)
     mask[0, 1] = 0 if gap else 1
     packing = Packing.for_gpu(mask)
     packing.add(bias, dtype)
-    query, table = torch.empty(int(packing.bounds[-1]) if not gap else tokens - 1, 2 * size), torch.empty(64, 2 * size)
-    return not_by_flash(query.to(dtype), table if c2p else None, table if p2c else None, packing, 2, dropout)
+    states = torch.empty(int(packing.bounds[-1]) if not gap else tokens - 1, 2 * size, dtype=dtype)
+    return not_by_flash(states, 64 if positions else 0, packing, 2, size, dropout)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_disentangled_flash_computes_deberta(size, dtype):
     assert reason(size, dtype=dtype) is None
-    assert reason(size, dtype=dtype, c2p=False) is None
-    assert reason(size, dtype=dtype, p2c=False, dropout=0.0) is None
+    assert reason(size, dtype=dtype, dropout=0.0) is None
 
 
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ({"c2p": False, "p2c": False}, "without relative positions"),
+        ({"positions": False}, "without relative positions"),
         ({"bias": torch.zeros(2, 32, 32)}, "a position bias"),
         ({"gap": True}, "masks with gaps"),
         ({"size": 48}, "heads of 48 features"),
@@ -209,18 +210,15 @@ def test_its_results_and_gradients_are_torchs(name, dtype, device):
     packing.add(None, dtype)
     rows = rows_on_gpu(packing.length, span, buckets, 512, device)
     generator, reach = torch.Generator().manual_seed(0), 2 * min(packing.length, span)
-    parts = [
-        (torch.randn(count, 2 * size, generator=generator) / size**0.25).to(device, dtype).requires_grad_()
-        for count in (*[sum(lengths)] * 3, reach, reach)
-    ]
-    c2p, p2c = (None if name == other else part for other, part in (("p2c only", parts[3]), ("c2p only", parts[4])))
-    given = [*parts[:3], c2p, p2c]
-    parts = [part for part in given if part is not None]
+    terms = {"p2c only": ("p2c",), "c2p only": ("c2p",)}.get(name, ("p2c", "c2p"))
+    shapes = (sum(lengths), 6 * size), (reach, len(terms) * 2 * size)
+    parts = [(torch.randn(shape, generator=generator) / size**0.25).to(device, dtype) for shape in shapes]
+    projected, table = (part.requires_grad_() for part in parts)
     found = []
-    for attend in (flash_attention, attend_at_once):
-        result = attend(*given, rows, packing, 2, 0.0)
+    for attend, given in ((flash_attention, table), (attend_at_once, table * 0.5)):
+        result = attend(projected, given, terms, rows, packing, 2, 0.5, 0.0)
         weights = torch.linspace(-1, 1, result.numel(), device=device).view(result.shape).to(dtype)
-        found.append([result, *torch.autograd.grad((result * weights).sum(), parts)])
+        found.append([result, *torch.autograd.grad((result * weights).sum(), (projected, table))])
     limit = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
     for ours, wanted in zip(*found, strict=True):
         assert (ours - wanted).abs().max() < limit * wanted.abs().max()
@@ -232,13 +230,13 @@ def test_its_gradient_under_dropout_is_the_derivative(device):
     packing.add(None, torch.float32)
     rows = rows_on_gpu(packing.length, 16, 8, 512, device)
     generator = torch.Generator().manual_seed(0)
-    parts = [(torch.randn(count, 64, generator=generator) / 2).to(device) for count in (29, 29, 29, 32, 32)]
+    parts = [(torch.randn(shape, generator=generator) / 2).to(device) for shape in ((29, 192), (32, 128))]
     parts = [part.requires_grad_() for part in parts]
     weights = torch.randn(29, 64, generator=generator).to(device)
 
     def total(*given):
         torch.manual_seed(5)
-        return (flash_attention(*given, rows, packing, 2, 0.3) * weights).sum()
+        return (flash_attention(*given, ("p2c", "c2p"), rows, packing, 2, 1.0, 0.3) * weights).sum()
 
     gradients = torch.autograd.grad(total(*parts), parts)
     for index, gradient in enumerate(gradients):

@@ -45,7 +45,8 @@ def test_the_output_folder_is_whole(finished):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *(".lock", "README.md", "all_results.json", "attention_emodeberta.py", "checkpoints", "config.json"),
-        *("configuration_emodeberta.py", "gpu_emodeberta.py", "kernels_emodeberta.py", "packing_emodeberta.py"),
+        *("configuration_emodeberta.py", "gpu_emodeberta.py", "kernels_emodeberta.py", "layers_emodeberta.py"),
+        "packing_emodeberta.py",
         "pipeline_emodeberta.py",
         *("confusion_matrix.json", "confusion_matrix.png", "coverage.json", "coverage.png", "handler.py"),
         *("learning_curve.json", "learning_curve.png"),
