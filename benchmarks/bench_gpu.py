@@ -293,10 +293,10 @@ def plan(device: torch.device, sides: list[str]) -> list[Cell]:
         cells = [*encoders("tiny", "essays", 24), *encoders("tiny", "full", 24), steps("classifier", "tiny")]
         return [*cells, parts("tiny", 2), steps("mlm", "tiny"), labels("tiny"), masking("tiny")]
     return [
-        *encoders("base", "essays", 256, 128, 512),
+        *encoders("base", "essays", 256, 128, 512, 1024, 2048),
         *(steps("classifier", "base"), parts("xxlarge", 1), steps("classifier", "large"), steps("mlm", "base")),
         *(labels("base"), masking("base")),
-        *encoders("base", "essays", 1024, 64, 2048),
+        *encoders("base", "essays", 64),
         *encoders("base", "full", 512, 128, 256),
         *encoders("large", "essays", 256, 512, 128),
         parts("xxlarge", 8),
