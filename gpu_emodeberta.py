@@ -25,6 +25,10 @@ except ImportError:
 
 logger = logging.get_logger(__name__)
 
+# Tokens of the longest text from which `disentangled_flash` was at least as fast as torch, forward with backward, on an
+# H200 (docs/performance.md).
+FLASH_FROM = 1024
+
 
 def attend_at_once(
     projected: torch.Tensor,
@@ -60,7 +64,8 @@ def attend_at_once(
     context = torch_attention(query, key, value, added, scale, dropout).transpose(1, 2)
     if is_traced():  # a recorded graph may run another kernel, with another layout
         context = context.clone(memory_format=torch.contiguous_format)
-    return from_grid(group, context.flatten(2))
+    grid = context.reshape(group.rows * group.length, -1)
+    return grid if group.cells is None else FromGrid.apply(grid, group)
 
 
 def traced_grid(group, projected, table, terms, rows, heads, added) -> tuple[torch.Tensor, ...]:
@@ -153,12 +158,6 @@ class FromGrid(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple:
         return gradient.index_select(0, ctx.group.cells).index_fill_(0, ctx.group.beyond, 0), None
-
-
-def from_grid(group: TextGroup, grid: torch.Tensor) -> torch.Tensor:
-    """Return a grid `(rows, length, hidden)` as `(tokens, hidden)`."""
-    grid = grid.reshape(group.rows * group.length, grid.shape[-1])
-    return grid if group.cells is None else FromGrid.apply(grid, group)
 
 
 # ---- By torch's own kernels -----------------------------------------------------------------------------------------
@@ -262,6 +261,8 @@ def not_by_flash(
     if not 0 <= dropout < 1:
         return f"dropout of {dropout}"
     length = packing.length
+    if length < FLASH_FROM:
+        return f"attention within fewer than {FLASH_FROM} tokens faster than torch"
     if length > 2**16 or len(states) * heads * max(2 * length, positions) >= 2**31:
         return "so many tokens at once (its offsets have 32 bits)"
     return None
@@ -292,9 +293,10 @@ def flash_attention(
     layout = ("strict", "packed", False)
     workload = (length, size, texts * heads, len(table), str(projected.dtype).removeprefix("torch."))
     workload = (*workload, "c2p" in terms, "p2c" in terms, *layout)
+    device, phases = projected.device.index, ("training_forward", "backward_dq", "backward_dkv")
     configs = (
-        package.resolve(package.profiles, "auto", projected.device.index, (*workload, phase, dropout > 0), texts * heads)
-        for phase in ("training_forward", "backward_dq", "backward_dkv")
+        package.resolve(package.profiles, "auto", device, (*workload, phase, dropout > 0), texts * heads)
+        for phase in phases
     )
     parts = (*projected.chunk(3, 1), tables.get("c2p"), tables.get("p2c"))
     of_heads = (None if part is None else part.unflatten(1, (heads, size)).transpose(0, 1) for part in parts)
@@ -341,10 +343,7 @@ def small_attention(device: torch.device, dtype: torch.dtype, size: int, of_flas
     rows = PositionRows(rising.to(device), torch.cat([rising[:-1].flip(0), rising[-1:]]).to(device))
     parts = [torch.randn(*shape, generator=generator) / size**0.25 for shape in ((26, 6 * size), (64, 4 * size))]
     parts = [part.to(device, dtype).requires_grad_() for part in parts]
-    projected, table = parts
-    more = (("p2c", "c2p"), rows, packing, heads, 0.5, 0.0)
-    if of_flash:
-        result = flash_attention(projected, table, *more)
-    else:
-        result = attend_at_once(projected, table * 0.5, *more)
+    attend, scales = (flash_attention, (1, 1)) if of_flash else (attend_at_once, (1, 0.5))
+    given = (part * scale for part, scale in zip(parts, scales, strict=True))
+    result = attend(*given, ("p2c", "c2p"), rows, packing, heads, 0.5, 0.0)
     return [result, *torch.autograd.grad(result.square().sum(), parts)]
