@@ -15,11 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import logging
 
 try:
-    from .kernels_emodeberta import by_head, position_scores, refuse_second_derivative, shifted
+    from .kernels_emodeberta import by_head, position_scores, refuse_second_derivative
     from .layers_emodeberta import compute_dtype
     from .packing_emodeberta import Packing, PositionRows, TextGroup, is_exported, is_traced
 except ImportError:
-    from kernels_emodeberta import by_head, position_scores, refuse_second_derivative, shifted
+    from kernels_emodeberta import by_head, position_scores, refuse_second_derivative
     from layers_emodeberta import compute_dtype
     from packing_emodeberta import Packing, PositionRows, TextGroup, is_exported, is_traced
 
@@ -98,53 +98,64 @@ class Grid(torch.autograd.Function):
     def forward(ctx, projected, table, terms, rows, group, heads, added):
         size, count, length = projected.shape[1] // 3 // heads, group.rows, group.length
         cells, ctx.back = group.by_head(heads, projected.device)
-        grid = projected.view(-1, size).index_select(0, cells).view(3, heads, count, length, size)
-        ctx.terms, ctx.heads = terms, heads
+        grid = projected.view(-1, size).index_select(0, cells).view(3 * heads, count * length, size)
         scores = positions = None
         if terms:
             ctx.index = rows.by_head(terms, heads)
             positions = table.view(-1, size).index_select(0, ctx.index).view(len(terms) * heads, 2 * length, size)
-            products = torch.bmm(of_terms(grid, terms), positions.transpose(1, 2))
-            parts = [shifted(part, length) for part in products.view(len(terms), heads, count, length, 2 * length)]
-            if terms[0] == "p2c":
-                parts[0] = parts[0].transpose(-1, -2)
-            scores = projected.new_empty((heads, count, length, length))
+            products = torch.bmm(grid[of_terms(terms, heads)], positions.transpose(1, 2))
+            parts = by_distance(products, terms, count, length)
+            scores = products.new_empty((count, heads, length, length))
             scores = torch.add(*parts, out=scores) if len(parts) == 2 else scores.copy_(parts[0])
-            scores = scores.transpose(0, 1)
             if added is not None:
                 scores += added
+            ctx.table = table.shape
         ctx.save_for_backward(grid, positions)
-        ctx.table = None if table is None else table.shape
+        ctx.terms, ctx.shape = terms, (count, heads, length, size)
         ctx.added = added.shape if ctx.needs_input_grad[6] else None
-        key, query, value = (part.transpose(0, 1) for part in grid)
+        key, query, value = grid.view(3, heads, count, length, size).transpose(1, 2).unbind(0)
         return query, key, value, scores
 
     @staticmethod
     def backward(ctx, for_query, for_key, for_value, for_scores):
         refuse_second_derivative()
         grid, positions = ctx.saved_tensors
-        terms, heads = ctx.terms, ctx.heads
-        _, _, count, length, size = grid.shape
-        found = torch.stack([part.transpose(0, 1) for part in (for_key, for_query, for_value)])
+        terms, (count, heads, length, size) = ctx.terms, ctx.shape
+        found = torch.cat((for_key, for_query, for_value), 1).transpose(0, 1).reshape(grid.shape)
         for_table = for_added = None
         if terms:
+            part = of_terms(terms, heads)
             products = grid.new_zeros((len(terms) * heads, count * length, 2 * length))
-            for term, part in zip(terms, products.view(len(terms), heads, count, length, -1), strict=True):
-                of_term = for_scores.transpose(-1, -2) if term == "p2c" else for_scores
-                shifted(part, length).copy_(of_term.transpose(0, 1))
-            of_terms(found, terms).baddbmm_(products, positions)
-            for_positions = torch.bmm(products.transpose(1, 2), of_terms(grid, terms)).view(-1, size)
-            for_table = for_positions.new_zeros(ctx.table)
+            for of_term in by_distance(products, terms, count, length):
+                of_term.copy_(for_scores)
+            found[part].baddbmm_(products, positions)
+            for_positions = torch.bmm(products.transpose(1, 2), grid[part]).view(-1, size)
+            for_table = grid.new_zeros(ctx.table)
             for_table.view(-1, size).index_add_(0, ctx.index, for_positions)
             for_added = None if ctx.added is None else for_scores.sum_to_size(ctx.added)
         for_projected = found.view(-1, size).index_select(0, ctx.back).view(-1, 3 * heads * size)
         return for_projected, for_table, None, None, None, None, for_added
 
 
-def of_terms(grid: torch.Tensor, terms: tuple[str, ...]) -> torch.Tensor:
-    """Return the states that the positions of each term meet, keys or queries, `(len(terms) * heads, cells, size)`."""
-    first = 0 if terms[0] == "p2c" else 1
-    return grid[first : first + len(terms)].view(len(terms) * grid.shape[1], -1, grid.shape[-1])
+def of_terms(terms: tuple[str, ...], heads: int) -> slice:
+    """Return which of the keys, queries and values by head meet positions: keys those of p2c, queries those of c2p."""
+    first = 0 if terms[0] == "p2c" else heads
+    return slice(first, first + len(terms) * heads)
+
+
+def by_distance(products: torch.Tensor, terms: tuple[str, ...], rows: int, length: int) -> list[torch.Tensor]:
+    """Return views of products, one for each term, `(rows, heads, length, length)`: the score of each query and key.
+
+    Args:
+        products: `(len(terms) * heads, rows * length, 2 * length)`, of each token with the positions at all distances.
+    """
+    width, heads, of_row = 2 * length, len(products) // len(terms), 2 * length * length
+    found = []
+    for number, term in enumerate(terms):
+        within = (1, width - 1) if term == "p2c" else (width - 1, 1)  # one token on, a distance is one column back
+        start = products.storage_offset() + number * heads * rows * of_row + length - 1
+        found.append(products.as_strided((rows, heads, length, length), (of_row, rows * of_row, *within), start))
+    return found
 
 
 class FromGrid(torch.autograd.Function):
