@@ -25,41 +25,17 @@ try:
     from .gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
     from .layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse
-    from .packing_emodeberta import Packing, PositionRows, is_traced, relative_rows, rows_on_gpu
+    from .packing_emodeberta import Packing, PositionRows, bias_buckets, is_traced, relative_rows, rows_on_gpu
 except ImportError:
     from gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
     from layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse
-    from packing_emodeberta import Packing, PositionRows, is_traced, relative_rows, rows_on_gpu
+    from packing_emodeberta import Packing, PositionRows, bias_buckets, is_traced, relative_rows, rows_on_gpu
 
 logger = logging.get_logger(__name__)
 
 # Bytes of one feature of all tokens in a group on CPU. With this limit, the group's scores stay in the cache.
 GROUP_BYTES = 1024
-
-
-def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.device) -> torch.Tensor:
-    """Return the bucket of each distance key - query, from `1 - length` to `length - 1`, by MPNet's rule.
-
-    Half of the buckets are for keys at or before the query, half for keys after it. In each half, the nearer half of
-    the buckets hold one distance each, and the rest grow logarithmically up to `max_distance`. The bounds are whole
-    numbers computed in Python, because a logarithm taken on a device may round a bound into the bucket below.
-
-    Args:
-        length: Number of tokens.
-        buckets: Number of buckets for both directions together.
-        max_distance: From this distance on, every key is in the last bucket.
-
-    Returns:
-        `(2 * length - 1,)`.
-    """
-    half = buckets // 2
-    exact = half // 2
-    growth = (max_distance / exact) ** (1 / (half - exact))
-    bounds = [*range(1, exact), *(math.ceil(round(exact * growth**step, 6)) for step in range(half - exact))]
-    distance = torch.arange(1 - length, length, device=device)
-    within = (distance.abs()[:, None] >= torch.tensor(bounds, device=device)).sum(1)
-    return within + (distance > 0) * half
 
 
 def in_one_grid(device: torch.device) -> bool:

@@ -15,15 +15,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils import logging
 
 try:
-    from .kernels_emodeberta import by_head, position_scores, refuse_second_derivative, shifted
+    from .kernels_emodeberta import by_head, position_scores, refuse_second_derivative
     from .layers_emodeberta import compute_dtype
     from .packing_emodeberta import Packing, PositionRows, TextGroup, is_exported, is_traced
 except ImportError:
-    from kernels_emodeberta import by_head, position_scores, refuse_second_derivative, shifted
+    from kernels_emodeberta import by_head, position_scores, refuse_second_derivative
     from layers_emodeberta import compute_dtype
     from packing_emodeberta import Packing, PositionRows, TextGroup, is_exported, is_traced
 
 logger = logging.get_logger(__name__)
+
+# Tokens of the longest text from which `disentangled_flash` was at least as fast as torch, forward with backward, on an
+# H200 (docs/performance.md).
+FLASH_FROM = 1024
 
 
 def attend_at_once(
@@ -60,7 +64,8 @@ def attend_at_once(
     context = torch_attention(query, key, value, added, scale, dropout).transpose(1, 2)
     if is_traced():  # a recorded graph may run another kernel, with another layout
         context = context.clone(memory_format=torch.contiguous_format)
-    return from_grid(group, context.flatten(2))
+    grid = context.reshape(group.rows * group.length, -1)
+    return grid if group.cells is None else FromGrid.apply(grid, group)
 
 
 def traced_grid(group, projected, table, terms, rows, heads, added) -> tuple[torch.Tensor, ...]:
@@ -93,53 +98,64 @@ class Grid(torch.autograd.Function):
     def forward(ctx, projected, table, terms, rows, group, heads, added):
         size, count, length = projected.shape[1] // 3 // heads, group.rows, group.length
         cells, ctx.back = group.by_head(heads, projected.device)
-        grid = projected.view(-1, size).index_select(0, cells).view(3, heads, count, length, size)
-        ctx.terms, ctx.heads = terms, heads
+        grid = projected.view(-1, size).index_select(0, cells).view(3 * heads, count * length, size)
         scores = positions = None
         if terms:
             ctx.index = rows.by_head(terms, heads)
             positions = table.view(-1, size).index_select(0, ctx.index).view(len(terms) * heads, 2 * length, size)
-            products = torch.bmm(of_terms(grid, terms), positions.transpose(1, 2))
-            parts = [shifted(part, length) for part in products.view(len(terms), heads, count, length, 2 * length)]
-            if terms[0] == "p2c":
-                parts[0] = parts[0].transpose(-1, -2)
-            scores = projected.new_empty((heads, count, length, length))
+            products = torch.bmm(grid[of_terms(terms, heads)], positions.transpose(1, 2))
+            parts = by_distance(products, terms, count, length)
+            scores = products.new_empty((count, heads, length, length))
             scores = torch.add(*parts, out=scores) if len(parts) == 2 else scores.copy_(parts[0])
-            scores = scores.transpose(0, 1)
             if added is not None:
                 scores += added
+            ctx.table = table.shape
         ctx.save_for_backward(grid, positions)
-        ctx.table = None if table is None else table.shape
+        ctx.terms, ctx.shape = terms, (count, heads, length, size)
         ctx.added = added.shape if ctx.needs_input_grad[6] else None
-        key, query, value = (part.transpose(0, 1) for part in grid)
+        key, query, value = grid.view(3, heads, count, length, size).transpose(1, 2).unbind(0)
         return query, key, value, scores
 
     @staticmethod
     def backward(ctx, for_query, for_key, for_value, for_scores):
         refuse_second_derivative()
         grid, positions = ctx.saved_tensors
-        terms, heads = ctx.terms, ctx.heads
-        _, _, count, length, size = grid.shape
-        found = torch.stack([part.transpose(0, 1) for part in (for_key, for_query, for_value)])
+        terms, (count, heads, length, size) = ctx.terms, ctx.shape
+        found = torch.cat((for_key, for_query, for_value), 1).transpose(0, 1).reshape(grid.shape)
         for_table = for_added = None
         if terms:
+            part = of_terms(terms, heads)
             products = grid.new_zeros((len(terms) * heads, count * length, 2 * length))
-            for term, part in zip(terms, products.view(len(terms), heads, count, length, -1), strict=True):
-                of_term = for_scores.transpose(-1, -2) if term == "p2c" else for_scores
-                shifted(part, length).copy_(of_term.transpose(0, 1))
-            of_terms(found, terms).baddbmm_(products, positions)
-            for_positions = torch.bmm(products.transpose(1, 2), of_terms(grid, terms)).view(-1, size)
-            for_table = for_positions.new_zeros(ctx.table)
+            for of_term in by_distance(products, terms, count, length):
+                of_term.copy_(for_scores)
+            found[part].baddbmm_(products, positions)
+            for_positions = torch.bmm(products.transpose(1, 2), grid[part]).view(-1, size)
+            for_table = grid.new_zeros(ctx.table)
             for_table.view(-1, size).index_add_(0, ctx.index, for_positions)
             for_added = None if ctx.added is None else for_scores.sum_to_size(ctx.added)
         for_projected = found.view(-1, size).index_select(0, ctx.back).view(-1, 3 * heads * size)
         return for_projected, for_table, None, None, None, None, for_added
 
 
-def of_terms(grid: torch.Tensor, terms: tuple[str, ...]) -> torch.Tensor:
-    """Return the states that the positions of each term meet, keys or queries, `(len(terms) * heads, cells, size)`."""
-    first = 0 if terms[0] == "p2c" else 1
-    return grid[first : first + len(terms)].view(len(terms) * grid.shape[1], -1, grid.shape[-1])
+def of_terms(terms: tuple[str, ...], heads: int) -> slice:
+    """Return which of the keys, queries and values by head meet positions: keys those of p2c, queries those of c2p."""
+    first = 0 if terms[0] == "p2c" else heads
+    return slice(first, first + len(terms) * heads)
+
+
+def by_distance(products: torch.Tensor, terms: tuple[str, ...], rows: int, length: int) -> list[torch.Tensor]:
+    """Return views of products, one for each term, `(rows, heads, length, length)`: the score of each query and key.
+
+    Args:
+        products: `(len(terms) * heads, rows * length, 2 * length)`, of each token with the positions at all distances.
+    """
+    width, heads, of_row = 2 * length, len(products) // len(terms), 2 * length * length
+    found = []
+    for number, term in enumerate(terms):
+        within = (1, width - 1) if term == "p2c" else (width - 1, 1)  # one token on, a distance is one column back
+        start = products.storage_offset() + number * heads * rows * of_row + length - 1
+        found.append(products.as_strided((rows, heads, length, length), (of_row, rows * of_row, *within), start))
+    return found
 
 
 class FromGrid(torch.autograd.Function):
@@ -153,12 +169,6 @@ class FromGrid(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple:
         return gradient.index_select(0, ctx.group.cells).index_fill_(0, ctx.group.beyond, 0), None
-
-
-def from_grid(group: TextGroup, grid: torch.Tensor) -> torch.Tensor:
-    """Return a grid `(rows, length, hidden)` as `(tokens, hidden)`."""
-    grid = grid.reshape(group.rows * group.length, grid.shape[-1])
-    return grid if group.cells is None else FromGrid.apply(grid, group)
 
 
 # ---- By torch's own kernels -----------------------------------------------------------------------------------------
@@ -262,6 +272,8 @@ def not_by_flash(
     if not 0 <= dropout < 1:
         return f"dropout of {dropout}"
     length = packing.length
+    if length < FLASH_FROM:
+        return f"attention within fewer than {FLASH_FROM} tokens faster than torch"
     if length > 2**16 or len(states) * heads * max(2 * length, positions) >= 2**31:
         return "so many tokens at once (its offsets have 32 bits)"
     return None
@@ -292,9 +304,10 @@ def flash_attention(
     layout = ("strict", "packed", False)
     workload = (length, size, texts * heads, len(table), str(projected.dtype).removeprefix("torch."))
     workload = (*workload, "c2p" in terms, "p2c" in terms, *layout)
+    device, phases = projected.device.index, ("training_forward", "backward_dq", "backward_dkv")
     configs = (
-        package.resolve(package.profiles, "auto", projected.device.index, (*workload, phase, dropout > 0), texts * heads)
-        for phase in ("training_forward", "backward_dq", "backward_dkv")
+        package.resolve(package.profiles, "auto", device, (*workload, phase, dropout > 0), texts * heads)
+        for phase in phases
     )
     parts = (*projected.chunk(3, 1), tables.get("c2p"), tables.get("p2c"))
     of_heads = (None if part is None else part.unflatten(1, (heads, size)).transpose(0, 1) for part in parts)
@@ -341,10 +354,7 @@ def small_attention(device: torch.device, dtype: torch.dtype, size: int, of_flas
     rows = PositionRows(rising.to(device), torch.cat([rising[:-1].flip(0), rising[-1:]]).to(device))
     parts = [torch.randn(*shape, generator=generator) / size**0.25 for shape in ((26, 6 * size), (64, 4 * size))]
     parts = [part.to(device, dtype).requires_grad_() for part in parts]
-    projected, table = parts
-    more = (("p2c", "c2p"), rows, packing, heads, 0.5, 0.0)
-    if of_flash:
-        result = flash_attention(projected, table, *more)
-    else:
-        result = attend_at_once(projected, table * 0.5, *more)
+    attend, scales = (flash_attention, (1, 1)) if of_flash else (attend_at_once, (1, 0.5))
+    given = (part * scale for part, scale in zip(parts, scales, strict=True))
+    result = attend(*given, ("p2c", "c2p"), rows, packing, heads, 0.5, 0.0)
     return [result, *torch.autograd.grad(result.square().sum(), parts)]

@@ -5,6 +5,7 @@ Shipped inside every saved model.
 """
 
 import functools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -78,6 +79,30 @@ def relative_rows(length: int, span: int, buckets: int, max_position: int, devic
     if buckets > 0 and max_position > 0:
         distance = make_log_bucket_position(distance, buckets, max_position).to(torch.long)
     return (distance + span).clamp(0, 2 * span - 1)
+
+
+def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.device) -> torch.Tensor:
+    """Return the bucket of each distance key - query, from `1 - length` to `length - 1`, by MPNet's rule.
+
+    Half of the buckets are for keys at or before the query, half for keys after it. In each half, the nearer half of
+    the buckets hold one distance each, and the rest grow logarithmically up to `max_distance`. The bounds are whole
+    numbers computed in Python, because a logarithm taken on a device may round a bound into the bucket below.
+
+    Args:
+        length: Number of tokens.
+        buckets: Number of buckets for both directions together.
+        max_distance: From this distance on, every key is in the last bucket.
+
+    Returns:
+        `(2 * length - 1,)`.
+    """
+    half = buckets // 2
+    exact = half // 2
+    growth = (max_distance / exact) ** (1 / (half - exact))
+    bounds = [*range(1, exact), *(math.ceil(round(exact * growth**step, 6)) for step in range(half - exact))]
+    distance = torch.arange(1 - length, length, device=device)
+    within = (distance.abs()[:, None] >= torch.tensor(bounds, device=device)).sum(1)
+    return within + (distance > 0) * half
 
 
 @functools.lru_cache(maxsize=256)
@@ -244,26 +269,41 @@ class Packing:
             group = TextGroup(slice(start, start + len(tokens)), len(chosen), longest, heads)
             seen = mask[chosen[:, None], cells] & inside
             if not seen.all():
-                group.mask = torch.where(seen, 0.0, MASKED)[:, None].to(device)
+                group.mask = torch.where(seen, 0.0, MASKED)[:, None]
                 gaps = gaps or not torch.equal(seen, inside)
             if (len(chosen) > 1 and heads > 1) or not inside.all():
                 head = torch.arange(heads)
                 grid = torch.arange(heads * len(chosen) * longest).view(heads, -1)
                 ends = lengths[chosen].cumsum(0)[:, None]
                 token = (ends - lengths[chosen, None] + columns[:longest]).where(inside, ends - 1).flatten()
-                group.cells = (token * heads + head[:, None]).flatten().to(device)
-                group.back = grid[:, inside.flatten()].T.flatten().to(device)
+                group.cells = (token * heads + head[:, None]).flatten()
+                group.back = grid[:, inside.flatten()].T.flatten()
                 if not inside.all():
-                    group.beyond = grid[:, ~inside.flatten()].flatten().to(device)
+                    group.beyond = grid[:, ~inside.flatten()].flatten()
             groups.append(group)
             index.append(tokens)
         index = torch.cat(index) if index else torch.empty(0, dtype=torch.long)
         whole = len(index) == batch * length and torch.equal(index, torch.arange(batch * length))
-        packing = cls((batch, length), heads, None if whole else index.to(device), groups)
+        packing = cls((batch, length), heads, None if whole else index, groups)
         if aligned > 1 and not gaps:
-            ends = torch.tensor([0, *(count for _, count in rows)]).cumsum(0)
-            packing.bounds = ends.to(device, torch.int32)
+            packing.bounds = torch.tensor([0, *(count for _, count in rows)]).cumsum(0).to(torch.int32)
+        if device.type != "cpu":
+            packing.move(device)
         return packing
+
+    def move(self, device: torch.device) -> None:
+        """Move everything to a device, in one copy: each copy waits for the device."""
+        fields = [(group, name) for group in self.groups for name in ("cells", "back", "beyond", "mask")]
+        fields = [*fields, (self, "index"), (self, "bounds")]
+        fields = [(owner, name) for owner, name in fields if getattr(owner, name) is not None]
+        fields.sort(key=lambda field: -getattr(*field).element_size())  # so that all of them are aligned
+        parts = [getattr(owner, name).contiguous() for owner, name in fields]
+        if not parts:
+            return
+        sizes = [part.nbytes for part in parts]
+        moved = torch.cat([part.view(-1).view(torch.uint8) for part in parts]).to(device)
+        for (owner, name), part, data in zip(fields, parts, moved.split(sizes), strict=True):
+            setattr(owner, name, data.view(part.dtype).view(part.shape))
 
     def pack(self, states: torch.Tensor) -> torch.Tensor:
         """Return `(batch, length, hidden)` states as `(tokens, hidden)`."""

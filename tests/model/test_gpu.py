@@ -4,6 +4,7 @@ Its kernels run where CUDA and the package are, and in Triton's interpreter: `TR
 `disentangled-flash` installed.
 """
 
+import copy
 import inspect
 import logging
 import os
@@ -113,8 +114,20 @@ def test_a_layer_launches_fewer_kernels_than_the_librarys(one_grid, monkeypatch)
     assert ours < 0.7 * library, (ours, library)
 
 
+def test_a_packing_moves_as_it_is():
+    mask = (torch.arange(21) < torch.tensor([[21], [9], [0], [15]])).long()
+    mask[1, 4] = 0
+    packings = [Packing.for_gpu(rows) for rows in (mask, mask[:0], mask[:1])]
+    for packing in (*packings, Packing.of(mask, 3, 40)):
+        before = copy.deepcopy(packing)
+        packing.move(CPU)
+        torch.testing.assert_close(vars(packing) | {"groups": None}, vars(before) | {"groups": None})
+        for group, wanted in zip(packing.groups, before.groups, strict=True):
+            torch.testing.assert_close(vars(group) | {"tokens": None}, vars(wanted) | {"tokens": None})
+
+
 # ---- Which way ------------------------------------------------------------------------------------------------------
-def reason(size=64, tokens=30, dtype=torch.float32, positions=True, bias=None, gap=False, dropout=0.1):
+def reason(size=64, tokens=1030, dtype=torch.float32, positions=True, bias=None, gap=False, dropout=0.1):
     mask = torch.ones(1, tokens)
     mask[0, 1] = 0 if gap else 1
     packing = Packing.for_gpu(mask)
@@ -134,12 +147,13 @@ def test_disentangled_flash_computes_deberta(size, dtype):
     ("what", "said"),
     [
         ({"positions": False}, "without relative positions"),
-        ({"bias": torch.zeros(2, 32, 32)}, "a position bias"),
+        ({"bias": torch.zeros(2, 1040, 1040)}, "a position bias"),
         ({"gap": True}, "masks with gaps"),
         ({"size": 48}, "heads of 48 features"),
         ({"dtype": torch.float64}, "float64"),
         ({"dropout": 1.0}, "dropout of 1.0"),
         ({"tokens": 70_000}, "so many tokens"),
+        ({"tokens": 1000}, "within fewer than 1024 tokens"),
     ],
 )
 def test_torch_computes_the_rest(what, said):
@@ -252,6 +266,7 @@ def test_a_whole_model_is_the_librarys(device, one_grid, monkeypatch):
         monkeypatch.setattr(gpu_emodeberta, "flash_works", lambda *what: True)
     else:
         assert flash_works(device, torch.float32, 32)
+    monkeypatch.setattr(gpu_emodeberta, "FLASH_FROM", 0)
     options = OPTIONS["v2-xxlarge"] | {"hidden_size": 64, "num_attention_heads": 2} | NO_DROPOUT
     batch = {key: value.to(device) for key, value in padded_batch(20).items()}
     kept, found = batch["attention_mask"].bool(), []
