@@ -13,6 +13,7 @@ import pickle
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import islice
@@ -98,6 +99,7 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # bytes: a block for each shard
         try:
+            warnings.filterwarnings("ignore", module=r"ray\.")  # of workers that are left without a shard
             yield Cluster(gpus_per_worker)
         except RayTaskError:
             raise  # a fault of the program
@@ -148,14 +150,15 @@ class Cluster:
         Raises:
             InputError: the first of those that the function raises.
         """
-        home = Path.cwd()
+        home, shared, size = Path.cwd(), ray.put(function), -(-len(numbers) // _MOST_TASKS) or 1
 
-        def call(row: dict[str, Any]) -> dict[str, Any]:
-            return {"id": row["id"], "outcome": _outcome(home, function, row["id"])}
+        @ray.remote(max_retries=-1)
+        def call(function: Callable[[int], Any], part: range) -> bytes:
+            return _outcome(home, lambda: [function(number) for number in part])
 
-        blocks = min(len(numbers), _MOST_TASKS)
-        rows = ray.data.range(len(numbers), override_num_blocks=blocks).map(call).take_all() if numbers else []
-        return [_opened(row["outcome"]) for row in sorted(rows, key=lambda row: row["id"])]
+        parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        outcomes = ray.get([call.remote(shared, part) for part in parts])
+        return [value for outcome in outcomes for value in _opened(outcome)]
 
     def write_shards(
         self, folder: ScoreFolder, load: Callable[..., Any], tokens_per_batch: int | None
@@ -182,7 +185,8 @@ class Cluster:
                     for number, rows in _read(home, folder, runs[index], kept):
                         yield {"number": [number], "rows": [rows]}
 
-            nodes = _living_nodes()
+            nodes, about = _living_nodes(), folder.source.rows
+            most = self.workers if about is None else min(self.workers, about // folder.rows_per_shard + 1)
             blocks = min(len(runs), _MOST_TASKS)
             shards = ray.data.from_items([{"id": index} for index in range(len(runs))], override_num_blocks=blocks)
             # Reading takes little of a processor, so that every one can have a worker.
@@ -191,7 +195,7 @@ class Cluster:
             shards = shards.map(
                 _Worker,
                 fn_constructor_args=(home, folder, load, tokens_per_batch, self._device),
-                compute=ActorPoolStrategy(size=self.workers),
+                compute=ActorPoolStrategy(size=most),
                 num_cpus=1,
                 num_gpus=self.gpus,
             )
@@ -218,6 +222,9 @@ class _Worker:
     ):
         self._home, self._folder, self._load, self._tokens_per_batch = home, folder, load, tokens_per_batch
         self._device, self._classify = device, None
+        from . import scorer  # takes seconds, in which the first shards are read
+
+        self._scorer = scorer
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         outcome = _outcome(self._home, self._score, shard["number"], shard["rows"])
@@ -225,8 +232,6 @@ class _Worker:
 
     def _score(self, number: int, read: bytes) -> int:
         import torch
-
-        from .scorer import score
 
         rows = _opened(read)
         if not self._folder.folder.is_dir():
@@ -236,7 +241,7 @@ class _Worker:
         try:
             if self._classify is None:
                 self._classify = self._load(device=torch.device(self._device))
-            scores = score(self._classify, rows, self._tokens_per_batch)
+            scores = self._scorer.score(self._classify, rows, self._tokens_per_batch)
         except torch.OutOfMemoryError as error:
             raise MemoryError(first_line(error)) from error
         self._folder.write(number, rows, scores)

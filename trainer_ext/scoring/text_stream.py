@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow
-from datasets import IterableDataset, load_dataset
-from huggingface_hub import HfApi
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from ..data.delimited import Record, UnreadableTable, broken
@@ -22,16 +20,20 @@ from ..data.rows import (
     FORMATS,
     cells,
     format_of,
+    no_column,
     opened,
     parquet_file,
     read_rows,
     readable,
+    text_columns,
     text_lines,
     text_of,
 )
-from ..data.tables import no_column, text_columns
 from ..errors import InputError, first_line
 from ..files import file_state
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 logger = logging.getLogger(__name__)
 READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard's texts are in memory at once
@@ -90,7 +92,7 @@ class TextSource:
     _paths: list[PurePath] = field(default_factory=list, repr=False)
     _as_described: list[tuple[int, ...]] = field(default_factory=list, repr=False)  # by file, its `_state`
     _filesystem: FileSystem | None = field(default=None, repr=False)  # of an object store
-    _dataset: IterableDataset | None = field(default=None, repr=False)
+    _dataset: "IterableDataset | None" = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Row]:
         """Yield every row.
@@ -191,7 +193,7 @@ class TextSource:
         for record in read_rows(path, filesystem=self._filesystem, group=group, **known):
             yield self._row(record, columns, name, number)
 
-    def _dataset_rows(self, dataset: IterableDataset, name: str) -> Iterator[Row]:
+    def _dataset_rows(self, dataset: "IterableDataset", name: str) -> Iterator[Row]:
         count, columns = 0, []
         for batch in dataset.with_format("arrow").iter(batch_size=1024):
             columns = columns or self._text_columns(batch.column_names, name)
@@ -320,6 +322,9 @@ def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath
 def _hub_source(
     name: str, text_column: str, id_column: str | None, config: str | None, split: str, cache: str | None, token
 ) -> TextSource:
+    from datasets import load_dataset  # these take seconds, and readers of a cluster need neither
+    from huggingface_hub import HfApi
+
     try:
         revision = HfApi(token=token).dataset_info(name).sha
         dataset = load_dataset(
