@@ -82,6 +82,8 @@ def main() -> None:
         raise InputError("labels go to standard output from one process only; give --output FOLDER")
     if name == "-" and state.num_processes > 1:
         raise InputError("standard input is read by one process only; give a file or a folder")
+    if re.match(r"\w{2,}:/", str(args.output)):
+        raise InputError(f"{args.output}: an address; scores go to a folder, which all machines that score must see")
     if Path(name).is_dir() and args.output is not None and args.output.resolve().is_relative_to(Path(name).resolve()):
         raise InputError(f"{args.output}: is inside the input {name}, and would be read with it; give another --output")
     if args.num_gpus_per_worker is not None and args.engine != "ray":

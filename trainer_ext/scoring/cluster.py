@@ -11,8 +11,10 @@ import logging
 import os
 import pickle
 import re
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -85,12 +87,13 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     options = {"include_dashboard": False} if address == "local" else {}
     # What a node says when it dies goes to standard output, in dozens of lines.
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), _ended_by_signals() as take_signals:
         try:
             if found := re.search(r"([^/:]+):(\d+)$", address):  # Ray itself tries for minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
             with _no_stderr(nowhere):
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+            take_signals()  # Ray's own handler prints a stack
         except Exception as error:  # Ray raises many kinds, also bare ones
             wrong = "Ray does not start" if address == "local" else f"RAY_ADDRESS {address}: no Ray cluster to be used"
             raise InputError(f"{wrong} ({first_line(error)})") from error
@@ -107,6 +110,42 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
             raise ProcessError(f"Ray gave up ({first_line(error)}); start again in the same way") from error
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[Callable[[], None]]:
+    """End this process at once on Ctrl-C or SIGTERM within a `with` block. A Ray that it started ends with it.
+
+    Yields what takes SIGTERM back from Ray.
+
+    A thread does so, because an exception that a handler raises in the middle of Ray's code is lost, or aborts.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which gets the signals
+        yield lambda: None
+        return
+    stderr = os.dup(2)
+    signals, written = socket.socketpair()
+
+    def end() -> None:
+        while number := signals.recv(1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                os.write(stderr, b"\nstopped; start it again in the same way\n")
+                os._exit(128 + number[0])
+
+    written.setblocking(False)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.set_wakeup_fd(written.fileno())
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    try:
+        yield lambda: signal.signal(signal.SIGTERM, signal.default_int_handler)
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handler)
+        written.close()
+        thread.join()
+        signals.close()
+        os.close(stderr)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ A row that cannot be read is a row all the same: it has an error instead of a te
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 logger = logging.getLogger(__name__)
+_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf", "file")
+_PATIENCE = 8  # seconds, for the first answer of an object store
 READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard's texts are in memory at once
 
 
@@ -140,8 +145,11 @@ class TextSource:
             if number == len(self._paths) - 1:
                 return [None]
             return [sum(1 for _ in takewhile(lambda row: row.file == number, self.rows_from(number)))]
-        with parquet_file(self._paths[number], self._filesystem) as file:
-            return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        try:
+            with parquet_file(self._paths[number], self._filesystem) as file:
+                return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _not_read(self._paths[number], error) from error
 
     def check_unchanged(self, number: int) -> None:
         """Check that a file is still what `files` says: by size and times, and if they differ by its SHA-256.
@@ -156,8 +164,10 @@ class TextSource:
             if _state(path, self._filesystem) == self._as_described[number]:
                 return
             record, _, state = _describe(path, self.files[number]["file"], self._filesystem)
-        except (OSError, pyarrow.ArrowException, InputError):
+        except (FileNotFoundError, InputError):
             record, state = None, ()
+        except (OSError, pyarrow.ArrowException) as error:  # which says nothing of what was read before
+            raise _not_read(path, error) from error
         if record != self.files[number]:
             raise UnreadableFile(
                 f"{readable(path)}: changed while it was read; start again in the same way when nobody writes to it",
@@ -178,7 +188,7 @@ class TextSource:
         except UnreadableTable as error:
             raise UnreadableFile(f"{readable(path)}: {error}", number) from error
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{readable(path)}: cannot be read ({first_line(error)})") from error
+            raise _not_read(path, error) from error
         return described
 
     def _file_rows(self, number: int, group: int = 0) -> Iterator[Row]:
@@ -291,11 +301,8 @@ def _local(name: str) -> tuple[None, Path, list[Path] | None]:
     path = Path(name)
     if not path.is_dir():
         return None, path, [path] if path.is_file() else None
-    return (
-        None,
-        path,
-        sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))),
-    )
+    found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
+    return None, path, found
 
 
 def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath]]:
@@ -304,12 +311,25 @@ def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath
     Raises:
         InputError: if it cannot be reached, or there is nothing.
     """
+    if address.partition("://")[0] not in _STORES:
+        raise InputError(f"{address}: no address of a store; want s3://, gs://, abfs://, hdfs:// or hf://, or a file")
+    answer: Future[tuple[FileSystem, str, FileType]] = Future()
+
+    def ask() -> None:
+        try:
+            filesystem, place = FileSystem.from_uri(address)
+            answer.set_result((filesystem, place, filesystem.get_file_info(place).type))
+        except Exception as error:  # many kinds, of many stores
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # without a network, some stores try for many minutes
     try:
-        filesystem, place = FileSystem.from_uri(address)
-        kind = filesystem.get_file_info(place).type
+        filesystem, place, kind = answer.result(_PATIENCE)
         inside = filesystem.get_file_info(FileSelector(place, recursive=True)) if kind == FileType.Directory else []
-    except (OSError, pyarrow.ArrowException, ImportError) as error:
-        raise InputError(f"{address}: cannot be read ({first_line(error)})") from error
+    except TimeoutError as error:
+        raise InputError(f"{address}: no answer in {_PATIENCE} seconds; want a network, and keys") from error
+    except Exception as error:
+        raise _not_read(address, error) from error
     if kind == FileType.NotFound:
         raise InputError(f"{address}: no such file or folder")
     path = PurePosixPath(place)
@@ -362,6 +382,10 @@ def _describe(
     if _state(path, filesystem) != state or size != state[0]:
         raise InputError(f"{readable(path)}: somebody is writing to it; start when it is whole")
     return {"file": name, "bytes": size, "sha256": digest.hexdigest()}, rows, state
+
+
+def _not_read(name: object, error: Exception) -> InputError:
+    return InputError(f"{readable(name)}: cannot be read ({shorten(first_line(error), 300)})")
 
 
 def _state(path: PurePath, filesystem: FileSystem | None) -> tuple[int, ...]:
