@@ -332,7 +332,7 @@ def summarise(folder: ScoreFolder, shards: int, abstains: bool, args: argparse.N
     if unsure:
         print(f"{unsure:,} rows have no label, because the best one is less probable than the model's abstain_below")
     if manifest["errors"]:
-        print(f"{manifest['errors']:,} rows have an error in place of a label; the first: {manifest['first_error']}")
+        print(f"{manifest['errors']:,} rows have an error instead of a label; the first: {manifest['first_error']}")
     if manifest["truncated"]:
         print(f"{manifest['truncated']:,} texts are longer than the model reads and were cut")
     print(f"saved to {folder.folder}/, manifest.json tells the shards")

@@ -32,7 +32,7 @@ from benchmarks.measure import ROOT, Results, machine, machine_slug
 
 SHARDS = 100
 PROCESSES = 2
-# Workers of Ray give way to all else on the machine, if it is not told otherwise.
+# Workers of a cluster give way to all else on the machine, if it is not told otherwise.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 

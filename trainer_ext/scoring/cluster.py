@@ -85,7 +85,11 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its messages are in Ray's log files
     address = os.environ.get("RAY_ADDRESS") or "local"
-    options = {"include_dashboard": False} if address == "local" else {}
+    options = {}
+    if address == "local":
+        options = {"include_dashboard": False}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as without Ray; its workers give way to all else
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # a busy machine takes long to start one
     # What a node says when it dies goes to standard output, in dozens of lines.
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), _ended_by_signals() as take_signals:
         try:
@@ -164,8 +168,8 @@ class Cluster:
     """A Ray cluster that is connected.
 
     Attributes:
-        workers: How many have room at once.
-        gpus: Of each worker.
+        workers: How many workers fit at once.
+        gpus: GPUs of each worker.
     """
 
     def __init__(self, gpus: float | None):
@@ -184,7 +188,7 @@ class Cluster:
         return ray.get(ray.remote(num_cpus=1, num_gpus=self.gpus)(_choose).remote(self._device))
 
     def each(self, function: Callable[[int], Any], numbers: range) -> list[Any]:
-        """Call a function with each number from 0, as `map` does.
+        """Call a function with each number, on any node, and return the results in order.
 
         Raises:
             InputError: the first of those that the function raises.
@@ -249,7 +253,7 @@ class Cluster:
 
 
 class _Worker:
-    """An actor of the pool."""
+    """An actor of the pool, which loads the model for its first shard and keeps it."""
 
     def __init__(
         self,

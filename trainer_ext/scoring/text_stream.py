@@ -118,7 +118,7 @@ class TextSource:
         yield from self.rows_from(0)
 
     def rows_from(self, first: int, group: int = 0) -> Iterator[Row]:
-        """Every row from a file on, of parquet from one of its row groups on.
+        """Yield every row from a file on. In a parquet file, start at a row group.
 
         Raises:
             UnreadableFile: as when all rows are read.
@@ -134,9 +134,9 @@ class TextSource:
             self.check_unchanged(number)
 
     def count(self, number: int) -> list[int | None]:
-        """Count the rows of a file: of parquet those of each row group, else all, for which the file is read.
+        """Return the number of rows in each row group of a parquet file, or of all rows in another one, which is read.
 
-        Those of the last file are `None` then, because no row comes after them.
+        A last file that is not parquet is not read and gives `None`, because no rows come after it.
 
         Raises:
             UnreadableFile: as when all rows are read.
@@ -152,7 +152,7 @@ class TextSource:
             raise _not_read(self._paths[number], error) from error
 
     def check_unchanged(self, number: int) -> None:
-        """Check that a file is still what `files` says: by size and times, and if they differ by its SHA-256.
+        """Check that a file has not changed since it was described: by size and times, and else by its SHA-256.
 
         Raises:
             UnreadableFile: if it is not, and what was read of it may be of both.
@@ -389,7 +389,7 @@ def _not_read(name: object, error: Exception) -> InputError:
 
 
 def _state(path: PurePath, filesystem: FileSystem | None) -> tuple[int, ...]:
-    """Return what tells, without reading a file, that it is as it was."""
+    """Return the size and times of a file. If they are the same later, it is not read again."""
     if filesystem is None:
         return file_state(Path(path))
     info = filesystem.get_file_info(str(path))
