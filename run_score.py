@@ -74,7 +74,7 @@ SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 def main() -> None:
     args = parser().parse_args()
     name = args.input or args.input_file
-    if name is None or (args.input and args.input_file):
+    if not name or (args.input and args.input_file):
         raise InputError("give what to score: --input FILE, FOLDER or owner/name, or - for standard input")
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # processes wait for one another at the end only
