@@ -74,7 +74,7 @@ SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 def main() -> None:
     args = parser().parse_args()
     name = args.input or args.input_file
-    if name is None or (args.input and args.input_file):
+    if not name or (args.input and args.input_file):
         raise InputError("give what to score: --input FILE, FOLDER or owner/name, or - for standard input")
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # processes wait for one another at the end only
@@ -82,6 +82,8 @@ def main() -> None:
         raise InputError("labels go to standard output from one process only; give --output FOLDER")
     if name == "-" and state.num_processes > 1:
         raise InputError("standard input is read by one process only; give a file or a folder")
+    if re.match(r"\w{2,}:/", str(args.output)):
+        raise InputError(f"{args.output}: an address; scores go to a folder, which all machines that score must see")
     if Path(name).is_dir() and args.output is not None and args.output.resolve().is_relative_to(Path(name).resolve()):
         raise InputError(f"{args.output}: is inside the input {name}, and would be read with it; give another --output")
     if args.num_gpus_per_worker is not None and args.engine != "ray":
@@ -330,7 +332,7 @@ def summarise(folder: ScoreFolder, shards: int, abstains: bool, args: argparse.N
     if unsure:
         print(f"{unsure:,} rows have no label, because the best one is less probable than the model's abstain_below")
     if manifest["errors"]:
-        print(f"{manifest['errors']:,} rows have an error in place of a label; the first: {manifest['first_error']}")
+        print(f"{manifest['errors']:,} rows have an error instead of a label; the first: {manifest['first_error']}")
     if manifest["truncated"]:
         print(f"{manifest['truncated']:,} texts are longer than the model reads and were cut")
     print(f"saved to {folder.folder}/, manifest.json tells the shards")

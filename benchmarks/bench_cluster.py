@@ -1,17 +1,20 @@
 """`run_score.py --engine ray` against `run_score.py`: overhead, a killed node, and the driver's memory.
 
-    python -m benchmarks.bench_cluster         # about half an hour on two free cores
-    python -m benchmarks.bench_cluster --rows 10000
+    python -m benchmarks.bench_cluster         # about ten minutes on two free cores
+    python -m benchmarks.bench_cluster --rows 100000 --rounds 1
 
 Writes results/bench/cluster-<machine>.json. The rows are generated and the model is tiny, so that reading, moving and
-writing rows weigh the most. Both sides run two processes with one thread each. Processor seconds are those of all
-processes of a side, Ray's own among them; on a machine that does other work they say more than wall-clock time.
+writing rows weigh the most. Both sides run two processes with one thread each, in turns. Seconds are those of whole
+runs, from the command to its end. Processor seconds are those of all processes of a side, Ray's own among them. On a
+machine that does other work, they say more than wall-clock time.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +32,7 @@ from benchmarks.measure import ROOT, Results, machine, machine_slug
 
 SHARDS = 100
 PROCESSES = 2
-# Workers of Ray give way to all else on the machine, if it is not told otherwise.
+# Workers of a cluster give way to all else on the machine, if it is not told otherwise.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 
 
@@ -41,6 +44,7 @@ def flags(folder: Path, rows: int, output: str) -> list[str]:
 
 def watched(command: list[str], folder: Path, output: str) -> dict:
     """Run a side to its end, and return its seconds and the mean megabytes of its first process while it scores."""
+    shutil.rmtree(folder / output, ignore_errors=True)
     times: dict[tuple, float] = {}
     sizes: list[tuple[float, int]] = []
     start = time.time()
@@ -67,15 +71,32 @@ def watched(command: list[str], folder: Path, output: str) -> dict:
     }
 
 
-def sides(folder: Path, rows: int) -> dict:
-    """Return what both sides take for the same rows, and how much more Ray takes."""
-    script = str(ROOT / "run_score.py")
-    run = ["-m", "torch.distributed.run", "--nproc_per_node", str(PROCESSES), script]
-    plain = watched([sys.executable, *run, *flags(folder, rows, "plain")], folder, "plain")
-    ray = watched([sys.executable, script, *flags(folder, rows, "ray"), "--engine", "ray"], folder, "ray")
-    assert same(folder / "plain", folder / "ray")
-    more = {key: round(ray[key] / plain[key] - 1, 3) for key in plain if "seconds" in key}
-    return {"processes": plain, "ray": ray, "ray_takes_more": more}
+def plain(folder: Path, rows: int) -> dict:
+    """Score with processes, into the folder `plain`."""
+    run = ["-m", "torch.distributed.run", "--nproc_per_node", str(PROCESSES), str(ROOT / "run_score.py")]
+    return watched([sys.executable, *run, *flags(folder, rows, "plain")], folder, "plain")
+
+
+def with_ray(folder: Path, rows: int) -> dict:
+    """Score with Ray, into the folder `ray`."""
+    command = [sys.executable, str(ROOT / "run_score.py"), *flags(folder, rows, "ray"), "--engine", "ray"]
+    return watched(command, folder, "ray")
+
+
+def overhead(folder: Path, rows: int, rounds: int) -> dict:
+    """Return what both sides take for the same rows in each round, and how much more Ray takes, in the median."""
+    found: dict[str, list[dict]] = {"processes": [], "ray": []}
+    for _ in range(rounds):
+        found["processes"].append(plain(folder, rows))
+        found["ray"].append(with_ray(folder, rows))
+        assert same(folder / "plain", folder / "ray")
+        print({side: spent[-1] for side, spent in found.items()}, flush=True)
+    more = {
+        key: round(statistics.median(b[key] / a[key] - 1 for a, b in zip(*found.values(), strict=True)), 3)
+        for key in found["ray"][0]
+        if "seconds" in key
+    }
+    return found | {"ray_takes_more": more}
 
 
 def same(one: Path, other: Path) -> bool:
@@ -86,6 +107,7 @@ def same(one: Path, other: Path) -> bool:
 
 def killed(folder: Path, rows: int) -> dict:
     """Kill one of two nodes in the middle, and return what is left."""
+    plain(folder, rows)
     node = {"num_cpus": 1, "object_store_memory": 200_000_000}
     os.environ |= ENVIRONMENT
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
@@ -128,25 +150,27 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--rows", type=int, default=100_000, help="default: 100,000; the driver's memory also at 10 times"
+        "--rows", type=int, default=1_000_000, help="default: 1,000,000; a tenth of them when a node is killed"
     )
-    rows = parser.parse_args().rows
+    parser.add_argument("--rounds", type=int, default=3, help="whole runs of each side (default: 3)")
+    args = parser.parse_args()
+    few, many = args.rows // 10, args.rows
     device = torch.device("cpu")
     results = Results(ROOT / "results" / "bench" / f"cluster-{machine_slug(device)}.json")
-    settings = {"rows": rows, "shards": SHARDS, "processes": PROCESSES, "machine": machine(device)}
+    settings = {"rows": many, "shards": SHARDS, "processes": PROCESSES, "machine": machine(device)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder)
-        for count in (rows, 10 * rows):
+        for count in (few, many):
             make_rows(folder / f"{count}.parquet", count)
-        part = results.part("overhead", settings, lambda: sides(folder, rows))
-        print(f"{rows:,} rows, Ray takes more: {part['ray_takes_more']}", flush=True)
-        print(results.part("killed node", settings, lambda: killed(folder, rows)), flush=True)
+        part = results.part("overhead", settings | {"rounds": args.rounds}, lambda: overhead(folder, many, args.rounds))
+        print(f"{many:,} rows, Ray takes more: {part['ray_takes_more']}", flush=True)
+        print(results.part("killed node", settings, lambda: killed(folder, few)), flush=True)
 
         def memory() -> dict:
-            command = [sys.executable, str(ROOT / "run_score.py"), *flags(folder, 10 * rows, "more"), "--engine", "ray"]
-            few, many = part["ray"]["megabytes"], watched(command, folder, "more")["megabytes"]
-            return {"megabytes": {str(rows): few, str(10 * rows): many}, "ratio": round(many / few, 3)}
+            of_few = with_ray(folder, few)["megabytes"]
+            of_many = statistics.median(run["megabytes"] for run in part["ray"])
+            return {"megabytes": {str(few): of_few, str(many): of_many}, "ratio": round(of_many / of_few, 3)}
 
         print(results.part("driver", settings, memory), flush=True)
 

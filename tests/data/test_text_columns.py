@@ -12,7 +12,7 @@ from trainer_ext.data import pretraining_texts
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.load import DataArguments, load_corpus, load_extra_test, read_texts
 from trainer_ext.data.pretraining_texts import PretrainingArguments, load_pretraining_corpus
-from trainer_ext.data.tables import text_columns
+from trainer_ext.data.rows import text_columns
 from trainer_ext.errors import InputError
 from trainer_ext.runs.run import training_settings
 from trainer_ext.runs.variants import resolve

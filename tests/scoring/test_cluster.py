@@ -1,6 +1,7 @@
 """run_score.py --engine ray: on two nodes, of which one dies, what run_score.py writes without it."""
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -170,3 +171,16 @@ def test_a_missing_extra_is_named(finished, texts, tmp_path, monkeypatch):
     flags = ["--engine", "ray", "--output", tmp_path / "out"]
     with pytest.raises(InputError, match=r"ray is not installed; pip install 'emodeberta\[ray\]'"):
         call(run_score.main, "--model", finished[0], texts, *flags)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_the_run_at_once_with_a_line(name, status):
+    code = (
+        "import os, signal, time\n"
+        "from trainer_ext.scoring.cluster import _ended_by_signals\n"
+        f"with _ended_by_signals():\n    os.kill(os.getpid(), signal.{name})\n"
+        "    while True:\n        try:\n            time.sleep(60)\n"
+        "        except KeyboardInterrupt:\n            pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr.strip()) == (status, "stopped; start it again in the same way")

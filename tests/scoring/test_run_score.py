@@ -90,7 +90,7 @@ def test_shards_hold_what_the_pipeline_says(finished, essays, tmp_path):
     for shard in about["shards"]:
         assert shard["sha256"] == hashlib.sha256((tmp_path / "out" / shard["file"]).read_bytes()).hexdigest()
     assert "63 rows, 61 with a label" in said
-    assert "2 rows have an error in place of a label; the first: x.csv, row 42: the text is empty" in said
+    assert "2 rows have an error instead of a label; the first: x.csv, row 42: the text is empty" in said
     assert not any(text[:30] in json.dumps(about) + said for text in texts if text.strip())
 
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("scores-*")}
@@ -163,7 +163,7 @@ def test_it_is_a_filter(finished, essays, tmp_path):
     assert set(lines[1:-1]) <= labels
     first, *others = err.splitlines()
     assert re.match(r"precision: (bf16|float32) \(a matrix product takes", first)
-    assert others == ["standard input, line 3: the text is empty", "1 rows have an error in place of a label"]
+    assert others == ["standard input, line 3: the text is empty", "1 rows have an error instead of a label"]
 
     many = tmp_path / "many.txt"
     many.write_text("\n".join(essays * 20))

@@ -3,6 +3,7 @@ import csv
 import gzip
 import json
 import logging
+import socket
 
 import pyarrow
 import pyarrow.parquet
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer_ext.errors import InputError
+from trainer_ext.scoring import text_stream
 from trainer_ext.scoring.text_stream import open_source
 
 WANTED = [("The river took the road.", "a"), ("Nobody told us;\n\nnobody.", "b"), ("Käse, “quoted” and so on", "7")]
@@ -171,3 +173,15 @@ def test_what_is_not_there_is_named(name, tmp_path, monkeypatch):
         open_source("owner/corpus")
     with pytest.raises(InputError, match="no file to read in there"):
         open_source(str(tmp_path))
+
+
+def test_an_address_that_gives_no_answer_is_an_error_within_seconds(monkeypatch):
+    monkeypatch.setattr(text_stream, "_PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        names = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS_ACCESS_KEY_ID": "a"}
+        for name, value in (names | {"AWS_SECRET_ACCESS_KEY": "b"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=r"s3://bucket/a: no answer in 0\.5 seconds; want a network, and keys"):
+            open_source("s3://bucket/a")
+    with pytest.raises(InputError, match=r"http://host/a\.csv: no address of a store; want s3://, gs://"):
+        open_source("http://host/a.csv")

@@ -15,8 +15,7 @@ from texts_emodeberta import in_order
 
 from ..errors import InputError
 from .columns import TEXT
-from .rows import text_of
-from .tables import text_columns
+from .rows import text_columns, text_of
 
 
 class Texts(NamedTuple):

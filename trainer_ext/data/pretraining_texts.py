@@ -18,8 +18,8 @@ from .delimited import UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
 from .load import QUOTING_HELP, TEXT_DELIMITER_HELP, read_texts
-from .rows import format_of, read_rows, readable, text_of
-from .tables import read_file, text_columns
+from .rows import format_of, read_rows, readable, text_columns, text_of
+from .tables import read_file
 
 
 @dataclass

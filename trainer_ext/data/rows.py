@@ -1,6 +1,7 @@
 """Read rows of csv, tsv, JSON, JSON lines, parquet and text files one by one, in bounded memory."""
 
 import bz2
+import difflib
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from pyarrow.fs import FileSystem
 
+from ..errors import InputError
 from .delimited import LONGEST_ROW, Record, UnreadableTable, check_names, decoded, delimited_rows, lines_of, too_long
 
 FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
@@ -88,6 +90,45 @@ def text_lines(file: BinaryIO) -> Iterator[Record]:
     for number, line in enumerate(lines_of(decoded(file)), 1):
         values = None if line is None else {"text": line.rstrip("\r\n")}
         yield Record(number, f"line {number}", values, too_long() if line is None else None)
+
+
+def no_column(name: str, column: str, present: list[str]) -> InputError:
+    """Return the error for a table that lacks a column."""
+    close = difflib.get_close_matches(column, present[:1000], n=1)
+    shown = ", ".join(each if len(each) <= 40 else f"{each[:40]}…" for each in present[:20])
+    return InputError(
+        f"{name}: no column {column!r}; it has {shown}"
+        + (f" and {len(present) - 20} more" if len(present) > 20 else "")
+        + (f"; did you mean {close[0]!r}?" if close else "")
+    )
+
+
+def text_columns(source: str, name: str, present: Sequence[str]) -> list[str]:
+    """Return the columns that a name stands for: the column of this name, or several with commas between their names.
+
+    If column names contain commas, the longest name that exists counts.
+
+    Args:
+        source: Name of the file or corpus, for messages.
+        name: The name, or several with commas between them.
+        present: The columns that exist.
+
+    Raises:
+        InputError: if a column does not exist.
+    """
+    parts, columns, known = name.split(","), [], set(present)
+    while parts:
+        for length in range(len(parts), 0, -1):
+            column = ",".join(parts[:length])
+            if column not in known and column.strip() in known:
+                column = column.strip()
+            if column in known:
+                break
+        else:
+            raise no_column(source, column, list(present))
+        columns.append(column)
+        parts = parts[length:]
+    return columns
 
 
 def text_of(values: Mapping[str, Any], columns: Sequence[str], delimiter: str) -> tuple[Any, str]:

@@ -1,6 +1,5 @@
 """Read whole files and Hub datasets as tables of rows, strictly: the first bad row is an error."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..errors import InputError, first_line
 from ..recipes import HubAccess
 from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
-from .rows import cells, format_of, read_rows, readable, text_lines, text_of
+from .rows import cells, format_of, no_column, read_rows, readable, text_columns, text_lines, text_of
 
 _SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -143,45 +142,6 @@ def check_column(table: Table, column: str) -> None:
     present = list(table.rows[0]) if table.rows else []
     if column not in present:
         raise no_column(table.name, column, present)
-
-
-def no_column(name: str, column: str, present: list[str]) -> InputError:
-    """Return the error for a table that lacks a column."""
-    close = difflib.get_close_matches(column, present[:1000], n=1)
-    shown = ", ".join(each if len(each) <= 40 else f"{each[:40]}…" for each in present[:20])
-    return InputError(
-        f"{name}: no column {column!r}; it has {shown}"
-        + (f" and {len(present) - 20} more" if len(present) > 20 else "")
-        + (f"; did you mean {close[0]!r}?" if close else "")
-    )
-
-
-def text_columns(source: str, name: str, present: Sequence[str]) -> list[str]:
-    """Return the columns that a name stands for: the column of this name, or several with commas between their names.
-
-    If column names contain commas, the longest name that exists counts.
-
-    Args:
-        source: Name of the file or corpus, for messages.
-        name: The name, or several with commas between them.
-        present: The columns that exist.
-
-    Raises:
-        InputError: if a column does not exist.
-    """
-    parts, columns, known = name.split(","), [], set(present)
-    while parts:
-        for length in range(len(parts), 0, -1):
-            column = ",".join(parts[:length])
-            if column not in known and column.strip() in known:
-                column = column.strip()
-            if column in known:
-                break
-        else:
-            raise no_column(source, column, list(present))
-        columns.append(column)
-        parts = parts[length:]
-    return columns
 
 
 def _as_others(table: Table, indices: Sequence[int]) -> str:

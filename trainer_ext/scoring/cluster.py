@@ -11,8 +11,11 @@ import logging
 import os
 import pickle
 import re
+import signal
 import socket
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import islice
@@ -82,14 +85,19 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its messages are in Ray's log files
     address = os.environ.get("RAY_ADDRESS") or "local"
-    options = {"include_dashboard": False} if address == "local" else {}
+    options = {}
+    if address == "local":
+        options = {"include_dashboard": False}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as without Ray; its workers give way to all else
+        os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # a busy machine takes long to start one
     # What a node says when it dies goes to standard output, in dozens of lines.
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), _ended_by_signals() as take_signals:
         try:
             if found := re.search(r"([^/:]+):(\d+)$", address):  # Ray itself tries for minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
             with _no_stderr(nowhere):
                 ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+            take_signals()  # Ray's own handler prints a stack
         except Exception as error:  # Ray raises many kinds, also bare ones
             wrong = "Ray does not start" if address == "local" else f"RAY_ADDRESS {address}: no Ray cluster to be used"
             raise InputError(f"{wrong} ({first_line(error)})") from error
@@ -98,6 +106,7 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # bytes: a block for each shard
         try:
+            warnings.filterwarnings("ignore", module=r"ray\.")  # of workers that are left without a shard
             yield Cluster(gpus_per_worker)
         except RayTaskError:
             raise  # a fault of the program
@@ -105,6 +114,42 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
             raise ProcessError(f"Ray gave up ({first_line(error)}); start again in the same way") from error
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[Callable[[], None]]:
+    """End this process at once on Ctrl-C or SIGTERM within a `with` block. A Ray that it started ends with it.
+
+    Yields what takes SIGTERM back from Ray.
+
+    A thread does so, because an exception that a handler raises in the middle of Ray's code is lost, or aborts.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which gets the signals
+        yield lambda: None
+        return
+    stderr = os.dup(2)
+    signals, written = socket.socketpair()
+
+    def end() -> None:
+        while number := signals.recv(1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                os.write(stderr, b"\nstopped; start it again in the same way\n")
+                os._exit(128 + number[0])
+
+    written.setblocking(False)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.set_wakeup_fd(written.fileno())
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    try:
+        yield lambda: signal.signal(signal.SIGTERM, signal.default_int_handler)
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handler)
+        written.close()
+        thread.join()
+        signals.close()
+        os.close(stderr)
 
 
 @contextmanager
@@ -123,8 +168,8 @@ class Cluster:
     """A Ray cluster that is connected.
 
     Attributes:
-        workers: How many have room at once.
-        gpus: Of each worker.
+        workers: How many workers fit at once.
+        gpus: GPUs of each worker.
     """
 
     def __init__(self, gpus: float | None):
@@ -143,19 +188,20 @@ class Cluster:
         return ray.get(ray.remote(num_cpus=1, num_gpus=self.gpus)(_choose).remote(self._device))
 
     def each(self, function: Callable[[int], Any], numbers: range) -> list[Any]:
-        """Call a function with each number from 0, as `map` does.
+        """Call a function with each number, on any node, and return the results in order.
 
         Raises:
             InputError: the first of those that the function raises.
         """
-        home = Path.cwd()
+        home, shared, size = Path.cwd(), ray.put(function), -(-len(numbers) // _MOST_TASKS) or 1
 
-        def call(row: dict[str, Any]) -> dict[str, Any]:
-            return {"id": row["id"], "outcome": _outcome(home, function, row["id"])}
+        @ray.remote(max_retries=-1)
+        def call(function: Callable[[int], Any], part: range) -> bytes:
+            return _outcome(home, lambda: [function(number) for number in part])
 
-        blocks = min(len(numbers), _MOST_TASKS)
-        rows = ray.data.range(len(numbers), override_num_blocks=blocks).map(call).take_all() if numbers else []
-        return [_opened(row["outcome"]) for row in sorted(rows, key=lambda row: row["id"])]
+        parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        outcomes = ray.get([call.remote(shared, part) for part in parts])
+        return [value for outcome in outcomes for value in _opened(outcome)]
 
     def write_shards(
         self, folder: ScoreFolder, load: Callable[..., Any], tokens_per_batch: int | None
@@ -182,7 +228,8 @@ class Cluster:
                     for number, rows in _read(home, folder, runs[index], kept):
                         yield {"number": [number], "rows": [rows]}
 
-            nodes = _living_nodes()
+            nodes, about = _living_nodes(), folder.source.rows
+            most = self.workers if about is None else min(self.workers, about // folder.rows_per_shard + 1)
             blocks = min(len(runs), _MOST_TASKS)
             shards = ray.data.from_items([{"id": index} for index in range(len(runs))], override_num_blocks=blocks)
             # Reading takes little of a processor, so that every one can have a worker.
@@ -191,7 +238,7 @@ class Cluster:
             shards = shards.map(
                 _Worker,
                 fn_constructor_args=(home, folder, load, tokens_per_batch, self._device),
-                compute=ActorPoolStrategy(size=self.workers),
+                compute=ActorPoolStrategy(size=most),
                 num_cpus=1,
                 num_gpus=self.gpus,
             )
@@ -206,7 +253,7 @@ class Cluster:
 
 
 class _Worker:
-    """An actor of the pool."""
+    """An actor of the pool, which loads the model for its first shard and keeps it."""
 
     def __init__(
         self,
@@ -218,6 +265,9 @@ class _Worker:
     ):
         self._home, self._folder, self._load, self._tokens_per_batch = home, folder, load, tokens_per_batch
         self._device, self._classify = device, None
+        from . import scorer  # takes seconds, in which the first shards are read
+
+        self._scorer = scorer
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         outcome = _outcome(self._home, self._score, shard["number"], shard["rows"])
@@ -225,8 +275,6 @@ class _Worker:
 
     def _score(self, number: int, read: bytes) -> int:
         import torch
-
-        from .scorer import score
 
         rows = _opened(read)
         if not self._folder.folder.is_dir():
@@ -236,7 +284,7 @@ class _Worker:
         try:
             if self._classify is None:
                 self._classify = self._load(device=torch.device(self._device))
-            scores = score(self._classify, rows, self._tokens_per_batch)
+            scores = self._scorer.score(self._classify, rows, self._tokens_per_batch)
         except torch.OutOfMemoryError as error:
             raise MemoryError(first_line(error)) from error
         self._folder.write(number, rows, scores)

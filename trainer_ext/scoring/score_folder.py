@@ -83,7 +83,7 @@ class ScoreFolder:
             raise InputError(f"{folder}: cannot be written to ({error.strerror})") from error
 
     def _check(self) -> None:
-        """Check that what the folder has was made by this model from this input with these settings."""
+        """Check that the shards in the folder were made by this model, from this input, with these settings."""
         before = self.manifest()
         if before is None:
             if self.folder.exists() and not self.folder.is_dir():
@@ -101,7 +101,7 @@ class ScoreFolder:
         if before is not None:
             if not before["input"]:
                 raise InputError(
-                    f"{self.folder}: holds scores of standard input, which cannot be gone on with; give another folder"
+                    f"{self.folder}: holds scores of standard input, which cannot be resumed; give another folder"
                 )
             changed += [f"model ({before['model']['name']})"] * (before["model"]["version"] != now["model"]["version"])
             names = dict.fromkeys([*before["settings"], *now["settings"]])
@@ -122,7 +122,7 @@ class ScoreFolder:
             )
 
     def _fingerprint(self, files: int) -> str:
-        """Return a hash of all that decides a shard which reads the first `files` files."""
+        """Return a hash of all that decides the content of a shard whose rows are from the first `files` files."""
         return digest(
             [self._about["model"]["version"], self.labels, self._about["settings"], self.source.files[:files]]
         )
@@ -133,7 +133,7 @@ class ScoreFolder:
         return whole and record["fingerprint"] == self._fingerprint(record["files"])
 
     def begin(self) -> None:
-        """Write a manifest if there is none. Of several processes that start at once, one is first."""
+        """Write a manifest if there is none. If several processes start at once, one of them does."""
         if self._claimed:
             return
         partial = self.folder / f".{MANIFEST}.{uuid4().hex}"
@@ -193,8 +193,9 @@ class ScoreFolder:
         return False
 
     def shards(self, share: int, shares: int) -> Iterator[tuple[int, list[Row]]]:
-        """Yield number and rows of every shard of the source. A finished shard comes without rows, and so does one of
-        another share: number modulo `shares` is not `share`.
+        """Yield the number and rows of every shard. Shards that are finished or of another share come without rows.
+
+        A share has the shards whose number modulo `shares` is `share`.
 
         Raises:
             InputError: if another process is writing some of these shards.

@@ -105,7 +105,7 @@ def score(
     progress: tqdm | None = None,
     step: int = 1,
 ) -> Scores:
-    """Return the scores of the rows. A row for which the model returns NaN gets an error, in place.
+    """Return the scores of the rows. A row for which the model returns NaN gets an error.
 
     Args:
         classify: Pipeline from [`load_pipeline`].
@@ -158,7 +158,7 @@ def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch
     except BrokenPipeError:  # whoever reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if errors:
-        print(f"{errors:,} rows have an error in place of a label", file=sys.stderr)
+        print(f"{errors:,} rows have an error instead of a label", file=sys.stderr)
 
 
 def as_they_come(source: TextSource) -> Iterator[list[Row]]:

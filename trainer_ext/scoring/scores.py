@@ -38,7 +38,7 @@ class Scores:
     abstain_below: float | None = None
 
     def labels(self, names: list[str]) -> list[Any]:
-        """Return the label of each row, or the list of its labels; `None` for an error or a label that is not sure."""
+        """Return each row's label, or the list of its labels; `None` for an error, or if none is probable enough."""
         missing = np.isnan(self.probabilities).any(axis=1)
         values = np.nan_to_num(self.probabilities, nan=-1.0)
         decided = decide(values, self.several, self.thresholds)
@@ -58,7 +58,7 @@ def table_of(rows: list[Row], scores: Scores, names: list[str], first: int, ids:
         names: Of the labels, in the model's order.
         first: Number of the first row.
         ids: Whether the rows have ids.
-        kind: One of `FORMATS`, which csv is without lists.
+        kind: One of `FORMATS`. In csv, several labels are one text with commas.
     """
     labels = scores.labels(names)
     columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
@@ -81,6 +81,7 @@ def table_of(rows: list[Row], scores: Scores, names: list[str], first: int, ids:
 
 
 def write_table(table: pa.Table, path: Path, kind: str) -> None:
+    """Write a table to a file in one of `FORMATS`."""
     if kind == "parquet":
         pyarrow.parquet.write_table(table, path, compression="zstd")
     elif kind == "csv":

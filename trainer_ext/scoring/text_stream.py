@@ -5,15 +5,16 @@ A row that cannot be read is a row all the same: it has an error instead of a te
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow
-from datasets import IterableDataset, load_dataset
-from huggingface_hub import HfApi
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from ..data.delimited import Record, UnreadableTable, broken
@@ -22,18 +23,24 @@ from ..data.rows import (
     FORMATS,
     cells,
     format_of,
+    no_column,
     opened,
     parquet_file,
     read_rows,
     readable,
+    text_columns,
     text_lines,
     text_of,
 )
-from ..data.tables import no_column, text_columns
 from ..errors import InputError, first_line
 from ..files import file_state
 
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
 logger = logging.getLogger(__name__)
+_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf", "file")
+_PATIENCE = 8  # seconds, for the first answer of an object store
 READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard's texts are in memory at once
 
 
@@ -90,7 +97,7 @@ class TextSource:
     _paths: list[PurePath] = field(default_factory=list, repr=False)
     _as_described: list[tuple[int, ...]] = field(default_factory=list, repr=False)  # by file, its `_state`
     _filesystem: FileSystem | None = field(default=None, repr=False)  # of an object store
-    _dataset: IterableDataset | None = field(default=None, repr=False)
+    _dataset: "IterableDataset | None" = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Row]:
         """Yield every row.
@@ -111,7 +118,7 @@ class TextSource:
         yield from self.rows_from(0)
 
     def rows_from(self, first: int, group: int = 0) -> Iterator[Row]:
-        """Every row from a file on, of parquet from one of its row groups on.
+        """Yield every row from a file on. In a parquet file, start at a row group.
 
         Raises:
             UnreadableFile: as when all rows are read.
@@ -127,9 +134,9 @@ class TextSource:
             self.check_unchanged(number)
 
     def count(self, number: int) -> list[int | None]:
-        """Count the rows of a file: of parquet those of each row group, else all, for which the file is read.
+        """Return the number of rows in each row group of a parquet file, or of all rows in another one, which is read.
 
-        Those of the last file are `None` then, because no row comes after them.
+        A last file that is not parquet is not read and gives `None`, because no rows come after it.
 
         Raises:
             UnreadableFile: as when all rows are read.
@@ -138,11 +145,14 @@ class TextSource:
             if number == len(self._paths) - 1:
                 return [None]
             return [sum(1 for _ in takewhile(lambda row: row.file == number, self.rows_from(number)))]
-        with parquet_file(self._paths[number], self._filesystem) as file:
-            return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        try:
+            with parquet_file(self._paths[number], self._filesystem) as file:
+                return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _not_read(self._paths[number], error) from error
 
     def check_unchanged(self, number: int) -> None:
-        """Check that a file is still what `files` says: by size and times, and if they differ by its SHA-256.
+        """Check that a file has not changed since it was described: by size and times, and else by its SHA-256.
 
         Raises:
             UnreadableFile: if it is not, and what was read of it may be of both.
@@ -154,8 +164,10 @@ class TextSource:
             if _state(path, self._filesystem) == self._as_described[number]:
                 return
             record, _, state = _describe(path, self.files[number]["file"], self._filesystem)
-        except (OSError, pyarrow.ArrowException, InputError):
+        except (FileNotFoundError, InputError):
             record, state = None, ()
+        except (OSError, pyarrow.ArrowException) as error:  # which says nothing of what was read before
+            raise _not_read(path, error) from error
         if record != self.files[number]:
             raise UnreadableFile(
                 f"{readable(path)}: changed while it was read; start again in the same way when nobody writes to it",
@@ -176,7 +188,7 @@ class TextSource:
         except UnreadableTable as error:
             raise UnreadableFile(f"{readable(path)}: {error}", number) from error
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{readable(path)}: cannot be read ({first_line(error)})") from error
+            raise _not_read(path, error) from error
         return described
 
     def _file_rows(self, number: int, group: int = 0) -> Iterator[Row]:
@@ -191,7 +203,7 @@ class TextSource:
         for record in read_rows(path, filesystem=self._filesystem, group=group, **known):
             yield self._row(record, columns, name, number)
 
-    def _dataset_rows(self, dataset: IterableDataset, name: str) -> Iterator[Row]:
+    def _dataset_rows(self, dataset: "IterableDataset", name: str) -> Iterator[Row]:
         count, columns = 0, []
         for batch in dataset.with_format("arrow").iter(batch_size=1024):
             columns = columns or self._text_columns(batch.column_names, name)
@@ -289,11 +301,8 @@ def _local(name: str) -> tuple[None, Path, list[Path] | None]:
     path = Path(name)
     if not path.is_dir():
         return None, path, [path] if path.is_file() else None
-    return (
-        None,
-        path,
-        sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path))),
-    )
+    found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
+    return None, path, found
 
 
 def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath]]:
@@ -302,12 +311,25 @@ def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath
     Raises:
         InputError: if it cannot be reached, or there is nothing.
     """
+    if address.partition("://")[0] not in _STORES:
+        raise InputError(f"{address}: no address of a store; want s3://, gs://, abfs://, hdfs:// or hf://, or a file")
+    answer: Future[tuple[FileSystem, str, FileType]] = Future()
+
+    def ask() -> None:
+        try:
+            filesystem, place = FileSystem.from_uri(address)
+            answer.set_result((filesystem, place, filesystem.get_file_info(place).type))
+        except Exception as error:  # many kinds, of many stores
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # without a network, some stores try for many minutes
     try:
-        filesystem, place = FileSystem.from_uri(address)
-        kind = filesystem.get_file_info(place).type
+        filesystem, place, kind = answer.result(_PATIENCE)
         inside = filesystem.get_file_info(FileSelector(place, recursive=True)) if kind == FileType.Directory else []
-    except (OSError, pyarrow.ArrowException, ImportError) as error:
-        raise InputError(f"{address}: cannot be read ({first_line(error)})") from error
+    except TimeoutError as error:
+        raise InputError(f"{address}: no answer in {_PATIENCE} seconds; want a network, and keys") from error
+    except Exception as error:
+        raise _not_read(address, error) from error
     if kind == FileType.NotFound:
         raise InputError(f"{address}: no such file or folder")
     path = PurePosixPath(place)
@@ -320,6 +342,9 @@ def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath
 def _hub_source(
     name: str, text_column: str, id_column: str | None, config: str | None, split: str, cache: str | None, token
 ) -> TextSource:
+    from datasets import load_dataset  # these take seconds, and readers of a cluster need neither
+    from huggingface_hub import HfApi
+
     try:
         revision = HfApi(token=token).dataset_info(name).sha
         dataset = load_dataset(
@@ -359,8 +384,12 @@ def _describe(
     return {"file": name, "bytes": size, "sha256": digest.hexdigest()}, rows, state
 
 
+def _not_read(name: object, error: Exception) -> InputError:
+    return InputError(f"{readable(name)}: cannot be read ({shorten(first_line(error), 300)})")
+
+
 def _state(path: PurePath, filesystem: FileSystem | None) -> tuple[int, ...]:
-    """Return what tells, without reading a file, that it is as it was."""
+    """Return the size and times of a file. If they are the same later, it is not read again."""
     if filesystem is None:
         return file_state(Path(path))
     info = filesystem.get_file_info(str(path))
