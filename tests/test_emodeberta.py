@@ -261,6 +261,7 @@ def test_a_column_of_the_table_is_not_replaced_without_a_word(classifier, table)
         (lambda c, t: c.explain("a text", label="joy"), "explain: 'joy' is not a label; want one of dark, light"),
         (lambda c, t: c.score(["a"], ["joy"]), "score: label 'joy' is not one of dark, light"),
         (lambda c, t: c.score(t["words"], ["dark"]), "score: 30 texts and 1 labels; want one label per text"),
+        (lambda c, t: c.score(["a"], ["1.0"]), "score: label '1' is not one of dark, light"),
         (lambda c, t: c.score([], []), "score: no texts; want at least one"),
         (lambda c, t: c.save_pretrained(__file__), "test_emodeberta.py: File exists; want a folder to write to"),
         (lambda c, t: EmotionClassifier.from_pretrained("./nowhere"), "./nowhere: no such folder"),

@@ -44,7 +44,7 @@ _MOST_CLASSES = 50  # of a label column that is recognised by its values alone
 _WORDS = 4  # mean number of words of a text column that is recognised by its values alone
 
 
-def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> None:
+def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> dict[str, Table] | None:
     """Set the columns of the text, label, group, id and split that no flag names, and log which they are.
 
     A column is chosen by its name (case and separators do not matter, and `Tweet Text` counts as `text`), if its values
@@ -52,16 +52,19 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
     column must repeat its values in at least five groups, and an id column must identify each row. A split column is
     one that names splits only, of any name.
 
+    Returns:
+        The rows that were read, for [`load_corpus`]; `None` for a built-in corpus.
+
     Raises:
         InputError: if no column, or more than one, can be the text or the label of the training rows; or if the data
             cannot be read.
     """
     if data_args.dataset_name in ("wassa2022", *BUILT_IN):
-        return  # these have their own
+        return None  # these have their own
     tables = read_tables(data_args, access)
     first = next(iter(tables.values()))
     if not all(table.rows for table in tables.values()):
-        return  # reading the corpus says which file is empty
+        return tables  # reading the corpus says which file is empty
     if None in (data_args.text_column_name, data_args.label_column_name):
         _check_header(first)
     names = [name for name in first.rows[0] if isinstance(name, str)]
@@ -106,6 +109,7 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
     if chosen:
         source = Path(first.name).name if Path(first.name).is_file() else first.name
         logger.info(f"columns of {source}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
+    return tables
 
 
 def _check_header(table: Table) -> None:

@@ -15,6 +15,7 @@ from texts_emodeberta import in_order
 
 from ..errors import InputError
 from .columns import TEXT
+from .labels import without_fraction
 from .rows import text_of
 from .tables import text_columns
 
@@ -156,7 +157,7 @@ def integer_labels(rows: Any, label_column: str | None, names: Sequence[str]) ->
 
 def label_name(label: Any) -> str:
     """Return a label as run_classify.py reads it: `1.0` is the integer 1, and blanks around a name do not count."""
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
+    return without_fraction(str(label).strip())
 
 
 def texts_and_labels(X: Any, y: Any, what: str, usual: Any = None) -> tuple[Texts, np.ndarray]:
