@@ -333,7 +333,8 @@ def test_it_runs_in_a_pipeline_under_cross_validation(table, flags, tmp_path, mo
     classifier.save_pretrained(tmp_path / "kept")
     kept = EmotionClassifier.from_pretrained(tmp_path / "kept", device="cpu")
     assert kept.score(table, y) == classifier.score(table, y)
-    assert (tmp_path / "kept" / "handler.py").is_file()
+    modes = {path.suffix: path.stat().st_mode for path in (tmp_path / "kept").iterdir()}
+    assert modes[".safetensors"] == modes[".py"]  # not for the owner alone
 
 
 def test_parameters_are_those_of_the_constructor_and_flags(classifier, trained):
