@@ -87,8 +87,15 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
         choose("split", next((name for name in free if _names_splits(first, name)), None))
     if data_args.text_column_name is None:
         texts = [name for name in free if name in shared and _is_text(tables, name)]
-        by_value = [name for name in texts if _mean_words(first, name) >= _WORDS and _mostly_differ(first, name)]
-        choose("text", _named("text", first, free, TEXT, texts, by_value))
+        by_value = [name for name in texts if _reads_as_text(first, name)]
+        try:
+            choose("text", _named("text", first, free, TEXT, texts, by_value))
+        except InputError as error:
+            label = data_args.label_column_name
+            if label not in names or not _is_text(tables, label) or not _reads_as_text(first, label):
+                raise
+            told = f"{first.name}: column {label!r} is named as the label, and holds texts; name another with "
+            raise InputError(told + "--label_column_name") from error
     if data_args.label_column_name is None:
         labels = [name for name in free if _is_label(first, name)]
         by_value = [name for name in labels if _is_of_classes(first, name)]
@@ -226,6 +233,10 @@ def _worded(value: str) -> bool:
 def _mean_words(table: Table, name: str) -> float:
     values = _values(table, name)
     return sum(len(value.split()) for value in values) / len(values)
+
+
+def _reads_as_text(table: Table, name: str) -> bool:
+    return _mean_words(table, name) >= _WORDS and _mostly_differ(table, name)
 
 
 def _mostly_differ(table: Table, name: str) -> bool:
