@@ -14,6 +14,7 @@ torch and transformers are imported when a model is loaded or trained, since the
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -23,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from trainer_ext.errors import InputError
+from trainer_ext.files import free_folder
 from trainer_ext.flag_parser import MINILM
 
 if TYPE_CHECKING:
@@ -134,7 +137,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         from trainer_ext.data.in_memory import column_name, file_of, integer_labels
 
         classifier = cls(model=os.path.expanduser(model), device=device, **flags)
-        folder = Path(os.path.expanduser(output_dir)) if output_dir else _free_folder(Path("outputs/classifier"))
+        folder = Path(os.path.expanduser(output_dir)) if output_dir else free_folder(Path("outputs/classifier"))
         given = {"train": train, "validation": validation, "test": test}
         with tempfile.TemporaryDirectory(prefix="emodeberta-") as tables:
             files = {f"{split}_file": file_of(rows, split, Path(tables)) for split, rows in given.items()}
@@ -145,12 +148,13 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         classifier._name_classes(integer_labels(train, label, classifier._names))
         return classifier
 
-    def fit(self, X: Any, y: Any) -> "EmotionClassifier":
+    def fit(self, X: Any, y: Any, **other: Any) -> "EmotionClassifier":
         """Train on texts and labels, in a temporary folder that is removed again; `save_pretrained` keeps the model.
 
         Args:
             X: Texts `(rows,)`: a list, an array, a Series, or a table with one text column or a usual name for it.
             y: One label per row, strings or integers.
+            other: Nothing more is supported, such as `sample_weight`; the flag `class_weights` weights classes.
 
         Returns:
             The classifier itself.
@@ -158,13 +162,13 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: as `train`.
         """
-        from trainer_ext.data.in_memory import classes_of, file_of, label_name, labels_of, texts_of
+        from trainer_ext.data.in_memory import classes_of, file_of, label_name, texts_and_labels
         from trainer_ext.runs.in_process import quiet
 
-        read, y = texts_of(X), labels_of(y)
+        if given := [name for name, value in other.items() if value is not None]:
+            raise InputError(f"fit: {given[0]} is not supported; class_weights='balanced' weights classes")
+        read, y = texts_and_labels(X, y, "fit")
         classes = classes_of(y)
-        if len(read.values) != len(y):
-            raise InputError(f"fit: {len(read.values)} texts and {len(y)} labels; want one label per text")
         if "output_dir" in self.flags:
             raise InputError(
                 "output_dir: fit leaves no folder; use save_pretrained after it, or EmotionClassifier.train"
@@ -174,7 +178,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             named = {"train_file": file_of(rows, "X", Path(folder))}
             named |= {"text_column_name": "text", "label_column_name": "label", "disable_tqdm": not self.verbose}
             with contextlib.nullcontext() if self.verbose else quiet():
-                self._run(Path(folder) / "model", named, Path(folder))
+                self._run(Path(folder) / "model", named, Path(folder), plots=False)
                 self._load(str(Path(folder) / "model"))
         self._text_column = read.column
         self._name_classes(classes, in_this_order=True)
@@ -185,37 +189,38 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         from trainer_ext.release.model_folder import save_classifier
 
-        save_classifier(Path(os.path.expanduser(folder)), self.pipeline_.model, *self.pipeline_.tokenizers)
+        folder = Path(os.path.expanduser(folder))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror}; want a folder to write to") from error
+        save_classifier(folder, self.pipeline_.model, *self.pipeline_.tokenizers)
 
-    def _run(self, folder: Path, named: dict[str, Any], tables: Path) -> None:
+    def _run(self, folder: Path, named: dict[str, Any], tables: Path, plots: bool = True) -> None:
         """Call run_classify.py's `main` with flags; errors name rows without the folder of temporary tables."""
         for flag in self.flags.keys() & _NAMED_HERE.keys():
             raise InputError(f"{flag}: is called {_NAMED_HERE[flag]} here")
         import run_classify
         from trainer_ext.runs.in_process import command_line
+        from trainer_ext.scoring.scorer import device_and_dtype
 
+        device_and_dtype(self.device, self.dtype)  # a mistake is found before the training
         flags = {"model_name_or_path": self.model, "output_dir": folder, **named}
         flags |= {"use_cpu": True} if self.device == "cpu" else {}
         try:
             with command_line("run_classify.py", flags | self.flags):
-                run_classify.main()
+                run_classify.main(plots)
         except InputError as error:
-            raise InputError(str(error).replace(f"{tables}{os.sep}", "")) from error
+            message = str(error).replace(f"{tables}{os.sep}", "")
+            flag = re.compile(r"(?<![\w-])--([a-z]\w+)")  # has no dashes in Python
+            raise InputError(flag.sub(lambda found: _NAMED_HERE.get(found[1], found[1]), message)) from error
 
     def _load(self, name: str, revision: str | None = None, token: str | None = None) -> None:
-        import torch
+        from trainer_ext.scoring.scorer import device_and_dtype, load_pipeline, read_classifier_config
 
-        from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config
-
-        dtype = getattr(torch, str(self.dtype).removeprefix("torch."), None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise InputError(f"dtype is {self.dtype!r}; want float32, bfloat16 or float16")
-        if self.device is None:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        else:
-            device = self.device
+        device, dtype = device_and_dtype(self.device, self.dtype)
         config, _ = read_classifier_config(name, revision, token)
-        self.pipeline_ = load_pipeline(name, config, dtype, torch.device(device), revision, token)
+        self.pipeline_ = load_pipeline(name, config, dtype, device, revision, token)
         self._names = [config.id2label[label] for label in range(config.num_labels)]
         self._several = config.problem_type == "multi_label_classification"
         self._text_column: Any = None
@@ -320,15 +325,16 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             InputError: if a label is not one of `classes_`.
         """
-        from trainer_ext.data.in_memory import label_name, labels_of, texts_of
+        from trainer_ext.data.in_memory import label_name, texts_and_labels
 
         check_is_fitted(self)
-        known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, labels_of(y).tolist()))
+        read, y = texts_and_labels(X, y, "score", self._text_column)
+        known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, y.tolist()))
         if other := sorted(set(given) - known):
             raise InputError(f"score: label {other[0]!r} is not one of {', '.join(sorted(known))}")
-        predicted = self.predict(texts_of(X, usual=self._text_column).values).tolist()
-        right = [label is not None and label_name(label) == name for label, name in zip(predicted, given, strict=True)]
-        return float(np.average(right, weights=sample_weight))
+        named = [None if label is None else label_name(label) for label in self.predict(read.values).tolist()]
+        right = [label == name for label, name in zip(named, given, strict=True)]
+        return float(accuracy_score([True] * len(right), right, sample_weight=sample_weight))
 
     def _score(
         self, data: Any, text_column: str | int | list[str] | None, progress: bool | None
@@ -384,11 +390,3 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         own = self._get_param_names()
         self.flags = self.flags | {name: value for name, value in params.items() if name not in own}
         return super().set_params(**{name: value for name, value in params.items() if name in own})
-
-
-def _free_folder(folder: Path) -> Path:
-    """Return the folder, or the first of `<folder>-2`, `<folder>-3`, … that does not exist."""
-    number = 1
-    while (free := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return free

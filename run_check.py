@@ -92,8 +92,8 @@ def main() -> None:
     data_args = DataArguments(**vars(source_args))
     try:
         access = HubAccess(cache_dir=args.cache_dir, token=args.token)
-        choose_columns(data_args, access)
-        corpus = load_corpus(**corpus_arguments(data_args, access))
+        tables = choose_columns(data_args, access)
+        corpus = load_corpus(**corpus_arguments(data_args, access), tables=tables)
         check_trainable(corpus)
     except InputError as error:
         if args.json:

@@ -34,7 +34,7 @@ from trainer_ext.data.extra_tests import protect_extra_tests, with_extra_tests
 from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
 from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_transfer_rows
 from trainer_ext.data.leakage import LeakageGuard, LeftOut, guard_of_target
-from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus, load_labelled_as
+from trainer_ext.data.load import DataArguments, corpus_arguments, load_labelled_as
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.metrics import metrics_of_logits
 from trainer_ext.evaluation.predictions import evaluated, predict_splits, print_results, write_plots, write_predictions
@@ -68,7 +68,7 @@ class EmotionTrainer(TokenBudgetMixin, LearningRatesMixin, ChildTuningTrainer, R
     """The library's `Trainer` with Child-Tuning (paper, 2.3.2), rates by depth, token budgets and exact resuming."""
 
 
-def main() -> None:
+def main(plots: bool = True) -> None:
     # ---- Flags and recipe -----------------------------------------------------------------------------------------
     parser = RecipeParser(CLASSIFY_ARGUMENTS, description=__doc__)
     model_args, data_args, transfer_args, run_args, args = parser.parse()
@@ -152,8 +152,9 @@ def main() -> None:
     with run.results(results) as folder:
         add_to_config(output_dir, folder, fit)
         write_predictions(folder, corpus, probabilities, fit.thresholds)
-        with run.part("the plots"):
-            write_plots(folder, corpus, probabilities, trainer.state.log_history, fit.reliability, fit.coverage)
+        if plots:
+            with run.part("the plots"):
+                write_plots(folder, corpus, probabilities, trainer.state.log_history, fit.reliability, fit.coverage)
         if len(guard) or transferred is not None:
             left_out.write(folder)
         with run.part("the card"):
@@ -195,7 +196,7 @@ def read_rows(
         transferred = choose_rows(rows, transfer_args, seed)
         corpus = as_corpus(transferred)
     else:
-        corpus, transferred = guard.without_copies(load_corpus(**described, train_only=transfer_args.has_target)), None
+        corpus, transferred = guard.without_copies(defaults.load(described, transfer_args.has_target)), None
     check_data(corpus, data_args, model_args.class_weights)
     target = corpus
     if data_args.cv_folds is not None:

@@ -25,7 +25,7 @@ import logging
 from copy import copy
 from pathlib import Path
 
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -43,7 +43,7 @@ from trainer_ext.release.pretraining_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
-from trainer_ext.training.callbacks import ReturnMemory
+from trainer_ext.training.callbacks import PERPLEXITY, ReturnMemory, watch_epochs
 from trainer_ext.training.masking import (
     MaskAnew,
     MaskedStream,
@@ -72,8 +72,6 @@ def main() -> None:
     parser = RecipeParser((CheckpointArguments, PretrainingArguments, ChildTuningArguments), description=__doc__)
     model_args, data_args, args = parser.parse()
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
-    if args.disable_tqdm:
-        disable_progress_bars()
     logger.info(parser.precision)
     output_dir = complete_arguments(model_args, data_args, args)
     if args.hub_model_id:
@@ -92,7 +90,7 @@ def main() -> None:
     data_args.check_terms(corpus.source, corpus.target_licence or upstream)
     report_corpus(corpus, data_args)
     if corpus.validation is None:
-        args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+        never_evaluate(args)
 
     # ---- Output folder --------------------------------------------------------------------------------------------
     files = [(path, Path(path).stat().st_size) for path in data_args.train_file]
@@ -123,7 +121,7 @@ def main() -> None:
         validation = None
         if corpus.validation is not None:
             fixed = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed, stream="evaluation")
-            validation = MaskedTexts(tokenise(corpus.validation, tokenising, data_args), fixed)
+            validation = masked_validation(MaskedTexts(tokenise(corpus.validation, tokenising, data_args), fixed), args)
         rows = tokenise(corpus.train, tokenising, data_args)
     train = MaskedStream(rows, masking) if data_args.streaming else MaskedTexts(rows, masking)
     callback = ReturnMemory() if data_args.streaming else MaskAnew(train)
@@ -147,6 +145,7 @@ def main() -> None:
         callbacks=[callback],
         **shared,
     )
+    watch_epochs(trainer, score=PERPLEXITY)
     if not trains(args):
         evaluate_finished(trainer, run, args)
         return
@@ -221,6 +220,27 @@ def complete_arguments(
     return output_dir
 
 
+def masked_validation(rows: MaskedTexts, args: ChildTuningArguments) -> MaskedTexts | None:
+    """Return the held-out rows, or `None` if no token of theirs is masked, so that nothing can be measured.
+
+    Raises:
+        InputError: if there is no training, which could go on without them.
+    """
+    if any((row["labels"] != -100).any() for row in rows):
+        return rows
+    problem = f"none of the tokens in {len(rows)} held-out rows is masked, so perplexity cannot be measured"
+    if not trains(args) or args.load_best_model_at_end:
+        raise InputError(f"{problem}; give more text, or a higher --mlm_probability")
+    logger.warning(problem)
+    never_evaluate(args)
+    return None
+
+
+def never_evaluate(args: ChildTuningArguments) -> None:
+    """Set the arguments of a training without held-out rows; with `do_eval`, they would ask for no training."""
+    args.eval_strategy, args.eval_on_start, args.do_eval = IntervalStrategy.NO, False, False
+
+
 def evaluate_finished(trainer: PretrainingTrainer, run: Run, args: ChildTuningArguments) -> None:
     """Measure perplexity and masked accuracy of a finished model (`--do_eval` without `--do_train`)."""
     results = trainer.evaluate()
@@ -270,7 +290,9 @@ def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTunin
     model = shared["model"]
     logger.info(f"the new head alone: {steps.max_steps} steps")
     model.deberta.requires_grad_(False)
-    PretrainingTrainer(args=steps, **shared).train()
+    trainer = PretrainingTrainer(args=steps, **shared)
+    watch_epochs(trainer, score=PERPLEXITY)
+    trainer.train()
     model.deberta.requires_grad_(True)
     set_seed(args.seed)
 

@@ -98,14 +98,15 @@ def main() -> None:
         raise InputError(f"--top is {args.top}; want at least 1")
 
     # ---- Data, and what models predict of it that did not train on it ---------------------------------------------
+    tables = None
     if data_args.dataset_name or data_args.train_file or data_args.validation_file or data_args.test_file:
-        choose_columns(data_args)
+        tables = choose_columns(data_args)
     if args.predictions:
         held_out = [read_held_out(Path(path)) for path in args.predictions]
         corpus = load_predicted(held_out, data_args)
         opinions = [opinion for each in held_out for opinion in each.opinions]
     else:
-        corpus = load_corpus(**corpus_arguments(data_args))
+        corpus = load_corpus(**corpus_arguments(data_args), tables=tables)
         check_trainable(corpus)
         check_installed()
         of_models = quick_predictions(corpus, data_args.cv_folds, args.encoder, data_args.max_seq_length)

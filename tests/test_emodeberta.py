@@ -18,11 +18,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_validate
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import has_fit_parameter
 from support import ESSAYS, ROOT
 
 import emodeberta
+import run_classify
 from emodeberta import EmotionClassifier
-from trainer_ext.data.in_memory import classes_of, integer_labels, labels_of
+from trainer_ext.data.in_memory import classes_of, file_of, integer_labels, labels_of
 from trainer_ext.errors import InputError
 
 LIGHT = ("joy", "neutral", "surprise")
@@ -95,8 +97,9 @@ def test_train_leaves_the_folder_that_run_classify_leaves(trained, finished):
     assert again.predict_proba(["the river"]).tolist() == classifier.predict_proba(["the river"]).tolist()
 
 
-def test_train_leaves_the_process_as_it_was(table, flags, tmp_path):
-    left, argv, handlers = temporary(), list(sys.argv), list(logging.getLogger().handlers)
+def test_train_leaves_the_process_as_it_was(table, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    argv, handlers = list(sys.argv), list(logging.getLogger().handlers)
     with pytest.raises(InputError, match=r"train.jsonl, row 2: words is None; want a text"):
         EmotionClassifier.train(
             table.assign(words=["a text", None, *["another"] * 28]),
@@ -105,21 +108,26 @@ def test_train_leaves_the_process_as_it_was(table, flags, tmp_path):
             output_dir=tmp_path / "model",
             **flags,
         )
-    assert (temporary(), sys.argv, logging.getLogger().handlers) == (left, argv, handlers)
+    assert (temporary(), sys.argv, logging.getLogger().handlers) == (set(), argv, handlers)
     assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"learning_rat": 1e-3}, "unknown argument '--learning_rat=0.001'; did you mean --learning_rate"),
+        ({"learning_rat": 1e-3}, "unknown argument 'learning_rat=0.001'; did you mean learning_rate"),
+        ({"device": "gpu9"}, r"device is 'gpu9' \(.*\); want cpu, or an accelerator's name"),
+        ({"dtype": "int8"}, "dtype is 'int8'; want float32"),
+        ({"output_dir": ROOT / "tests"}, "in use .*; give another output_dir"),
         ({"num_train_epochs": "many"}, "invalid float value: 'many'"),
         ({"train_file": "a.csv"}, "train_file: is called train here"),
         ({"text_column": "word"}, "no column 'word'; it has number, words, mood; did you mean 'words'"),
         ({"train": 3}, "train: is of type int; want a DataFrame, a dataset or a file"),
         ({"train": {"train": None}}, "train: holds train; give one of them"),
         ({"train": "nowhere.csv"}, "nowhere.csv: no such file"),
-        ({"train": pd.DataFrame([[1, 2]], columns=["a", "a"])}, "train: cannot be written"),
+        ({"train": pd.DataFrame([[1, 2]], columns=["a", "a"])}, "train: has several columns 'a'; want one"),
+        ({"train": pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_product([["a"], ["b", "c"]]))}, "have 2 levels"),
+        ({"label_column": "words"}, "'words' is the label and text_column, too; name another with label_column"),
     ],
 )
 def test_a_mistake_in_a_call_is_one_line(table, flags, tmp_path, wrong, says):
@@ -135,6 +143,8 @@ def test_labels_of_a_table_keep_their_type():
     assert integer_labels(integers, None, ["0", "1"]) == [0, 1]
     assert integer_labels(integers, "number", ["0", "1"]) == ["0", "1"]
     assert integer_labels(Dataset.from_pandas(integers), None, ["0", "1"]) == [0, 1]
+    for dtype in ("category", "Int8", "object"):
+        assert integer_labels(integers.astype({"label": dtype}), "label", ["0", "1"]) == [0, 1]
     named = Dataset.from_pandas(integers).cast_column("label", ClassLabel(names=["dark", "light"]))
     assert integer_labels(named, "label", ["dark", "light"]) == ["dark", "light"]
     assert integer_labels("file.csv", None, ["0", "1"]) == ["0", "1"]
@@ -250,6 +260,10 @@ def test_a_column_of_the_table_is_not_replaced_without_a_word(classifier, table)
         (lambda c, t: c.explain(""), "explain: ''; want one text"),
         (lambda c, t: c.explain("a text", label="joy"), "explain: 'joy' is not a label; want one of dark, light"),
         (lambda c, t: c.score(["a"], ["joy"]), "score: label 'joy' is not one of dark, light"),
+        (lambda c, t: c.score(t["words"], ["dark"]), "score: 30 texts and 1 labels; want one label per text"),
+        (lambda c, t: c.score(["a"], ["1.0"]), "score: label '1' is not one of dark, light"),
+        (lambda c, t: c.score([], []), "score: no texts; want at least one"),
+        (lambda c, t: c.save_pretrained(__file__), "test_emodeberta.py: File exists; want a folder to write to"),
         (lambda c, t: EmotionClassifier.from_pretrained("./nowhere"), "./nowhere: no such folder"),
         (lambda c, t: EmotionClassifier.from_pretrained(c.model, dtype="int8"), "dtype is 'int8'; want float32"),
     ],
@@ -293,13 +307,16 @@ def test_an_ensemble_is_a_classifier_too(fused):
 
 
 # ---- scikit-learn -------------------------------------------------------------------------------------------------
-def test_it_runs_in_a_pipeline_under_cross_validation(table, flags, tmp_path):
-    left = temporary()
+def test_it_runs_in_a_pipeline_under_cross_validation(table, flags, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # other processes use the usual one
+    monkeypatch.setattr(run_classify, "write_plots", lambda *content: drawn.append(content))
     steps = [("strip", FunctionTransformer(lambda texts: [text.strip() for text in texts]))]
     pipeline = Pipeline([*steps, ("classify", EmotionClassifier(**flags))])
     y = (table["mood"] == "dark").astype(int) + 9  # 9 and 10, whose names sort the other way round
     result = cross_validate(pipeline, table["words"], y, cv=2, scoring=["accuracy", "roc_auc"], return_estimator=True)
-    assert temporary() == left
+    assert not temporary()
+    assert not drawn  # they would be thrown away
     assert np.isfinite([result["test_accuracy"], result["test_roc_auc"]]).all()
     classifier = result["estimator"][0]["classify"]
     assert classifier.classes_.tolist() == [9, 10]
@@ -309,12 +326,15 @@ def test_it_runs_in_a_pipeline_under_cross_validation(table, flags, tmp_path):
     table = table.rename(columns={"words": "text"})
     assert classifier.predict(table)["emotion"].tolist() == predicted.tolist()
     assert classifier.score(table, y) == np.mean(predicted == y)
+    weights = np.arange(30)
+    assert classifier.score(table, y, weights) == pytest.approx(np.average(predicted == y, weights=weights))
     again = pickle.loads(pickle.dumps(classifier))
     assert again.predict(table["text"]).tolist() == predicted.tolist()
     classifier.save_pretrained(tmp_path / "kept")
     kept = EmotionClassifier.from_pretrained(tmp_path / "kept", device="cpu")
     assert kept.score(table, y) == classifier.score(table, y)
-    assert (tmp_path / "kept" / "handler.py").is_file()
+    modes = {path.suffix: path.stat().st_mode for path in (tmp_path / "kept").iterdir()}
+    assert modes[".safetensors"] == modes[".py"]  # not for the owner alone
 
 
 def test_parameters_are_those_of_the_constructor_and_flags(classifier, trained):
@@ -348,3 +368,17 @@ def test_a_mistake_in_fit_is_one_line(flags, X, y, more, says):
     with pytest.raises(InputError, match=says):
         EmotionClassifier(**flags, **more).fit(X, np.array(y, dtype=object))
     assert Path(flags["model"]).is_dir()
+
+
+def test_weights_of_rows_are_refused_where_they_would_be_ignored(flags):
+    classifier = EmotionClassifier(**flags)
+    with pytest.raises(InputError, match="fit: sample_weight is not supported; class_weights='balanced' weights"):
+        classifier.fit(["a", "b"], ["x", "y"], sample_weight=[1, 2])
+    assert not has_fit_parameter(classifier, "sample_weight")  # so that BaggingClassifier draws rows instead
+
+
+def test_a_column_of_any_type_can_be_next_to_the_text(table, tmp_path):
+    rows = table.assign(when=pd.Period("2020"), between=pd.Interval(0, 1), day=pd.Timestamp("2020-01-01"))
+    written = pd.read_json(file_of(rows, "train", tmp_path), lines=True)
+    assert written["words"].tolist() == rows["words"].tolist()
+    assert set(written["between"]) == {"(0, 1]"}

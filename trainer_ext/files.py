@@ -165,3 +165,11 @@ def shown(argument: str) -> str:
     if path.is_absolute():
         value = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
     return flag + equals + value
+
+
+def free_folder(folder: Path) -> Path:
+    """Return the folder, or the first of `<folder>-2`, `<folder>-3`, … that does not exist."""
+    number = 1
+    while (free := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return free

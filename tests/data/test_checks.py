@@ -269,7 +269,7 @@ def test_the_page_is_narrow_has_no_text_and_the_record_is_whole(tmp_path, rows, 
 
 def test_what_is_wrong_ends_the_check_and_is_in_the_record(tmp_path, rows):
     rows.assign(day=[f"2023-01-{i % 28 + 1:02}" for i in range(len(rows))]).to_csv(tmp_path / "a.csv", index=False)
-    for column, problem in (("day", "holds dates"), ("text", "no column is surely the text")):
+    for column, problem in (("day", "holds dates"), ("text", "'text' is named as the label, and holds texts")):
         with pytest.raises(InputError, match=problem):
             call(run_check.main, "--label_column_name", column, tmp_path / "a.csv", "--json", tmp_path / "found.json")
         found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["findings"]

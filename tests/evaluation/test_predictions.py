@@ -12,7 +12,8 @@ import pytest
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.fusion_table import compare_fusions
-from trainer_ext.evaluation.predictions import read_predictions, write_rows
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES
+from trainer_ext.evaluation.predictions import SYSTEMS, print_results, read_predictions, write_rows
 from trainer_ext.runs.trial import convert_predictions
 from trainer_ext.runs.trial_archive import (
     ARCHIVE,
@@ -161,3 +162,14 @@ def test_a_system_that_gives_no_probabilities_is_named(value):
         compare_fusions(["first", "second", "third"], values, gold, None, gold, ["joy", "fear"], "weighted")
     with pytest.raises(InputError, match="second: its probabilities are not all from 0 to 1"):
         compare({"first": values[:1], "second": values[1:2]}, gold, None, ["joy", "fear"])
+
+
+def test_printed_figures_fit_a_terminal(capsys):
+    """A column per system, with all systems that a run can have."""
+    figures = {f"test_{infix}{name}": 0.12345 for infix in SYSTEMS.values() for name in SEVEN_FIGURES}
+    print_results(figures | {"test_rows": 1860, "test_macro_f1_low": 0.1, "test_macro_f1_high": 0.2}, ["test"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[3:10]] == list(SEVEN_FIGURES)
+    assert all(line.split()[1:] == ["0.1235"] * 3 for line in lines[3:10])
+    assert len({len(line) for line in lines[2:10]}) == 1

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import re
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -11,8 +12,10 @@ import yaml
 from support import ESSAYS
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from trainer_ext.data import load
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.load import corpus_arguments, load_corpus
+from trainer_ext.data.load import corpus_arguments
+from trainer_ext.data.tables import read_file
 from trainer_ext.errors import InputError
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.runs.checkpoints import checkpoints
@@ -46,7 +49,7 @@ def completed(*flags: object) -> tuple[dict, dict, Corpus]:
     )
     defaults = Defaults.begin(parser, model_args, data_args, trains=True)
     apply_selection(run_args, args)
-    corpus = load_corpus(**corpus_arguments(data_args))
+    corpus = defaults.load(corpus_arguments(data_args))
     corpus = defaults.with_validation(corpus, args.seed)
     defaults.complete(corpus, model_args, run_args, args)
     check_corpus(corpus, data_args, run_args, args)
@@ -122,14 +125,24 @@ def test_given_flags_win(mine, v3_folder, flags, want):
     assert not {str(flag)[2:] for flag in flags} & chosen.keys()
 
 
-def test_a_search_starts_from_the_same_values(mine, v3_folder):
+def test_a_search_starts_from_the_same_values(mine, v3_folder, caplog):
+    caplog.set_level(logging.INFO)
     found = Defaults.of_search(["--train_file", mine, "--model_name_or_path", str(v3_folder), "--learning_rate", "0.5"])
     assert found == {
         "text_column_name": "Essay Text", "label_column_name": "How they feel", "group_column_name": "Author",
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "weight_decay": 0.01, "warmup_steps": 0.1,
         "num_train_epochs": 10,
     }  # fmt: skip
+    said = next(line for line in caplog.messages if line.startswith("defaults: "))
+    assert set(re.findall(r"--(\w+)", said)) == {name for name in found if not name.endswith("_column_name")}
     assert not Defaults.of_search(["--dataset_name", "wassa2022", "--data_dir", "x"])
+
+
+def test_the_users_file_is_read_once(mine, v3_folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(load, "read_file", lambda *path: read.append(path) or read_file(*path))
+    completed("--train_file", mine, "--model_name_or_path", v3_folder)
+    assert len(read) == 1
 
 
 def test_patience_needs_evaluations(mine, v3_folder):
@@ -138,6 +151,35 @@ def test_patience_needs_evaluations(mine, v3_folder):
         completed(*start, "--eval_strategy", "no")
     with pytest.raises(InputError, match="early_stopping_patience needs"):
         completed(*start, "--validation_split_percentage", 0)
+
+
+# ---- What is printed ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("flags", "epochs", "begins", "cells"),
+    [
+        ({"max_steps": 5000}, 1, "steps: 5,000", ["step", "3/5,000"]),
+        ({"max_steps": 5000}, sys.maxsize, "steps: 5,000", ["step", "3/5,000"]),  # a stream
+        ({"max_steps": 5000}, 7, "steps: 5,000 (epochs: 7)", ["epoch", "0/7"]),
+        ({}, 7, "steps: 5,000 (epochs: 7)", ["epoch", "0/7"]),
+    ],
+)
+def test_a_training_within_its_first_epoch_counts_steps(flags, epochs, begins, cells, caplog):
+    caplog.set_level(logging.INFO)
+    lines, control = callbacks.EpochLines(callbacks.PERPLEXITY), TrainerControl()
+    args = TrainingArguments("out", use_cpu=True, disable_tqdm=True, **flags)
+    state = TrainerState(max_steps=5000, num_train_epochs=epochs)
+    lines.on_evaluate(args, state, control, {"eval_perplexity": 2.0})  # before a training: no line
+    lines.on_train_begin(args, state, control)
+    state.global_step, state.epoch, control.should_evaluate = 3, 0.0005862, True
+    lines.on_step_end(args, state, control)
+    assert control.should_log
+    state.log_history.append({"loss": 1.5, "step": 3})
+    lines.on_evaluate(args, state, control, {"eval_loss": 9.6, "eval_perplexity": 15213.456})
+    first, header, line = (message.split() for message in caplog.messages)
+    assert " ".join(first) == begins
+    assert [header[0], line[0]] == cells
+    assert line[1:4] == ["1.5000", "9.6000", "15213.46"]
+    assert max(map(len, caplog.messages)) <= 80
 
 
 # ---- When it stops ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -372,6 +373,11 @@ def test_the_output_folder_is_whole_and_says_what_was_left_out(pretrained):
     assert json.loads((folder / "left_out.json").read_text())["counts"]["texts.txt: empty line"] == 2
     assert "the new head alone: 3 steps" in done.stderr
     assert f"perplexity {results['eval_perplexity']:.2f}" in done.stdout
+    assert "'eval_loss'" not in done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if re.fullmatch(r" *[\d.]+/\d+( +([\d.]+|-)){4}", line)]
+    assert max(map(len, lines)) <= 80
+    measured = [line.split()[1:4] for line in lines if line.split()[3] != "-"]
+    assert [float(loss) > 0 for loss, _, _ in measured] == [True] * 5
     history = json.loads((folder / "learning_curve.json").read_text())
     perplexity = [entry["eval_perplexity"] for entry in history if "eval_perplexity" in entry]
     assert perplexity[0] > perplexity[-1] == pytest.approx(results["eval_perplexity"])
@@ -431,6 +437,20 @@ def test_a_finished_model_is_measured_without_training(pretrained, corpus_file, 
         assert not (folder / "model.safetensors").exists()
         perplexity[file.stem] = results["eval_perplexity"]
     assert perplexity["texts"] < perplexity["other"]
+
+
+def test_rows_without_a_masked_token_are_said_and_not_measured(tokenizer, caplog):
+    import run_mlm
+
+    rows = Dataset.from_dict({"input_ids": [[1, 9, 2]] * 3})
+    never, always = (MaskedTexts(rows, Masking(tokenizer, share)) for share in (1e-9, 1 - 1e-9))
+    args = ChildTuningArguments("out", use_cpu=True, eval_strategy="epoch")
+    assert run_mlm.masked_validation(always, args) is always
+    assert run_mlm.masked_validation(never, args) is None
+    assert "none of the tokens in 3 held-out rows is masked" in caplog.text
+    assert (args.eval_strategy, run_mlm.trains(args)) == ("no", True)
+    with pytest.raises(InputError, match="none of the tokens in 3 held-out rows is masked"):
+        run_mlm.masked_validation(never, ChildTuningArguments("out", use_cpu=True, do_eval=True))
 
 
 @pytest.mark.parametrize("texts", [40, 2000])

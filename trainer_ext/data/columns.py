@@ -44,7 +44,7 @@ _MOST_CLASSES = 50  # of a label column that is recognised by its values alone
 _WORDS = 4  # mean number of words of a text column that is recognised by its values alone
 
 
-def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> None:
+def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS) -> dict[str, Table] | None:
     """Set the columns of the text, label, group, id and split that no flag names, and log which they are.
 
     A column is chosen by its name (case and separators do not matter, and `Tweet Text` counts as `text`), if its values
@@ -52,16 +52,19 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
     column must repeat its values in at least five groups, and an id column must identify each row. A split column is
     one that names splits only, of any name.
 
+    Returns:
+        The rows that were read, for [`load_corpus`]; `None` for a built-in corpus.
+
     Raises:
         InputError: if no column, or more than one, can be the text or the label of the training rows; or if the data
             cannot be read.
     """
     if data_args.dataset_name in ("wassa2022", *BUILT_IN):
-        return  # these have their own
+        return None  # these have their own
     tables = read_tables(data_args, access)
     first = next(iter(tables.values()))
     if not all(table.rows for table in tables.values()):
-        return  # reading the corpus says which file is empty
+        return tables  # reading the corpus says which file is empty
     if None in (data_args.text_column_name, data_args.label_column_name):
         _check_header(first)
     names = [name for name in first.rows[0] if isinstance(name, str)]
@@ -84,8 +87,15 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
         choose("split", next((name for name in free if _names_splits(first, name)), None))
     if data_args.text_column_name is None:
         texts = [name for name in free if name in shared and _is_text(tables, name)]
-        by_value = [name for name in texts if _mean_words(first, name) >= _WORDS and _mostly_differ(first, name)]
-        choose("text", _named("text", first, free, TEXT, texts, by_value))
+        by_value = [name for name in texts if _reads_as_text(first, name)]
+        try:
+            choose("text", _named("text", first, free, TEXT, texts, by_value))
+        except InputError as error:
+            label = data_args.label_column_name
+            if label not in names or not _is_text(tables, label) or not _reads_as_text(first, label):
+                raise
+            told = f"{first.name}: column {label!r} is named as the label, and holds texts; name another with "
+            raise InputError(told + "--label_column_name") from error
     if data_args.label_column_name is None:
         labels = [name for name in free if _is_label(first, name)]
         by_value = [name for name in labels if _is_of_classes(first, name)]
@@ -106,6 +116,7 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
     if chosen:
         source = Path(first.name).name if Path(first.name).is_file() else first.name
         logger.info(f"columns of {source}: " + ", ".join(f"{what} {name!r}" for what, name in chosen.items()))
+    return tables
 
 
 def _check_header(table: Table) -> None:
@@ -222,6 +233,10 @@ def _worded(value: str) -> bool:
 def _mean_words(table: Table, name: str) -> float:
     values = _values(table, name)
     return sum(len(value.split()) for value in values) / len(values)
+
+
+def _reads_as_text(table: Table, name: str) -> bool:
+    return _mean_words(table, name) >= _WORDS and _mostly_differ(table, name)
 
 
 def _mostly_differ(table: Table, name: str) -> bool:

@@ -15,6 +15,7 @@ from texts_emodeberta import in_order
 
 from ..errors import InputError
 from .columns import TEXT
+from .labels import without_fraction
 from .rows import text_columns, text_of
 
 
@@ -123,9 +124,13 @@ def file_of(rows: Any, split: str, folder: Path) -> str | None:
     rows, path = rows.to_pandas() if hasattr(rows, "to_pandas") else rows, path.with_suffix(".jsonl")
     if not isinstance(rows, pd.DataFrame):
         raise InputError(f"{split}: is of type {type(rows).__name__}; want a DataFrame, a dataset or a file")
-    try:
-        rows.to_json(path, orient="records", lines=True, double_precision=15, date_format="iso")
-    except (ValueError, TypeError, OverflowError) as error:  # two columns of one name, or values that JSON has not
+    if rows.columns.nlevels > 1:
+        raise InputError(f"{split}: its columns have {rows.columns.nlevels} levels; want names of one level")
+    if (twice := rows.columns[rows.columns.duplicated()]).size:
+        raise InputError(f"{split}: has several columns {twice[0]!r}; want one")
+    try:  # values that JSON has not, such as a period, are written as text
+        rows.to_json(path, orient="records", lines=True, double_precision=15, date_format="iso", default_handler=str)
+    except (ValueError, TypeError, OverflowError) as error:  # values that no file has
         raise InputError(f"{split}: cannot be written ({str(error) or type(error).__name__})") from error
     return str(path)
 
@@ -143,14 +148,34 @@ def integer_labels(rows: Any, label_column: str | None, names: Sequence[str]) ->
         table = rows.to_pandas() if hasattr(rows, "to_pandas") else rows
         for column in table.columns if label_column is None else {label_column} & set(table.columns):
             values = table[column].dropna()
-            if pd.api.types.is_integer_dtype(values) and set(map(str, values.unique())) <= set(names):
+            integers = pd.api.types.infer_dtype(values.astype(object)) == "integer"  # whatever the column's type
+            if integers and set(map(str, values.unique())) <= set(names):
                 return [int(name) for name in names]
     return list(names)
 
 
 def label_name(label: Any) -> str:
     """Return a label as run_classify.py reads it: `1.0` is the integer 1, and blanks around a name do not count."""
-    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
+    return without_fraction(str(label).strip())
+
+
+def texts_and_labels(X: Any, y: Any, what: str, usual: Any = None) -> tuple[Texts, np.ndarray]:
+    """Return texts and their labels, `(rows,)` each.
+
+    Args:
+        X, usual: See [`texts_of`].
+        y: See [`labels_of`].
+        what: What they are for, for messages.
+
+    Raises:
+        InputError: as those two, or if there are not as many labels as texts, or none.
+    """
+    texts, labels = texts_of(X, usual=usual), labels_of(y)
+    if len(texts.values) != len(labels):
+        raise InputError(f"{what}: {len(texts.values)} texts and {len(labels)} labels; want one label per text")
+    if not len(labels):
+        raise InputError(f"{what}: no texts; want at least one")
+    return texts, labels
 
 
 def labels_of(y: Any) -> np.ndarray:

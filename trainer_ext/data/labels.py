@@ -217,18 +217,22 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
             f"{table.where(index)}: label is a text of {len(text)} characters; want a name or an integer (name another "
             "column with --label_column_name)"
         )
+    text = without_fraction(text)
     if (isinstance(value, float) or _FLOAT.fullmatch(text)) and not _INTEGER.fullmatch(text):
-        if not float(text).is_integer():
-            raise InputError(
-                f"{table.where(index)}: label is {text}; want a name or an integer (if the column is a score, name "
-                "another with --label_column_name)"
-            )
-        text = str(int(float(text)))
+        raise InputError(
+            f"{table.where(index)}: label is {text}; want a name or an integer (if the column is a score, name "
+            "another with --label_column_name)"
+        )
     if names and text not in names and _INTEGER.fullmatch(text):
         if not 0 <= int(text) < len(names):
             raise InputError(f"{table.where(index)}: label is {text}; want 0 to {len(names) - 1} ({', '.join(names)})")
         return names[int(text)]
     return text
+
+
+def without_fraction(text: str) -> str:
+    """Return `1` for `1.0` or `1e0`, and other texts as they are."""
+    return str(int(float(text))) if _FLOAT.fullmatch(text) and float(text).is_integer() else text
 
 
 def _sorted_labels(names: set[str]) -> list[str]:

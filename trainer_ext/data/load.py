@@ -177,6 +177,7 @@ def load_corpus(
     access: HubAccess = DEFAULT_ACCESS,
     train_only: bool = False,
     train_on_validation: bool = False,
+    tables: dict[str, Table] | None = None,
 ) -> Corpus:
     """Read a corpus from a dataset name or from files.
 
@@ -203,6 +204,7 @@ def load_corpus(
         access: How to reach the Hub, for a Hub dataset.
         train_only: Read only the training rows of `go_emotions`, for a stage before another target.
         train_on_validation: Move the validation rows to `train`.
+        tables: The rows of the files or the Hub dataset, if [`read_tables`] has read them before.
 
     Raises:
         InputError: if something cannot be read as described.
@@ -220,7 +222,8 @@ def load_corpus(
             return join(load_wassa2022(data_dir, group_column or "response_id", extra_columns))
         splits = SPLITS if dataset_name == "go_emotions" and not train_only else ("train",)
         return join(_load_emotion_corpus(dataset_name, splits, data_dir, access))
-    tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, access)
+    if tables is None:
+        tables = _read_tables(dataset_name, dataset_config_name, files or {}, split_names or {}, quoting, access)
     source = dataset_name or ", ".join(readable(Path(path).name) for path in files.values())
     if split_column:
         tables = divide_by_split(tables, split_column)

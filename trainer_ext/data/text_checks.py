@@ -195,7 +195,7 @@ def _lengths(rows: _Rows, max_seq_length: int, count_tokens: Callable[[list[str]
     """Return a note on the lengths of the texts, and a warning if many are cut."""
     counts = np.asarray((count_tokens or estimated_tokens)(rows.texts))
     median, most = np.percentile(counts, [50, 99], method="higher")
-    how = "tokens" if count_tokens else "tokens, estimated (give --model_name_or_path to count them)"
+    how = "tokens" if count_tokens else "tokens, estimated (run_check.py --model_name_or_path counts them)"
     about = f"half of the texts have up to {median:,}, 99% up to {most:,} {how}"
     cut = np.flatnonzero(counts > max_seq_length)
     if not len(cut):

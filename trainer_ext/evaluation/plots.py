@@ -186,6 +186,7 @@ def plot_pretraining(source: Path, target: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=label, **style)
     loss_axes.set(xlabel="step", ylabel="loss")
     perplexity_axes.set(ylabel="perplexity", yscale="log")
+    loss_axes.ticklabel_format(axis="y", useOffset=False)  # 7.576, not 0.001 above 7.575
     perplexity_axes.yaxis.set_major_formatter("{x:g}")
     perplexity_axes.yaxis.set_minor_formatter("{x:g}")
     if loss_axes.lines or perplexity_axes.lines:

@@ -247,24 +247,23 @@ def write_plots(
 
 
 def print_results(results: dict[str, float], splits: Sequence[str], systems: dict[str, str] = SYSTEMS) -> None:
-    """Print the seven figures of each system on validation and test, and one line for each test set.
+    """Print the seven figures on validation and test, a column per system, and one line for each test set.
 
     Args:
         results: Figures by name, as in all_results.json.
         splits: The predicted splits.
         systems: By a system's name, the prefix of its figures after the split's prefix.
     """
-    width = max(map(len, systems))
     for split in splits:
         prefix = prefix_of(split)
         if split not in ("validation", "test") or f"{prefix}_macro_f1" not in results:
             continue
         print(f"\n{split}, {results[f'{split}_rows']:,} rows")
-        print(f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in SEVEN_FIGURES))
-        for system, infix in systems.items():
-            if f"{prefix}_{infix}macro_f1" in results:
-                figures = "  ".join(f"{results[f'{prefix}_{infix}{name}']:>15.4f}" for name in SEVEN_FIGURES)
-                print(f"{system:{width}}  {figures}")
+        measured = {name: infix for name, infix in systems.items() if f"{prefix}_{infix}macro_f1" in results}
+        print("  ".join([f"{'':15}", *measured]))
+        for figure in SEVEN_FIGURES:
+            cells = [f"{results[f'{prefix}_{infix}{figure}']:>{len(name)}.4f}" for name, infix in measured.items()]
+            print("  ".join([f"{figure:15}", *cells]))
         low, high = results[f"{prefix}_macro_f1_low"], results[f"{prefix}_macro_f1_high"]
         print(f"95% interval of macro F1: {low:.3f} to {high:.3f}")
     if any(split not in ("validation", "test") for split in splits):

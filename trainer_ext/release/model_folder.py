@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import open_to_readers
+
 HANDLER = Path(__file__).with_name("handler.py")
 # Endpoints install these first; the transformers on their image may be too old for the code in the folder.
 REQUIREMENTS = "transformers>=5.4,<6\n"
@@ -22,3 +24,5 @@ def save_classifier(folder: Path, model: PreTrainedModel, *tokenizers: PreTraine
         tokenizer.save_pretrained(folder / f"tokenizer_{number}" if number else folder)
     shutil.copyfile(HANDLER, folder / "handler.py")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):
+        open_to_readers(weights)

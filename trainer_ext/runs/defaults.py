@@ -20,6 +20,7 @@ from ..data.corpus import Corpus
 from ..data.emotion_corpora import BUILT_IN
 from ..data.folds import hold_out_validation
 from ..data.load import DataArguments, corpus_arguments, load_corpus
+from ..data.tables import Table
 from ..flag_parser import MINILM
 from ..recipes import RecipeParser
 from ..training.head import ModelArguments
@@ -62,11 +63,13 @@ class Defaults:
         given: Names of the flags that the user gave.
         own_data: Whether the defaults of this file apply.
         chosen: Value by flag, of those filled in.
+        tables: The rows of the user's files, if they were read to choose columns, until [`load`] takes them.
     """
 
     given: set[str]
     own_data: bool
     chosen: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Table] | None = None
 
     @classmethod
     def begin(
@@ -85,8 +88,13 @@ class Defaults:
         if parser.recipe is None and (
             named or data_args.train_file or data_args.validation_file or data_args.test_file
         ):
-            choose_columns(data_args, model_args.hub_access())
+            defaults.tables = choose_columns(data_args, model_args.hub_access())
         return defaults
+
+    def load(self, described: dict[str, Any], train_only: bool = False) -> Corpus:
+        """Return [`load_corpus`] of these arguments, without reading files a second time."""
+        tables, self.tables = self.tables, None
+        return load_corpus(**described, train_only=train_only, tables=tables)
 
     def with_validation(self, corpus: Corpus, seed: int) -> Corpus:
         """Return the corpus with a validation split, if it has none and no flag says how to make one."""
@@ -105,8 +113,13 @@ class Defaults:
         self, corpus: Corpus, model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments
     ) -> None:
         """Set the flags of the training that were not given, in place, and log them."""
-        if not self.own_data:
-            return
+        if self.own_data:
+            self._choose(corpus, model_args, run_args, args)
+            self._report()
+
+    def _choose(
+        self, corpus: Corpus, model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments
+    ) -> None:
         few = len(corpus.splits["train"]) < FEW_ROWS
         weights = encoder_weights(model_args.model_name_or_path, model_args.model_access())
         rate, batch = next((rate, batch) for most, rate, batch in SIZES if weights <= most)
@@ -133,6 +146,8 @@ class Defaults:
                 epochs = min(max(round(TEXTS_UNSEEN / len(corpus.splits["train"])), least), most)
             self._fill(args, num_train_epochs=epochs)
         apply_selection(run_args, args)
+
+    def _report(self) -> None:
         shown = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in self.chosen.items())
         lines = textwrap.wrap(f"defaults: {shown}", 80, subsequent_indent="  ", break_on_hyphens=False)
         logger.info("\n".join(lines))
@@ -151,12 +166,14 @@ class Defaults:
         defaults = cls.begin(parser, model_args, data_args, trains=True)
         if not defaults.own_data:
             return {}
-        corpus = load_corpus(**corpus_arguments(data_args, model_args.hub_access()))
+        corpus = defaults.load(corpus_arguments(data_args, model_args.hub_access()))
         check_data(corpus, data_args, model_args.class_weights)
-        defaults.complete(corpus.only_splits(["train"]), model_args, run_args, args)
+        defaults._choose(corpus.only_splits(["train"]), model_args, run_args, args)
+        defaults.chosen = {name: value for name, value in defaults.chosen.items() if name in _SEARCHED_FROM}
+        defaults._report()
         names = {f"{kind}_column_name" for kind in ("text", "label", "group", "id", "split")} - defaults.given
         columns = {name: value for name in names if (value := getattr(data_args, name)) is not None}
-        return columns | {name: value for name, value in defaults.chosen.items() if name in _SEARCHED_FROM}
+        return columns | defaults.chosen
 
     def _fill(self, arguments: Any, **values: Any) -> None:
         """Set the flags that were not given."""

@@ -5,6 +5,7 @@ kept in a file, so that an interrupted search proposes what it would have propos
 trainings are trials of the cache, see [`Trials`].
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,8 +170,12 @@ class Search:
                 if reason := too_long(following):
                     if self.own in active:
                         done = f"{len(self.own.scores)} of {self._recipe.cv_folds} folds"
-                        raise InputError(f"{reason}; {OWN} have {done}: give a larger --budget, or fewer --cv_folds")
-                    tqdm.write(f"{reason}; stopped. A larger --budget goes on from here")
+                        least = math.ceil((spend() + self._trials.estimate(self.own.trials)) / 60)
+                        raise InputError(
+                            f"{reason}; {OWN} have {done}: give a larger --budget (about {least}m for these alone), or "
+                            "fewer --cv_folds"
+                        )
+                    tqdm.write(f"{reason}; stopped. A larger --budget resumes from here")
                     break
                 failed = self._trials.attempt(following, bar)
                 for configuration in active:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline
 from texts_emodeberta import truncated
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..escape import one_line
 from ..training.saved_model import check_config, load_whole, reading
 from .scores import Scores
@@ -66,6 +67,27 @@ def read_classifier_config(name: str, revision: str | None, token: str | None) -
         return config, digest.hexdigest()
     # The cache has a folder for each commit.
     return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
+
+
+def device_and_dtype(device: Any, dtype: Any) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision that a user names.
+
+    Args:
+        device: `None` stands for the accelerator, if there is one, else the CPU.
+        dtype: For example `"bfloat16"`.
+
+    Raises:
+        InputError: if it is no precision, or nothing can be computed on the device.
+    """
+    precision = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
+        raise InputError(f"dtype is {dtype!r}; want float32, bfloat16 or float16")
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:
+        return torch.empty(1, device=device).device, precision
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"device is {device!r} ({first_line(error)}); want cpu, or an accelerator's name") from error
 
 
 def load_pipeline(

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow
@@ -22,9 +23,21 @@ from ..errors import ProcessError
 
 # ---- Lines for people, and stopping early -------------------------------------------------------------------------
 logger = logging.getLogger(__name__)
-_COLUMNS = ("epoch", "training loss", "validation loss", "macro F1", "minutes left")
 _UNTIL_KNOWN = 20.0  # seconds of training after which its speed is known well enough
-_WIDTHS = (10, *(len(name) + 2 for name in _COLUMNS[1:]))
+_FIRST_WIDTH = 10  # of a line's first column
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figure that a line shows next to the losses: its name, its key among the metrics, and its digits."""
+
+    name: str = "macro F1"
+    key: str = "eval_macro_f1"
+    digits: int = 4
+
+
+MACRO_F1 = Score()
+PERPLEXITY = Score("perplexity", "eval_perplexity", 2)
 
 
 def bars_on_a_terminal_only(args: TrainingArguments | None = None) -> None:
@@ -41,7 +54,7 @@ def bars_on_a_terminal_only(args: TrainingArguments | None = None) -> None:
         transformers_logging.disable_progress_bar()
 
 
-def watch_epochs(trainer: Trainer, patience: int | None) -> None:
+def watch_epochs(trainer: Trainer, patience: int | None = None, score: Score = MACRO_F1) -> None:
     """Replace the library's printing of all figures by one line per epoch, and stop early if `patience` says so."""
     for kind in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
         trainer.remove_callback(kind)
@@ -49,7 +62,7 @@ def watch_epochs(trainer: Trainer, patience: int | None) -> None:
         trainer.add_callback(_Bar())
     if patience:
         trainer.add_callback(StopEarly(patience))
-    trainer.add_callback(EpochLines())
+    trainer.add_callback(EpochLines(score))
 
 
 class StopEarly(TrainerCallback):
@@ -85,17 +98,27 @@ class EpochLines(TrainerCallback):
     """A callback that logs a line of at most 80 columns for each evaluation, or each epoch without one.
 
     Before the first of them it logs the number of steps. Without a progress bar, it also says how long the training
-    will take, once that is known.
+    will take, once that is known. Steps are counted instead of epochs where the training ends in its first epoch, or
+    where the rows are a stream. An evaluation outside a training gets no line. If nothing was logged since the last
+    line, the training loss is logged for the next.
     """
+
+    def __init__(self, score: Score = MACRO_F1):
+        self._score, self._training = score, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self._begun, self._first_step = time.monotonic(), state.global_step
         self._shown, self._pending, self._headed = state.global_step, False, False
         self._estimated = not args.disable_tqdm  # the bar shows it
+        self._by_step = args.max_steps > 0 and state.num_train_epochs in (1, sys.maxsize)
+        self._training = True
         done = f"; {state.global_step:,} of them are done" if state.global_step else ""
-        _log(f"steps: {state.max_steps:,} (epochs: {state.num_train_epochs}){done}")
+        epochs = "" if self._by_step else f" (epochs: {state.num_train_epochs})"
+        _log(f"steps: {state.max_steps:,}{epochs}{done}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if control.should_evaluate:
+            self._want_loss(state, control)
         if self._estimated or time.monotonic() - self._begun < _UNTIL_KNOWN:
             return
         self._estimated = True
@@ -107,19 +130,30 @@ class EpochLines(TrainerCallback):
             self._show(state, {})
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._pending = True  # until an evaluation follows
+        self._want_loss(state, control)
+        self._pending = state.global_step > self._shown  # until an evaluation follows
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics, **kwargs):
-        self._show(state, metrics)
+        if self._training:
+            self._show(state, metrics)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._pending:
             self._show(state, {})
+        self._training = False
         if control.should_training_stop and state.global_step < state.max_steps:
             _log("stopped early, because validation did not improve")
         if args.load_best_model_at_end and state.best_global_step:
-            epoch = state.epoch * state.best_global_step / state.global_step
-            _log(f"kept: epoch {epoch:.4g}, with macro F1 {state.best_metric:.4f} on validation")
+            epoch = _figure(state.epoch * state.best_global_step / state.global_step, 2).rstrip("0").rstrip(".")
+            when = f"step {state.best_global_step:,}" if self._by_step else f"epoch {epoch}"
+            name, digits = args.metric_for_best_model, 4
+            if name == self._score.key:
+                name, digits = self._score.name, self._score.digits
+            _log(f"kept: {when}, with {name} {state.best_metric:.{digits}f} on validation")
+
+    def _want_loss(self, state: TrainerState, control: TrainerControl) -> None:
+        if not any("loss" in entry and entry["step"] > self._shown for entry in state.log_history):
+            control.should_log = True
 
     def _show(self, state: TrainerState, metrics: dict[str, float]) -> None:
         """Log the line; the training loss is the mean since the last one."""
@@ -130,12 +164,21 @@ class EpochLines(TrainerCallback):
         ]
         loss = sum(count * loss for count, loss in recent) / sum(count for count, _ in recent) if recent else None
         seconds = self._left(state)
-        cells = [f"{state.epoch or 0:.4g}/{state.num_train_epochs}"]
-        cells += [_figure(each, 4) for each in (loss, metrics.get("eval_loss"), metrics.get("eval_macro_f1"))]
-        cells += [_figure(None if seconds is None else seconds / 60, 1)]
+        epoch = _figure(state.epoch or 0, 2).rstrip("0").rstrip(".")
+        cells = {
+            "step" if self._by_step else "epoch": (
+                f"{state.global_step:,}/{state.max_steps:,}" if self._by_step else f"{epoch}/{state.num_train_epochs}"
+            ),
+            "training loss": _figure(loss, 4),
+            "validation loss": _figure(metrics.get("eval_loss"), 4),
+            self._score.name: _figure(metrics.get(self._score.key), self._score.digits),
+            "minutes left": _figure(None if seconds is None else seconds / 60, 1),
+        }
+        first = max(_FIRST_WIDTH, 2 * len(f"{state.max_steps:,}") + 1) if self._by_step else _FIRST_WIDTH
+        widths = [first, *(len(name) + 2 for name in list(cells)[1:])]
         if not self._headed:
-            _log("".join(map(str.rjust, _COLUMNS, _WIDTHS)))
-        _log("".join(map(str.rjust, cells, _WIDTHS)))
+            _log("".join(map(str.rjust, cells, widths)))
+        _log("".join(map(str.rjust, cells.values(), widths)))
         self._shown, self._pending, self._headed = state.global_step, False, True
 
     def _left(self, state: TrainerState) -> float | None:
