@@ -68,7 +68,7 @@ def _runs_a_script(command: str) -> str:
 
 
 class StageLine(Schema):
-    """The schema of a stage in the YAML file; see [`Stage`]."""
+    """One stage as the YAML file has it, checked; [`Stage`] is the same, ready to run."""
 
     command: Annotated[str, AfterValidator(_runs_a_script)]
     output_dir: Annotated[str, Field(min_length=1)]
