@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
@@ -58,6 +60,15 @@ class HubAccess:
 
 
 DEFAULT_ACCESS = HubAccess()
+
+
+def hub_answers() -> bool:
+    """Return whether the Hub answers one short request; its client would retry for half a minute without a network."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP library raises, and offline mode
+        return False
+    return True
 
 
 @dataclass
