@@ -122,7 +122,7 @@ def hub_dataset(path: str, access: HubAccess, **options: Any) -> Any:
         datasets.config.HF_HUB_OFFLINE = not answers  # else its client asks for half a minute
         return load_dataset(path, **access.arguments(), **options)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
-        reason = first_line(error) if answers else "the Hub does not answer, and no earlier download is in its cache"
+        reason = first_line(error) if answers else "the Hub does not answer, and it was not downloaded before"
         raise InputError(f"dataset {what}: {reason}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before

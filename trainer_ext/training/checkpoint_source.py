@@ -120,7 +120,7 @@ def _folder_from_cache(name: str, access: HubAccess) -> str:
         return name
     except OSError as error:
         raise InputError(
-            f"{name}: the Hub does not answer, and no earlier download is in its cache; want the checkpoint in a folder"
+            f"{name}: the Hub does not answer, and it was not downloaded before; want the checkpoint in a folder"
         ) from error
 
 
