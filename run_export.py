@@ -183,7 +183,9 @@ def quantize(source: Path, target: Path) -> None:
     """Write the model with int8 weights in the matrix products; activations are quantized at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # of an extra
 
+    logging.disable(logging.INFO)  # the package tells of each node
     quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
+    logging.disable(logging.NOTSET)
 
 
 def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
