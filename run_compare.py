@@ -132,8 +132,8 @@ def main() -> None:
         rows_of = {content["reference"]: rows_of.pop(content["reference"])} | rows_of
     every = [trial for of_row in rows_of.values() for of_seed in of_row for trial in of_seed]
     if args.plan:
-        print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: ", end="")
-        print(trials.plan(every))
+        planned = trials.plan(every)  # before anything is printed, because a stage may be missing
+        print(f"{len(variants)} variants, {folds or 'no'} folds, seeds {' '.join(map(str, seeds))}: {planned}")
         return
     trials.train(every)
 

@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from texts_emodeberta import token_budget_batches
@@ -62,6 +64,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # of loading
     check_extra()
     texts = read_texts(args.check_file, args.text_column_name)
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
@@ -156,7 +160,8 @@ def export(model: EmoDebertaForSequenceClassification, path: Path) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, **limit)
     ids = torch.full((3, 20), 5)
     axes = {0: batch, 1: length}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # hides warnings about packages that are not needed
+    for library in ("torch.onnx", "onnxscript", "onnx_ir"):  # hides each change of the graph, and packages not needed
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -178,7 +183,9 @@ def quantize(source: Path, target: Path) -> None:
     """Write the model with int8 weights in the matrix products; activations are quantized at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic  # of an extra
 
+    logging.disable(logging.INFO)  # the package tells of each node
     quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul"])
+    logging.disable(logging.NOTSET)
 
 
 def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
@@ -198,7 +205,7 @@ def compare(model, tokenizer, texts: list[str], path: Path, label: str) -> dict:
     encoded = tokenizer(texts, truncation=True, return_token_type_ids=False)
     batches = list(token_budget_batches([len(ids) for ids in encoded["input_ids"]], 2048))
     wanted, found = [], []
-    for positions in tqdm(batches, desc=label):
+    for positions in tqdm(batches, desc=label, disable=None):
         rows = {name: [values[position] for position in positions] for name, values in encoded.items()}
         inputs = tokenizer.pad(rows, return_tensors="pt")
         with torch.inference_mode():

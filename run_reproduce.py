@@ -68,7 +68,7 @@ def _runs_a_script(command: str) -> str:
 
 
 class StageLine(Schema):
-    """The schema of a stage in the YAML file; see [`Stage`]."""
+    """One stage as the YAML file has it, checked; [`Stage`] is the same, ready to run."""
 
     command: Annotated[str, AfterValidator(_runs_a_script)]
     output_dir: Annotated[str, Field(min_length=1)]
@@ -132,7 +132,10 @@ def main() -> None:
         state = "done" if stage.finished else f"about {stage.minutes:.0f} min"
         state = "another run" if stage.name in others else state
         print(f"{state:>13}  {stage.name}: {shlex.join(stage.command)} -> {stage.output_dir}/")
-    print(f"{len(left)} of {len(stages)} stages to run, about {_hours(left, 1.0)} on {machine}")
+    planned = [stage for stage in stages if stage in left or stage.name in others]
+    print(f"{len(planned)} of {len(stages)} stages to run, about {_hours(planned, 1.0)} on {machine}")
+    if others:
+        print("another run: the folder was made by another command; move or remove it first")
     if args.plan:
         return
     for stage in stages:

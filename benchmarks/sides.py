@@ -116,7 +116,7 @@ def use_flashdeberta(backbone: nn.Module) -> None:
 
 
 def use_disentangled_flash(backbone: nn.Module, inference: bool) -> None:
-    """Replace the encoder by the package's. Rows of full length take its padded path, others its packed one."""
+    """Replace the encoder with the package's, padded for batches without padding and packed for others."""
     from disentangled_flash import optimize_deberta, pack_padded_with_info, unpack_packed
 
     optimize_deberta(backbone, backend="triton", inference=inference)

@@ -65,7 +65,7 @@ class Languages:
         return count > 1 and probability < 0.001 + 0.1 * (split * min(1.5, (count - 1) / 3)) ** 2
 
     def evidence(self, text: str, spans: list[Span] | None) -> tuple[float, int, float]:
-        """Return the probability of a known language, the number of words, and the share that are several tokens."""
+        """Return the probability of a known language, the number of words, and the share of words split into tokens."""
         found = list(WORD.finditer(NO_WORDS.sub(lambda match: " " * len(match[0]), text)))
         words = [word for number, word in enumerate(found) if not number or word[0][0].islower() or word[0].isupper()]
         if len(words) < 2:
@@ -76,7 +76,7 @@ class Languages:
 
 
 def share_of_split(words: list[re.Match], spans: list[Span]) -> float:
-    """Return the share of words that are several tokens each."""
+    """Return the share of words that the tokenizer splits into several tokens."""
     starts, position, split = sorted({start for start, end in spans if end > start}), 0, 0
     for word in words:
         while position < len(starts) and starts[position] <= word.start():

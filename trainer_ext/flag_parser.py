@@ -59,10 +59,13 @@ class FlagParser(ArgumentParser):
 
 
 def refuse(unknown: Sequence[str], known: Iterable[str]) -> None:
-    """Raise an [`UnknownFlag`] for the first of the arguments that no flag takes, if there are any.
+    """Raise [`UnknownFlag`] if an argument is no known flag.
+
+    The error names the first such argument and suggests a flag that looks similar.
 
     Args:
-        known: The flags that there are; one that looks similar is suggested.
+                unknown: The arguments that the parser did not know; may be empty.
+        known: All flags of the script.
     """
     if unknown:
         name = unknown[0].partition("=")[0]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
@@ -58,6 +60,15 @@ class HubAccess:
 
 
 DEFAULT_ACCESS = HubAccess()
+
+
+def hub_answers() -> bool:
+    """Return whether the Hub answers one short request; its client would retry for half a minute without a network."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP library raises, and offline mode
+        return False
+    return True
 
 
 @dataclass
@@ -175,7 +186,8 @@ class RecipeParser(FlagParser, HfArgumentParser):
         """Return the dataclasses, filled from a recipe (if the first argument is not a flag) and the flags after it.
 
         Raises:
-            InputError: if the recipe cannot be read, a key or flag is unknown, or a value does not fit.
+            InputError: if the recipe cannot be read, a key or flag is unknown, a value does not fit, or a launcher's
+                processes are not connected.
         """
         argv = list(sys.argv[1:] if argv is None else argv)
         if argv and not argv[0].startswith("-"):
@@ -191,7 +203,7 @@ class RecipeParser(FlagParser, HfArgumentParser):
         if "bf16" in values:
             self.precision = choose_precision(values, self.given)
         try:
-            return tuple(
+            made = tuple(
                 kind(
                     **{name: values[name] for name, f in kind.__dataclass_fields__.items() if f.init and name in values}
                 )
@@ -199,6 +211,20 @@ class RecipeParser(FlagParser, HfArgumentParser):
             )
         except (ValueError, ImportError, OSError, ArithmeticError, LookupError, RuntimeError, TypeError) as error:
             raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
+        for arguments in made:
+            if isinstance(arguments, TrainingArguments):
+                check_processes(arguments)
+        return made
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """Raise [`InputError`] if a launcher started several processes that would each train on their own."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 == args.world_size:  # the library connects them on GPUs, or with --use_cpu
+        raise InputError(
+            f"the launcher started {started} processes, but they are not connected, because this machine has no GPU; "
+            "want --use_cpu, or recipes/accelerate/two_processes_cpu.yaml"
+        )
 
 
 def choose_precision(values: dict[str, Any], given: Set[str]) -> Choice:

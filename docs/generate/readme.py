@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from docs.generate.blocks import table
-from docs.generate.results import PAPER, read
+from docs.generate.results import PAPER
 from trainer_ext.evaluation.predictions import side_by_side
 
 # Li et al. 2022, Table 1: macro F1 on WASSA 2022's test set.
@@ -12,8 +12,8 @@ FIELD = {"ELECTRA ensemble, Mundra et al. 2021": 0.588}
 # Our rows: the folder of a fusion or comparison, the row in its table, and what to call it here.
 OURS = (
     ("fuse/wassa2022/fusion.json", "selected", "late fusion of MiniLMs, 22M parameters each"),
-    ("compare/base_folds/comparison.json", "both sizes summed", "one MiniLM and one MPNet, 110M parameters, summed"),
-    ("compare/base_folds/comparison.json", "MPNet", "one MPNet, after supervised transfer"),
+    ("fuse/base/fusion.json", "selected", "late fusion of three MiniLMs and one MPNet"),
+    ("compare/base_folds/comparison.json", "MPNet", "one MPNet, 110M parameters, after supervised transfer"),
     (
         "compare/transfer_seeds/comparison.json",
         "stage on both, class-balanced",
@@ -59,9 +59,9 @@ def results(folder: Path) -> list[str]:
     """Return the paper, the field and our models in one table."""
     paper = {"LingJing: DeBERTa-v2-xxlarge, 1.5B parameters, late fusion": PAPER} | FIELD
     rows = [["paper", name, f"{macro_f1:.3f}", "", "test set"] for name, macro_f1 in paper.items()]
-    contents = read(folder, "fuse/*/fusion.json") | read(folder, "compare/*/comparison.json")
     for path, variant, name in OURS:
-        (row,) = (row for row in contents[Path(path).parent.name]["variants"] if row["name"] == variant)
+        variants = json.loads((folder / path).read_text(encoding="utf-8"))["variants"]
+        (row,) = (row for row in variants if row["name"] == variant)
         low, high = row["interval"]
         rows.append(["ours", name, f"{row['macro_f1']:.3f}", f"{low:.3f} to {high:.3f}", "cross-validation"])
     return table(["", "system", "macro F1", "95% interval", "scored by"], rows)

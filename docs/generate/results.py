@@ -98,6 +98,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "single": scores(compared["single"]["variants"]),
         "bagging": bagging(fused["wassa2022_candidates"]),
         "base": scores(compared["base"]["variants"]),
+        "sizes": sizes(compared["base_folds"], small=fused["wassa2022"], both=fused["base"]),
         "probe": probe(json.loads((folder / "probe.json").read_text(encoding="utf-8"))),
         "dev": dev(json.loads((folder / "wassa2022-minilm.json").read_text(encoding="utf-8"))),
         "quickstart": quickstart(json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))),
@@ -176,6 +177,19 @@ def bagging(candidates: dict) -> list[str]:
     """Return the soft votes of the same two members, bagged and not bagged."""
     rows = [row for row in candidates["variants"] if row["name"].startswith("soft vote, ") and "bagged" in row["name"]]
     return table(["", "macro F1"], [score_cells(row)[:2] for row in rows])
+
+
+def sizes(compared: dict, small: dict, both: dict) -> list[str]:
+    """Return MiniLM and MPNet side by side: one model of each, their sum, and the ensembles."""
+    one = {row["name"]: score_cells(row)[1] for row in compared["variants"]}
+    selected = [
+        next(score_cells(row)[1] for row in fusion["variants"] if row["name"] == "selected") for fusion in (small, both)
+    ]
+    rows = [
+        ["one model after the stage", one["MiniLM"], one["MPNet"], f"{one['both sizes summed']}, summed"],
+        ["late fusion, selected members", selected[0], "", selected[1]],
+    ]
+    return table(["macro F1", "MiniLM, 22M", "MPNet, 110M", "both sizes"], rows)
 
 
 def probe(content: dict) -> list[str]:

@@ -116,7 +116,7 @@ def test_columns_of_a_hub_dataset_are_joined_before_pre_training(streaming, monk
     )
     monkeypatch.setattr(
         pretraining_texts,
-        "load_dataset",
+        "hub_dataset",
         lambda *_, streaming=False, **__: held.to_iterable_dataset() if streaming else held,
     )
     data = PretrainingArguments(

@@ -119,3 +119,11 @@ def test_data_dir_comes_from_the_environment(parser, monkeypatch):
     monkeypatch.setenv("EMODEBERTA_DATA", "/somewhere")
     parser = RecipeParser((DataArguments, TrainingArguments))
     assert parser.parse(["--output_dir", "x"])[0].data_dir == "/somewhere"
+
+
+def test_processes_that_a_launcher_started_but_nothing_connects_are_refused(parser, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as `accelerate launch` on a machine without the GPUs of its file
+    with pytest.raises(InputError, match=r"started 2 processes, but they are not connected.*two_processes_cpu\.yaml"):
+        parser.parse(["--output_dir", "out", "--bf16", "false"])
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert parser.parse(["--output_dir", "out", "--bf16", "false"])[-1].world_size == 1

@@ -29,6 +29,7 @@ from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.precision import Choice
 from trainer_ext.runs import trials
 from trainer_ext.runs.checkpoints import checkpoint_digest
+from trainer_ext.runs.estimate import machine, measured_rate
 from trainer_ext.runs.run import start
 from trainer_ext.runs.trial import Trial
 from trainer_ext.runs.trial_archive import (
@@ -38,6 +39,7 @@ from trainer_ext.runs.trial_archive import (
     write_archive,
     write_probabilities,
 )
+from trainer_ext.runs.trial_record import RECORD, trial_name
 from trainer_ext.runs.trials import Trials
 
 
@@ -364,6 +366,18 @@ def test_a_finished_trial_without_its_model_is_trained_again(cache, monkeypatch)
         cached.train([trial], keep_models=True)
     assert started
     cached.train([trial])  # its probabilities are there: nothing to do
+
+
+def test_the_speed_of_a_much_smaller_training_does_not_count(tmp_path):
+    """Most of its seconds are its start, so that a plan from them would be off by a factor of thousands."""
+    for gflop in (0.01, 500.0):
+        times = {"seconds": 60, "resumed": False, "machine": machine(), "libraries": {}, "gflop": gflop, "rows": {}}
+        about = {"trial": {"overrides": {}, "fold": None, "seed": 1}, "settings": {"max_steps": gflop}, **times}
+        (tmp_path / trial_name(about)).mkdir()
+        (tmp_path / trial_name(about) / RECORD).write_text(json.dumps(about))
+    assert measured_rate(tmp_path, 1, gflop=1000.0) == 60 / 500
+    assert measured_rate(tmp_path, 1, gflop=10_000.0) is None
+    assert measured_rate(tmp_path, 1) == (60 / 500 + 60 / 0.01) / 2
 
 
 def test_a_trial_is_named_by_what_decides_its_result(cache, v3_folder, monkeypatch, tmp_path):

@@ -78,7 +78,9 @@ def test_a_folder_that_another_command_made_is_no_stage(v3_folder, tmp_path, mon
     train = [*command[1:], "--output_dir", "outputs/first", "--overwrite_output_dir"]
     for change in (["--max_steps", "1"], ["--num_train_epochs", "0.5"]):
         call_as("run_classify.py", run_classify.main, *train, *change)
-        assert "another run  first" in call(run_reproduce.main, "whole.yaml", "--plan")
+        planned = call(run_reproduce.main, "whole.yaml", "--plan")
+        assert "another run  first" in planned
+        assert "1 of 1 stages to run" in planned
         monkeypatch.setattr(sys, "argv", ["run_reproduce.py", "whole.yaml"])
         with pytest.raises(SystemExit):
             run_command(run_reproduce.main)

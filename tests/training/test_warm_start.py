@@ -1,8 +1,10 @@
 import csv
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from support import ESSAYS, TINY, XXLARGE_STYLE
 from tokenizers import ByteLevelBPETokenizer
@@ -35,7 +37,11 @@ from transformers import (
 )
 
 from modeling_emodeberta import EmoDebertaForMaskedLM, EmoDebertaForSequenceClassification, EmoDebertaModel
+from trainer_ext.data.emotion_corpora import read_emotion_corpus
+from trainer_ext.data.tables import read_hub_dataset
 from trainer_ext.errors import InputError
+from trainer_ext.recipes import DEFAULT_ACCESS
+from trainer_ext.scoring.scorer import read_classifier_config
 from trainer_ext.training.checkpoint_source import PINNED, resolve_checkpoint
 from trainer_ext.training.warm_start import warm_start
 
@@ -278,12 +284,32 @@ def test_pickled_weights_are_not_read(v3_folder, tmp_path):
     [
         ("/no/such/folder", "no config.json there"),
         ("outputs/no-such-stage", "no such folder; recipes/README.md says"),
-        ("nobody/nothing", "config.json cannot be read"),
+        ("nobody/nothing", "config.json cannot be read|the Hub does not answer"),
     ],
 )
 def test_a_checkpoint_that_is_not_there(name, says):
     with pytest.raises(InputError, match=says):
         warm_start(name)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        warm_start,
+        lambda name: read_classifier_config(name, None, None),
+        lambda name: read_hub_dataset(name, None, {}, DEFAULT_ACCESS),
+        lambda _: read_emotion_corpus("go_emotions", None),
+        lambda _: read_emotion_corpus("xed", None),
+    ],
+    ids=["checkpoint", "classifier", "dataset", "go_emotions", "xed"],
+)
+def test_where_the_hub_does_not_answer_it_is_said_at_once(read, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(InputError, match="the Hub does not answer") as error:
+        read("nobody/nothing")
+    assert time.monotonic() - began < 15, "the Hub's client retries for longer than that"
+    assert "\n" not in str(error.value)
 
 
 def test_another_architecture_is_refused(tmp_path):

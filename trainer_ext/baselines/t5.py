@@ -31,7 +31,8 @@ from transformers import (
 from ..data.load import DataArguments
 from ..errors import InputError, run_command
 from ..evaluation.metrics import EmotionMetric
-from ..recipes import KEEP_CHECKPOINTS, RecipeParser, flag
+from ..recipes import KEEP_CHECKPOINTS, HubAccess, RecipeParser, flag
+from ..training.checkpoint_source import resolve_checkpoint
 from ..training.resuming import ResumableTrainer
 from .training import begin, train_and_report, trainer_arguments
 
@@ -181,12 +182,13 @@ def load(model_args: T5Arguments) -> tuple[PreTrainedTokenizerBase, PreTrainedMo
     """
     name = model_args.model_name_or_path
     access = {"cache_dir": model_args.cache_dir, "token": model_args.token, "trust_remote_code": False}
+    path = resolve_checkpoint(name, HubAccess(cache_dir=model_args.cache_dir, token=model_args.token))
     try:
-        if not AutoConfig.from_pretrained(name, **access).is_encoder_decoder:
+        if not AutoConfig.from_pretrained(path, **access).is_encoder_decoder:
             raise InputError(f"{name}: no encoder and decoder; want a T5, for example t5-base")
-        tokenizer = AutoTokenizer.from_pretrained(name, **access)
+        tokenizer = AutoTokenizer.from_pretrained(path, **access)
         return tokenizer, AutoModelForSeq2SeqLM.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, **access
+            path, use_safetensors=True, dtype=torch.float32, **access
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: not a checkpoint to start from ({' '.join(str(error).split())[:200]})") from error

@@ -292,7 +292,7 @@ class _Delimited:
         return _Parsed([], 1, f"{parsed.problem}; {hint}")
 
     def _parse(self, index: int, alone: bool = False) -> _Parsed:
-        """Return the record at a line index, parsed as in RFC 4180; with `alone`, it may not span several lines."""
+        """Return the record that starts at a line, parsed as in RFC 4180. With `alone`, it must end on that line."""
         line, delimiter = self._line(index), self._delimiter
         fields: list[str] = []
         position, lines, size, quoted, doubled = 0, 1, 0, 0, False

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import load_dataset
-
 from ..errors import InputError
 from ..recipes import DEFAULT_ACCESS, HubAccess
-from .tables import read_lines
+from .tables import hub_dataset, read_lines
 
 BUILT_IN = ("go_emotions", "xed")
 # Licence of both corpora, from the publishers' repositories. It decides what may be published, so it is defined once.
@@ -203,9 +201,6 @@ def _within(label: int, count: int) -> int:
 
 def _hub_rows(path: str, access: HubAccess, **described: object) -> Iterable[dict]:
     try:
-        return load_dataset(path, **access.arguments(), **described)
-    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
-        raise InputError(
-            f"{described.get('data_files', path)}: {str(error).strip().splitlines()[0]}; or give --data_dir, a folder "
-            "with goemotions/ and xed/"
-        ) from error
+        return hub_dataset(path, access, **described)
+    except InputError as error:
+        raise InputError(f"{error}; or give --data_dir, a folder with goemotions/ and xed/") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset
 
 from ..errors import InputError, first_line
 from ..recipes import DEFAULT_ACCESS, KEEP_CHECKPOINTS, CardArguments, HubAccess, flag
@@ -19,7 +19,7 @@ from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
 from .load import QUOTING_HELP, TEXT_DELIMITER_HELP, read_texts
 from .rows import format_of, read_rows, readable, text_columns, text_of
-from .tables import read_file
+from .tables import hub_dataset, read_file
 
 
 @dataclass
@@ -205,10 +205,7 @@ def _target(data: PretrainingArguments) -> tuple[LeakageGuard, list[tuple[str, s
 
 def _hub_texts(data: PretrainingArguments, access: HubAccess) -> list[tuple[str, str]]:
     name = data.dataset_name[0]
-    try:
-        rows = load_dataset(name, data.dataset_config_name, split="train", **access.arguments())
-    except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
-        raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
+    rows = hub_dataset(name, access, name=data.dataset_config_name, split="train")
     columns = text_columns(f"dataset {name}", data.text_column_name, rows.column_names)
     texts = (text_of(row, columns, data.text_column_delimiter)[0] for row in rows.select_columns(columns))
     return [(f"{name}, row {i}", text if isinstance(text, str) else "") for i, text in enumerate(texts, start=1)]
@@ -303,8 +300,8 @@ def _streamed(paths: list[str], data: PretrainingArguments) -> Iterator[dict[str
 
 def _hub_stream(data: PretrainingArguments, access: HubAccess) -> IterableDataset:
     name = data.dataset_name[0]
+    rows = hub_dataset(name, access, name=data.dataset_config_name, split="train", streaming=True)
     try:
-        rows = load_dataset(name, data.dataset_config_name, split="train", streaming=True, **access.arguments())
         first = next(iter(rows), None)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
         raise InputError(f"dataset {name}: {first_line(error)}") from error

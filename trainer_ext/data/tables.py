@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pyarrow.parquet
 from datasets import Features, load_dataset
 
 from ..errors import InputError, first_line
-from ..recipes import HubAccess
+from ..recipes import HubAccess, hub_answers
 from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
 from .rows import cells, format_of, no_column, read_rows, readable, text_columns, text_lines, text_of
@@ -100,11 +102,33 @@ def read_lines(path: Path) -> list[str]:
     return [row["text"] for row in table.rows]
 
 
-def read_hub_dataset(name: str, config: str | None, split_names: dict[str, str], access: HubAccess) -> dict[str, Table]:
+def hub_dataset(path: str, access: HubAccess, **options: Any) -> Any:
+    """Return a dataset on the Hub, as `load_dataset` does; from its cache, and at once, if the Hub does not answer.
+
+    Args:
+        path: Hub id, or the name of a reader for `data_files` on the Hub.
+        access: How to reach the Hub.
+        options: More arguments of `load_dataset`.
+
+    Raises:
+        InputError: if it cannot be had.
+    """
+    what = options.get("data_files", path)
+    answers, before = hub_answers(), datasets.config.HF_HUB_OFFLINE
+    if not answers and "data_files" in options:  # these are never read from the cache alone
+        raise InputError(f"dataset {what}: the Hub does not answer")
     try:
-        loaded = load_dataset(name, config, **access.arguments())
+        datasets.config.HF_HUB_OFFLINE = not answers  # else its client asks for half a minute
+        return load_dataset(path, **access.arguments(), **options)
     except Exception as error:  # datasets raises many kinds; all mean that it cannot be had
-        raise InputError(f"dataset {name}: {str(error).strip().splitlines()[0]}") from error
+        reason = first_line(error) if answers else "the Hub does not answer, and it was not downloaded before"
+        raise InputError(f"dataset {what}: {reason}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def read_hub_dataset(name: str, config: str | None, split_names: dict[str, str], access: HubAccess) -> dict[str, Table]:
+    loaded = hub_dataset(name, access, name=config)
     tables = {}
     for split in SPLITS:
         wanted = split_names.get(split, split)

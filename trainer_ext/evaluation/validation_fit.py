@@ -100,7 +100,7 @@ def _fit_temperature(fit: ValidationFit, raw: np.ndarray, gold: np.ndarray, fold
     before, after = (negative_log_likelihood(values, gold) for values in (raw, cooled))
     told = f"negative log-likelihood {before:.3f} without, {after:.3f} with one that was fitted on other rows"
     if after >= before:
-        logger.info(f"no temperature lowers validation's {told}")
+        logger.info(f"no temperature, because none helps; validation's {told}")
         return False
     fit.temperature = fit_temperature(raw, gold)
     fit.figures |= {"calibration_temperature": fit.temperature, "eval_nll": before, "eval_calibrated_nll": after}

@@ -10,8 +10,8 @@ from huggingface_hub import hf_hub_download
 from ..data.emotion_corpora import BUILT_IN
 from ..errors import InputError
 from ..files import shown
-from ..recipes import DEFAULT_ACCESS, HubAccess
-from ..training.checkpoint_source import PINNED, hub_answers
+from ..recipes import DEFAULT_ACCESS, HubAccess, hub_answers
+from ..training.checkpoint_source import PINNED
 from .licence import card_of
 
 # The encoders that a training can start from, by `model_type`. The key is a tag of each card.

@@ -38,20 +38,23 @@ def matrix_gflops() -> float:
     return 2e-9 * 1024 * 768 * 768 / min(spent)
 
 
-def measured_rate(folder: Path, jobs: int) -> float | None:
+def measured_rate(folder: Path, jobs: int, gflop: float = 0.0) -> float | None:
     """Return the median seconds per billion operations of earlier trials, or `None` if there are none.
 
-    Only trials count that ran on this machine, without a break and with as many at a time.
+    Only trials count that ran on this machine, without a break and with as many at a time. Much smaller ones than the
+    training in question do not count: their time is mostly that of the start.
 
     Args:
         folder: Folder of the trials.
         jobs: Trainings at a time.
+        gflop: Billion operations of the training in question.
     """
     rates = []
     for path in folder.glob(f"*/{RECORD}"):
         with suppress(InputError):  # perhaps of another comparison, which will say so
             record = read_record(path.parent)
-            if record["machine"] == machine(jobs) and not record["resumed"] and record["gflop"]:
+            here = record["machine"] == machine(jobs) and not record["resumed"]
+            if here and record["gflop"] and record["gflop"] >= gflop / 10:
                 rates.append(record["seconds"] / record["gflop"])
     return statistics.median(rates) if rates else None
 

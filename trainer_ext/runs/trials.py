@@ -226,12 +226,12 @@ class Trials:
     def estimate(self, trials: Sequence[Trial]) -> float:
         """Return about how many seconds the unfinished trials will take, with `jobs` at a time.
 
-        The estimate uses trainings in the cache that ran on this machine without interruption. If there are none, it
-        uses the speed of a matrix product, measured now.
+        The estimate uses trainings in the cache that ran on this machine without interruption and were not much
+        smaller. If there are none, it uses the speed of a matrix product, measured now.
         """
         todo = {self.path(trial): trial for trial in trials if not self.finished(trial)}
         work = sum(self._gflop(trial) for trial in todo.values())
-        if rate := measured_rate(self.folder, self.jobs):
+        if rate := measured_rate(self.folder, self.jobs, work / max(1, len(todo))):
             return rate * work / self.jobs
         return work / (0.4 * matrix_gflops() * max(1, min(torch.cuda.device_count(), self.jobs)))
 

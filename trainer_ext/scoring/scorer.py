@@ -24,6 +24,8 @@ from texts_emodeberta import truncated
 
 from ..errors import InputError, first_line
 from ..escape import one_line
+from ..recipes import HubAccess
+from ..training.checkpoint_source import resolve_checkpoint
 from ..training.saved_model import check_config, load_whole, reading
 from .scores import Scores
 from .text_stream import Row, TextSource
@@ -47,11 +49,12 @@ def read_classifier_config(name: str, revision: str | None, token: str | None) -
         raise InputError(f"{name}: no such folder; want an output folder of run_classify.py, or a Hub id (owner/name)")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{name}: no config.json there; want an output folder of run_classify.py or run_fuse.py")
+    path = resolve_checkpoint(name, HubAccess(revision=revision, token=token))
     with reading(name, "no model there"):
-        values, _ = PretrainedConfig.get_config_dict(name, revision=revision, token=token)
+        values, _ = PretrainedConfig.get_config_dict(path, revision=revision, token=token)
         kind = _CLASSIFIERS.get(values.get("model_type"))
         if kind is None:
-            config = AutoConfig.from_pretrained(name, revision=revision, token=token, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(path, revision=revision, token=token, trust_remote_code=False)
         else:
             config = kind[0].from_dict(values)
         check_config(name, config)
@@ -65,8 +68,9 @@ def read_classifier_config(name: str, revision: str | None, token: str | None) -
             with open(path, "rb") as file:
                 digest.update(str(path.relative_to(folder)).encode() + hashlib.file_digest(file, "sha256").digest())
         return config, digest.hexdigest()
-    # The cache has a folder for each commit.
-    return config, Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent.name
+    if path == name:
+        path = Path(hf_hub_download(name, "config.json", revision=revision, token=token)).parent
+    return config, Path(path).name  # the cache has a folder for each commit
 
 
 def device_and_dtype(device: Any, dtype: Any) -> tuple[torch.device, torch.dtype]:
@@ -109,12 +113,13 @@ def load_pipeline(
         InputError: if a file cannot be read, or weights are missing.
     """
     hub = {"revision": revision, "token": token}
+    path = resolve_checkpoint(name, HubAccess(**hub))
     kind = _CLASSIFIERS.get(config.model_type, (None, AutoModelForSequenceClassification))[1]
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # of loading
-    model = load_whole(kind, name, dtype=dtype, **hub)
+    model = load_whole(kind, path, dtype=dtype, **hub)
     with reading(name, "cannot be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
         if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
             tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
         return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)

