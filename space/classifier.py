@@ -20,6 +20,8 @@ from transformers.utils import cached_file
 MAX_CHARACTERS = 20_000
 # A batch holds about this many characters. Then the next texts have their turn.
 TURN_CHARACTERS = 10_000
+# Batches that are read at the same time, each by its share of the cores.
+READERS = 2
 # Tokens that an explanation by words may read. A longer text is explained by its sentences.
 EXPLANATION_TOKENS = 8_000
 LONGEST_SENTENCE = 60  # words; a text without full stops is cut here
@@ -43,8 +45,8 @@ class Classifier:
 
     def __init__(self, name: str, revision: str | None = None, abstain_below: float | None = None):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        # One core is left for the server. Threads that wait for one another on a busy machine cost a hundredfold.
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        # On two cores, a batch has one thread: threads that wait for one another on a busy machine cost a hundredfold.
+        torch.set_num_threads(max(1, torch.get_num_threads() // READERS))
         chosen = choose(device)
         self._pipeline = pipeline(
             "text-classification",
@@ -74,7 +76,8 @@ class Classifier:
         self._has_windows = len(self._pipeline.tokenizers) == 1 and self._pipeline.tokenizer.is_fast
         self._callers: deque[deque[tuple[str, Future]]] = deque()
         self._changed = Condition()
-        Thread(target=self._work, daemon=True).start()
+        for _ in range(READERS):
+            Thread(target=self._work, daemon=True).start()
         print(f"{name}: {', '.join(self.labels)}; on {device}; {chosen}")
 
     @property
