@@ -120,8 +120,8 @@ const isDoubtful = ({ error, known, score, scores }) => !error && (!known || !is
 
 function line(row) {
   const { labels, score, text, note, error, known } = row;
-  const shown = isDoubtful(row) ? named(labels.map(({ name }) => ({ ...unsure, name })), "?") : named(labels);
-  const first = error ? make("span", { className: "error" }, "error") : make("span", { className: "label" }, ...shown);
+  const answer = () => (isDoubtful(row) ? named(labels.map(({ name }) => ({ ...unsure, name })), "?") : named(labels));
+  const first = error ? make("span", { className: "error" }, "error") : make("span", { className: "label" }, ...answer());
   const cut = make("div", { className: text.length > 90 ? "cut" : "", dir: "auto" }, text);
   const whole = text.length > 90 ? make("button", { ariaExpanded: "false" }, "Show all") : null;
   whole?.addEventListener("click", () => {
