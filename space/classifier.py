@@ -178,7 +178,11 @@ class Classifier:
 
     @torch.inference_mode()
     def _classify(self, texts: list[str]) -> list[dict[str, Any]]:
-        read = [self._read(tokenizer, texts) for tokenizer in self._pipeline.tokenizers]
+        # The pipeline lets one thread tokenize at a time: a tokenizer keeps the last caller's truncation.
+        tokenizers = self._pipeline.tokenizers
+        options = {"return_offsets_mapping": all(tokenizer.is_fast for tokenizer in tokenizers)}
+        encoded = self._pipeline.encode(texts, truncation=False, verbose=False, **options)
+        read = [self._read(tokenizer, texts, of_one) for tokenizer, of_one in zip(tokenizers, encoded, strict=True)]
         # By each text: tokens and how many of them are read, of the tokenizer that cuts most.
         lengths = [max(of_text, key=lambda length: length[0] / length[1]) for of_text in zip(*read, strict=True)]
         windowed = [self._has_windows and tokens > room for tokens, room, _ in lengths]
@@ -218,11 +222,9 @@ class Classifier:
     def _position(self, entry: dict[str, Any]) -> int:
         return self.labels.index(entry["label"]) if entry["label"] in self.labels else 0
 
-    def _read(self, tokenizer: Any, texts: list[str]) -> list[tuple[int, int, str | None]]:
+    def _read(self, tokenizer: Any, texts: list[str], encoded: Any) -> list[tuple[int, int, str | None]]:
         """Of each text: its tokens, how many of them are read, and a warning if the model does not know most of it."""
-        options = {"truncation": False, "verbose": False, "return_offsets_mapping": tokenizer.is_fast}
-        encoded = tokenizer(texts, **options)
-        spans = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+        spans = encoded.get("offset_mapping") or [None] * len(texts)
         return [
             (len(ids), tokenizer.model_max_length, self._language.warning(text, ids, span, tokenizer.unk_token_id))
             for text, ids, span in zip(texts, encoded["input_ids"], spans, strict=True)

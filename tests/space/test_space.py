@@ -87,7 +87,7 @@ def test_many_callers_get_their_own_answers(space, essays, local):
     with ThreadPoolExecutor(8) as pool:
         answers = [answer for of_caller in pool.map(call, range(8)) for answer in of_caller]
     for answer, scores in zip(answers, expected, strict=True):
-        assert answer["scores"] == pytest.approx(scores, abs=1e-4)
+        assert answer["scores"] == pytest.approx(scores, abs=1e-3)  # in bf16, whose rounding depends on the batch
         assert answer["label"] == max(answer["scores"], key=answer["scores"].get)
         assert set(answer["members"]) == {"first", "cls", "other"}
 
