@@ -1,10 +1,10 @@
 """The Space under many callers at once, before and after it batched them: latency, lost or crossed answers, memory.
 
 A server of its own with a model of MiniLM's size; callers as threads of this process, on the same cores. They send
-what the page sends: `gradio_client` takes 57 ms of processor time for each call, which is more than the Space needs for
-an answer. Every answer is compared with what the pipeline says of its text without a Space. The Space of before is read
-from git, and the two have the load in turns. Alone, with its result in results/bench/, in about 10 minutes on two
-cores: python -m benchmarks.bench_space
+what each Space's page sends: `gradio_client` takes 57 ms of processor time for each call, which is more than the Space
+needs for an answer. Every answer is compared with what the pipeline says of its text without a Space. The Space of
+before is read from git, and the two have the load in turns. Alone, with its result in results/bench/, in about 10
+minutes on two cores: python -m benchmarks.bench_space
 """
 
 import csv
@@ -114,14 +114,26 @@ def one_long_text(folder: Path, text: str, tokenizer) -> dict:
     return {"answer_seconds": round(answered, 2), "explanation_seconds": round(seconds, 2), "pieces": pieces}
 
 
+def sent(line: HTTPConnection, path: str, text: str) -> dict:
+    """Return the reply to a text that is sent to a path."""
+    line.request("POST", f"/gradio_api/{path}", json.dumps({"data": [text]}), {"Content-Type": "application/json"})
+    return json.loads(line.getresponse().read())
+
+
 def ask(line: HTTPConnection, text: str) -> dict:
     """Return the answer to a text, asked for as the page does."""
-    path = "/gradio_api/call/classify"
-    line.request("POST", path, json.dumps({"data": [text]}), {"Content-Type": "application/json"})
-    event = json.loads(line.getresponse().read())["event_id"]
-    line.request("GET", f"{path}/{event}")
+    return sent(line, "run/classify", text)["data"][0]
+
+
+def ask_before(line: HTTPConnection, text: str) -> dict:
+    """Return the answer of the Space of before, which has a queue: an event, and then what it gave."""
+    event = sent(line, "call/classify", text)["event_id"]
+    line.request("GET", f"/gradio_api/call/classify/{event}")
     told = line.getresponse().read().decode()
     return json.loads(told.partition("event: complete\ndata: ")[2].partition("\n")[0])[0]
+
+
+ASK = {"before": ask_before, "now": ask}
 
 
 def under_load(
@@ -142,7 +154,7 @@ def under_load(
         for request in range(requests):
             row = caller * requests + request
             start = time.perf_counter()
-            scores = ask(line, texts[row])["scores"]
+            scores = ASK[name](line, texts[row])["scores"]
             seconds[name][turn, caller, request] = time.perf_counter() - start
             wrong += any(abs(scores[label] - value) > TOLERANCE for label, value in expected[row].items())
         return wrong
@@ -155,7 +167,7 @@ def under_load(
         for name, space in spaces.items():
             with open(folder / f"log-{name}", "w") as log:
                 started[name] = serve(folder / "model", log, space)
-            ask(HTTPConnection(started[name][1].split("/")[2]), texts[0])
+            ASK[name](HTTPConnection(started[name][1].split("/")[2]), texts[0])
         for turn in range(ROUNDS):
             for name in spaces:
                 sizes[name].append([])

@@ -28,9 +28,10 @@ from threading import Thread
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # calls whose times Gradio remembers; 10,000 by default
-# PyTorch and oneDNN remember the last 1,024 shapes, a megabyte each. Batches of texts rarely have the same shape twice.
-os.environ.setdefault("LRU_CACHE_CAPACITY", "8")
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")
+# PyTorch and oneDNN remember the last 1,024 shapes, a megabyte each. Batches of texts rarely have the same shape twice,
+# but the layers of a batch have, and two batches are read at the same time.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 import gradio as gr
 from classifier import MAX_CHARACTERS, Classifier
@@ -45,6 +46,7 @@ HERE = Path(__file__).parent
 MAX_FILE_SIZE = "10mb"
 MAX_CALL = 2**20  # bytes of a call; 20,000 characters have fewer, however they are written
 MAX_WAITING = 256  # callers of /classify
+DIRECT = "classify"  # may be called without Gradio's queue, because the classifier has its own
 KEPT = 3600  # seconds that a file stays
 EXAMPLES = [
     "I am so happy today!",
@@ -125,7 +127,8 @@ def endpoints(classifier: Classifier) -> list[Callable[..., Awaitable]]:
 
         Returns:
             A csv with the file's columns, predicted_label, predicted_score, sure, a probability for each label, note
-            (of a text that is long or unknown to the model) and error (of a row that cannot be read or classified).
+            (of a text that is long or unknown to the model) and error (of a row that cannot be read or classified). If
+            the file has one of these names itself, the new column gets a number, as in note_2.
         """
         return gr.FileData(
             path=str(await asyncio.to_thread(classify_table, classifier, Path(file["path"]), column or ""))
@@ -147,7 +150,8 @@ class Gate:
         action, _, name = path.strip("/").partition("/")
         if action in ("upload", "cancel") and not name:
             return await self._app(scope, receive, send)
-        if not (action == "call" and name in self._names) and (action, name) != ("queue", "join"):
+        direct = (action, name) == ("run", DIRECT)
+        if not (direct or (action == "call" and name in self._names)) and (action, name) != ("queue", "join"):
             return await self._refuse(
                 404, f"There is no such call; there are {', '.join(self._names)}.", scope, receive, send
             )
@@ -159,7 +163,7 @@ class Gate:
         if len(body) > MAX_CALL:
             told = f"This is too long; at most {MAX_CHARACTERS:,} characters are read. Please shorten it."
             return await self._refuse(413, told, scope, receive, send)
-        if bad := self._problem(body, name if action == "call" else None):
+        if bad := self._problem(body, None if action == "queue" else name, direct):
             return await self._refuse(400, bad, scope, receive, send)
         sent = False
 
@@ -172,8 +176,8 @@ class Gate:
 
         return await self._app(scope, again, send)
 
-    def _problem(self, body: bytes, name: str | None) -> str | None:
-        """Return what is wrong with a call."""
+    def _problem(self, body: bytes, name: str | None, direct: bool) -> str | None:
+        """Return what is wrong with a call; one that is `direct` has its arguments alone."""
         try:
             call = json.loads(body)
             if name is None:
@@ -182,7 +186,7 @@ class Gate:
             given = call["data"]
         except (ValueError, RecursionError, TypeError, LookupError):
             name = given = None
-        if name is None or not isinstance(given, list):
+        if name is None or not isinstance(given, list) or (direct and len(call) > 1):
             return 'Please send a JSON object whose "data" is the list of arguments.'
         if name in ("classify", "explain"):
             fits = len(given) == 1 and not isinstance(given[0], dict | list)
@@ -237,6 +241,7 @@ def page_of(classifier: Classifier) -> str:
     page = (HERE / "page.html").read_text(encoding="utf-8")
     for place, value in (
         ("model", html.escape(classifier.name)),
+        ("choice", "one or more" if classifier.several else "one"),
         ("count", str(len(classifier.labels))),
         ("rows", f"{MAX_ROWS:,}"),
         ("settings", json.dumps(settings).replace("<", "\\u003c")),
@@ -258,7 +263,7 @@ def build(classifier: Classifier) -> gr.Server:
     limits = {"classify": MAX_WAITING, "explain": 2, "columns": 2, "classify_batch": 2}
     for function in functions:
         name = function.__name__
-        server.api(quiet(function), name=name, concurrency_limit=limits[name])
+        server.api(quiet(function), name=name, concurrency_limit=limits[name], queue=name != DIRECT)
     server.add_middleware(Gate, names=[function.__name__ for function in functions])
     return server
 

@@ -20,6 +20,8 @@ from transformers.utils import cached_file
 MAX_CHARACTERS = 20_000
 # A batch holds about this many characters. Then the next texts have their turn.
 TURN_CHARACTERS = 10_000
+# Batches that are read at the same time, each by its share of the cores.
+READERS = 2
 # Tokens that an explanation by words may read. A longer text is explained by its sentences.
 EXPLANATION_TOKENS = 8_000
 LONGEST_SENTENCE = 60  # words; a text without full stops is cut here
@@ -43,8 +45,8 @@ class Classifier:
 
     def __init__(self, name: str, revision: str | None = None, abstain_below: float | None = None):
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        # One core is left for the server. Threads that wait for one another on a busy machine cost a hundredfold.
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+        # On two cores, a batch has one thread: threads that wait for one another on a busy machine cost a hundredfold.
+        torch.set_num_threads(max(1, torch.get_num_threads() // READERS))
         chosen = choose(device)
         self._pipeline = pipeline(
             "text-classification",
@@ -74,7 +76,8 @@ class Classifier:
         self._has_windows = len(self._pipeline.tokenizers) == 1 and self._pipeline.tokenizer.is_fast
         self._callers: deque[deque[tuple[str, Future]]] = deque()
         self._changed = Condition()
-        Thread(target=self._work, daemon=True).start()
+        for _ in range(READERS):
+            Thread(target=self._work, daemon=True).start()
         print(f"{name}: {', '.join(self.labels)}; on {device}; {chosen}")
 
     @property
@@ -175,7 +178,11 @@ class Classifier:
 
     @torch.inference_mode()
     def _classify(self, texts: list[str]) -> list[dict[str, Any]]:
-        read = [self._read(tokenizer, texts) for tokenizer in self._pipeline.tokenizers]
+        # The pipeline lets one thread tokenize at a time: a tokenizer keeps the last caller's truncation.
+        tokenizers = self._pipeline.tokenizers
+        options = {"return_offsets_mapping": all(tokenizer.is_fast for tokenizer in tokenizers)}
+        encoded = self._pipeline.encode(texts, truncation=False, verbose=False, **options)
+        read = [self._read(tokenizer, texts, of_one) for tokenizer, of_one in zip(tokenizers, encoded, strict=True)]
         # By each text: tokens and how many of them are read, of the tokenizer that cuts most.
         lengths = [max(of_text, key=lambda length: length[0] / length[1]) for of_text in zip(*read, strict=True)]
         windowed = [self._has_windows and tokens > room for tokens, room, _ in lengths]
@@ -215,11 +222,9 @@ class Classifier:
     def _position(self, entry: dict[str, Any]) -> int:
         return self.labels.index(entry["label"]) if entry["label"] in self.labels else 0
 
-    def _read(self, tokenizer: Any, texts: list[str]) -> list[tuple[int, int, str | None]]:
+    def _read(self, tokenizer: Any, texts: list[str], encoded: Any) -> list[tuple[int, int, str | None]]:
         """Of each text: its tokens, how many of them are read, and a warning if the model does not know most of it."""
-        options = {"truncation": False, "verbose": False, "return_offsets_mapping": tokenizer.is_fast}
-        encoded = tokenizer(texts, **options)
-        spans = encoded["offset_mapping"] if tokenizer.is_fast else [None] * len(texts)
+        spans = encoded.get("offset_mapping") or [None] * len(texts)
         return [
             (len(ids), tokenizer.model_max_length, self._language.warning(text, ids, span, tokenizer.unk_token_id))
             for text, ids, span in zip(texts, encoded["input_ids"], spans, strict=True)

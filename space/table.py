@@ -1,10 +1,12 @@
 """A file of many texts: its columns, and the same file with an answer in every row."""
 
 import csv
+import itertools
 import os
 import re
 import statistics
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,8 +91,8 @@ def classify_table(classifier: Classifier, path: Path, column: str) -> Path:
 
     Returns:
         Path of a csv with the file's columns and after them `predicted_label`, `predicted_score`, `sure`, a
-        `probability_<label>` each, `note` and `error`. Cells that a spreadsheet would take for a formula begin with an
-        apostrophe.
+        `probability_<label>` each, `note` and `error`. Where the file has such a name itself, that of the result gets a
+        number, as in `note_2`. Cells that a spreadsheet would take for a formula begin with an apostrophe.
     """
     table = read_table(path)
     header = table.header
@@ -100,8 +102,7 @@ def classify_table(classifier: Classifier, path: Path, column: str) -> Path:
         raise wrong(f"The file has {wanted}; its columns are {_names(header)}.")
     probabilities = [f"probability_{name}" for name in classifier.labels]
     added = ["predicted_label", "predicted_score", "sure", *probabilities, "note", "error"]
-    if taken := [name for name in added if name in header]:
-        raise wrong(f"The file has a column {taken[0]!r} already, which is one of the results'; please rename it.")
+    added = [free(name, {*header, *added}) if name in header else name for name in added]
     texts = [row[header.index(column)] for row in table.rows]
     target = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "emotions.csv"
     with open(target, "w", newline="", encoding="utf-8") as file:
@@ -122,6 +123,11 @@ def plain(cell: object) -> object:
     """Return a cell that no spreadsheet takes for a formula: with an apostrophe before what begins like one."""
     formula = isinstance(cell, str) and cell.lstrip()[:1] in FORMULA and not NUMBER.fullmatch(cell)
     return f"'{cell}" if formula else cell
+
+
+def free(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken yet: with the first number from 2 on that makes it so."""
+    return next(numbered for number in itertools.count(2) if (numbered := f"{name}_{number}") not in taken)
 
 
 def _names(columns: list[str]) -> str:

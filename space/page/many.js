@@ -1,6 +1,6 @@
 // Many texts: a file, its column of texts, and the table of answers.
 
-import { $, bar, bars, call, colored, download, face, failure, isSure, make, percent, settings, unsure } from "./parts.js";
+import { $, bar, bars, call, download, failure, given, isSure, looks, make, named, percent, settings, unsure } from "./parts.js";
 
 const PAGE_ROWS = 100;
 
@@ -57,17 +57,22 @@ $("classify").addEventListener("click", () =>
     if (asked !== uploaded) return;
     content = answers;
     const [header, ...lines] = parse(content);
-    const own = header.lastIndexOf("predicted_label");
-    rows = lines.map((cells, index) => ({
-      number: index + 1,
-      text: plain(cells[at]),
-      label: plain(cells[own]),
-      score: Number(cells[own + 1]),
-      known: !cells.at(-2).startsWith(settings.unknown),
-      note: cells.at(-2),
-      error: cells.at(-1),
-      scores: settings.labels.map((_, position) => Number(cells[own + 3 + position])),
-    }));
+    const own = header.length - settings.labels.length - 5; // predicted_label, whatever number it got
+    rows = lines.map((cells, index) => {
+      const label = plain(cells[own]);
+      const scores = settings.labels.map((_, position) => Number(cells[own + 3 + position]));
+      return {
+        number: index + 1,
+        text: plain(cells[at]),
+        label,
+        labels: settings.several ? given(scores) : [looks.get(label)],
+        score: Number(cells[own + 1]),
+        known: !cells.at(-2).startsWith(settings.unknown),
+        note: cells.at(-2),
+        error: cells.at(-1),
+        scores,
+      };
+    });
     shown = PAGE_ROWS;
     sorted = { by: "number", down: false };
     $("results").hidden = false;
@@ -89,11 +94,10 @@ function parse(csv) {
 function table() {
   const good = rows.filter(({ error }) => !error);
   const doubtful = good.filter(isDoubtful);
-  const has = (row, index) => (settings.several ? row.scores[index] >= settings.thresholds[index] || row.label === settings.labels[index].name : row.label === settings.labels[index].name);
-  const shares = settings.labels.map(({ name }, index) => [name, good.filter((row) => has(row, index)).length / Math.max(1, good.length)]);
+  const shares = settings.labels.map((look) => [look.name, good.filter(({ labels }) => labels.includes(look)).length / Math.max(1, good.length)]);
   const failed = rows.length - good.length;
   $("summary").textContent = `${good.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} row${rows.length === 1 ? "" : "s"} classified; ${doubtful.length.toLocaleString("en")} not sure (below ${percent(bar())}${good.every(({ known }) => known) ? "" : ", or not known to the model"})${failed ? `; ${failed.toLocaleString("en")} could not be classified, see the error in the row` : ""}.`;
-  $("shares").replaceChildren(...bars(shares.sort((a, b) => b[1] - a[1])));
+  $("shares").replaceChildren(...bars(shares.filter(([, share]) => share).sort((a, b) => b[1] - a[1])));
   const compare = { number: (a, b) => a.number - b.number, label: (a, b) => a.label.localeCompare(b.label), score: (a, b) => a.score - b.score, text: (a, b) => a.text.localeCompare(b.text) }[sorted.by];
   const listed = rows.filter((row) => !$("unsure").checked || row.error || isDoubtful(row)).sort((a, b) => (sorted.down ? -1 : 1) * compare(a, b));
   const head = [["label", "Label"], ["score", "Prob."], ["text", "Text"]].map(([by, name]) => {
@@ -115,11 +119,9 @@ function table() {
 const isDoubtful = ({ error, known, score, scores }) => !error && (!known || !isSure(score, scores));
 
 function line(row) {
-  const { label, score, scores, text, note, error, known } = row;
-  const doubtful = isDoubtful(row);
-  const best = settings.labels[scores.indexOf(Math.max(...scores))]; // of several labels too
-  const look = doubtful ? unsure : best;
-  const first = error ? make("span", { className: "error" }, "error") : colored(make("span", { className: "label" }, face(look), doubtful ? `${label}?` : label), look);
+  const { labels, score, text, note, error, known } = row;
+  const answer = () => (isDoubtful(row) ? named(labels.map(({ name }) => ({ ...unsure, name })), "?") : named(labels));
+  const first = error ? make("span", { className: "error" }, "error") : make("span", { className: "label" }, ...answer());
   const cut = make("div", { className: text.length > 90 ? "cut" : "", dir: "auto" }, text);
   const whole = text.length > 90 ? make("button", { ariaExpanded: "false" }, "Show all") : null;
   whole?.addEventListener("click", () => {

@@ -1,6 +1,6 @@
 // One text: the answer while it is typed, why, and whether it is wrong.
 
-import { $, bar, bars, call, colored, csvOf, download, face, failure, isSure, legend, looks, make, percent, ranked, settings, stack, unsure } from "./parts.js";
+import { $, bar, bars, call, colored, csvOf, download, face, failure, given, isSure, legend, looks, make, named, percent, ranked, settings, stack, unsure } from "./parts.js";
 
 const WAIT = 400; // milliseconds after the last key
 const MARKED = 0.05; // a smaller change of the probability is not marked
@@ -41,12 +41,12 @@ function render() {
   if ("error" in answer) return $("said").replaceChildren(make("p", { className: "error" }, answer.error));
   const order = ranked(answer.scores);
   const [[best, score], [second, next]] = order;
-  const sure = isSure(score, Object.values(answer.scores)) && !answer.warning;
-  const look = sure ? looks.get(best) : unsure;
+  const scores = settings.labels.map(({ name }) => answer.scores[name]);
+  const sure = isSure(score, scores) && !answer.warning;
   const told = settings.several ? percent(score) : `${percent(score)}, then ${second} ${percent(next)}`;
   const shown = [
     answer.warning ? make("p", { className: "warning" }, answer.warning) : null,
-    colored(make("p", { className: "headline" }, face(look), make("span", {}, sure ? answer.label : "Not sure")), look),
+    make("p", { className: settings.several && sure ? "headline several" : "headline" }, ...named(sure ? given(scores) : [unsure])),
     settings.several && sure ? null : make("p", { className: "second" }, sure ? told : `most likely ${best} ${told}`),
     settings.several ? null : stack(order, order.map(([name, share]) => `${name} ${percent(share)}`).join(", ")),
     settings.several ? make("ul", { className: "bars" }, ...bars(order.slice(0, 4))) : legend(order.slice(0, 4)),

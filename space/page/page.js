@@ -32,9 +32,8 @@ $("python").textContent = `from gradio_client import Client, handle_file
 client = Client("${here}")
 client.predict("I am so happy today!", api_name="/classify")
 client.predict(handle_file("comments.csv"), "text", api_name="/classify_batch")  # path of a csv`;
-$("shell").textContent = `url=${here}gradio_api/call/classify
-id=$(curl -s $url -H "Content-Type: application/json" -d '{"data": ["I am so happy today!"]}' | cut -d '"' -f 4)
-curl -s $url/$id`;
+$("shell").textContent = `curl -s ${here}gradio_api/run/classify -H "Content-Type: application/json" \\
+  -d '{"data": ["I am so happy today!"]}'`;
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {
     const copying = navigator.clipboard?.writeText($(button.dataset.copy).textContent) ?? Promise.reject();

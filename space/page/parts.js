@@ -2,7 +2,7 @@
 
 export const settings = JSON.parse(document.getElementById("settings").textContent);
 export const looks = new Map(settings.labels.map((label) => [label.name, label]));
-export const unsure = { name: "not sure", face: settings.unsure };
+export const unsure = { name: "Not sure", face: settings.unsure };
 
 export const $ = (id) => document.getElementById(id);
 export const percent = (share) => (share > 0 && share < 0.005 ? "<1%" : `${Math.round(100 * share)}%`);
@@ -39,12 +39,15 @@ export function face(look) {
   return svg;
 }
 
-/** Call an endpoint, and return what it gives or throw what it says. */
+/** Call an endpoint, and return what it gives or throw what it says. `classify` answers at once, the others queue. */
 export async function call(name, data, signal) {
-  const base = `gradio_api/call/${name}`;
+  const direct = name === "classify";
+  const base = `gradio_api/${direct ? "run" : "call"}/${name}`;
   const sent = await fetch(base, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data }), signal });
   const reply = await sent.json().catch(() => ({}));
-  if (!sent.ok) throw new Error(typeof reply.detail === "string" ? reply.detail : "The server did not take this. Please try again.");
+  const told = reply.detail ?? reply.error;
+  if (!sent.ok) throw new Error(typeof told === "string" ? told : "The server did not take this. Please try again.");
+  if (direct) return reply.data[0];
   const stream = await (await fetch(`${base}/${reply.event_id}`, { signal })).text();
   const events = [...stream.matchAll(/^event: (.*)\ndata: (.*)$/gm)].filter(([, event]) => event !== "heartbeat");
   const [, event, content] = events.at(-1) ?? [];
@@ -58,6 +61,19 @@ export const bar = () => Number($("bar").value);
 /** Whether an answer is sure: its best score is not under the bar, and one of several labels reaches its threshold. */
 export const isSure = (score, scores) =>
   score >= bar() && (!settings.several || scores.some((each, index) => each >= settings.thresholds[index]));
+/** The labels of an answer, most probable first: the best, or of several all that reach their thresholds. */
+export function given(scores) {
+  const order = settings.labels.map((look, index) => [look, scores[index], settings.thresholds[index]]).sort((a, b) => b[1] - a[1]);
+  const reached = order.filter(([, score, threshold]) => settings.several && score >= threshold);
+  return (reached.length ? reached : order.slice(0, 1)).map(([look]) => look);
+}
+
+/** The first three labels, each in its colours with its symbol, and how many more there are. */
+export function named(labels, after = "") {
+  const shown = labels.slice(0, 3).map((look) => colored(make("span", { className: "named" }, face(look), make("span", {}, look.name + after)), look));
+  return [...shown, labels.length > 3 ? make("span", { className: "rest" }, `and ${labels.length - 3} more`) : null];
+}
+
 export const ranked = (scores) => Object.entries(scores).sort((a, b) => b[1] - a[1]);
 
 export function legend(entries) {

@@ -67,6 +67,12 @@ JSON_LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in OBJECTS) +
 FILES = {
     "commas": ("a.csv", TABLE.encode()),
     "semicolons": ("a.csv", csv_of([["text", "label"], *zip(TEXTS, LABELS, strict=True)], ";").encode()),
+    "semicolons, and a comma in a name": (
+        "a.csv",
+        csv_of(
+            [["text", "label", "why, in words"], *((*row, "") for row in zip(TEXTS, LABELS, strict=True))], ";"
+        ).encode(),
+    ),
     "tabs in a csv": ("a.csv", csv_of([["text", "label"], *zip(TEXTS, LABELS, strict=True)], "\t").encode()),
     "commas in a tsv": ("a.tsv", TABLE.encode()),
     "CRLF": ("a.csv", TABLE.replace("\n", "\r\n").encode()),

@@ -87,7 +87,7 @@ def test_many_callers_get_their_own_answers(space, essays, local):
     with ThreadPoolExecutor(8) as pool:
         answers = [answer for of_caller in pool.map(call, range(8)) for answer in of_caller]
     for answer, scores in zip(answers, expected, strict=True):
-        assert answer["scores"] == pytest.approx(scores, abs=1e-4)
+        assert answer["scores"] == pytest.approx(scores, abs=1e-3)  # in bf16, whose rounding depends on the batch
         assert answer["label"] == max(answer["scores"], key=answer["scores"].get)
         assert set(answer["members"]) == {"first", "cls", "other"}
 
@@ -152,9 +152,7 @@ def test_bad_input_is_answered_in_words(space, tmp_path):
         answer = client.predict(text, api_name="/classify")
         assert set(answer) == {"error"}
         assert answer["error"].startswith(said)
-    half = json.loads(post(space[0], "call/classify", {"data": ["\ud83d"]})[1])["event_id"]
-    with urllib.request.urlopen(f"{space[0]}gradio_api/call/classify/{half}") as told:
-        assert "This text holds half of a character" in told.read().decode()
+    assert "This text holds half of a character" in post(space[0], "run/classify", {"data": ["\ud83d"]})[1]
     assert client.predict("😡", api_name="/classify")["label"]
     assert "the model read the first" in client.predict("word " * 900, api_name="/classify")["note"]
     for name, content, column, said in (
@@ -163,7 +161,6 @@ def test_bad_input_is_answered_in_words(space, tmp_path):
         ("e.csv", b"text\n", "", "no rows below its header"),
         ("f.csv", b"", "", "empty; want a header and rows"),
         ("g.csv", b"text\n" + b"x\n" * 5001, "", "more than 5,000 rows"),
-        ("h.csv", b"text,error\nx,y\n", "", "has a column 'error' already"),
         ("i.csv", b"text,text\nx,y\n", "", "names 'text' twice"),
         ("k.csv", b",tweet,label\n0,what a lovely day,joy\n", "", "columns are 'column_1', 'tweet', 'label'"),
         ("l.csv", ",".join(f"c{n}" for n in range(150_000)).encode() + b"\n", "", "150,000 columns; at most 200"),
@@ -223,10 +220,11 @@ def test_only_the_endpoints_can_be_called_and_a_malformed_call_is_not_logged(spa
     url, secret = space[0], "my most private text"
     known = json.load(urllib.request.urlopen(f"{url}gradio_api/info"))["named_endpoints"]
     assert set(known) == {"/classify", "/explain", "/columns", "/classify_batch"}
-    for path in ("call/show", "call/classify_many", "call/lambda", "call/v2/classify", "run/classify", "api/classify"):
+    for path in ("call/show", "call/classify_many", "call/lambda", "call/v2/classify", "run/explain", "api/classify"):
         assert post(url, path, {"data": [secret], "text": secret})[0] == 404, path
     fake = {"path": secret, "meta": {"_type": "gradio.FileData"}}
-    for path in ("call/classify", "call/explain", "call/columns", "call/classify_batch", "queue/join"):
+    paths = ("run/classify", "call/classify", "call/explain", "call/columns", "call/classify_batch", "queue/join")
+    for path in paths:
         for body in (
             b"{" + secret.encode(),
             b"[" * 100_000,
@@ -241,6 +239,7 @@ def test_only_the_endpoints_can_be_called_and_a_malformed_call_is_not_logged(spa
             {"data": ["x" * 2**21]},
         ):
             assert post(url, path, body)[0] in (400, 413), (path, body)
+    assert post(url, "run/classify", {"data": [secret], "fn_index": 3})[0] == 400  # nor another function by its number
     for index in (secret, -1, 99, None, [secret]):
         assert post(url, "queue/join", {"data": [secret], "fn_index": index, "session_hash": "x"})[0] == 400
     (tmp_path / "secret.csv").write_text("text\nnot yours\n")
@@ -300,6 +299,13 @@ def test_what_a_spreadsheet_saves_is_read(space, tmp_path):
     assert [row["text"] for row in read] == ["They knew; all of them, for years.", "Yes."]
     assert [row["n"] for row in read] == ["1", "2"]
     assert [bool(row["error"]) for row in read] == [False, False]
+    # The names of the results are free for a file's own columns.
+    (tmp_path / "in.csv").write_bytes('\ufefftext;note;note_2;sure\r\n"No, ""never""\r\nagain";a, b;;\r\n'.encode())
+    with open(client.predict(handle_file(tmp_path / "in.csv"), "text", api_name="/classify_batch"), newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert [row[name] for name in ("text", "note", "note_2", "sure")] == ['No, "never"\r\nagain', "a, b", "", ""]
+    assert row["sure_2"] in ("yes", "no")
+    assert [list(row)[-2:], row["note_3"], row["error"]] == [["note_3", "error"], "", ""]
     (tmp_path / "in.csv").write_bytes("text\t=cmd\t\r=1+1\t-5\t\r@x\t+SUM(A1)\t\r\t\t\r".encode("utf-16"))
     with open(client.predict(handle_file(tmp_path / "in.csv"), api_name="/classify_batch")) as file:
         read = list(csv.DictReader(file))
@@ -350,7 +356,7 @@ def opened(browser, url: str, width: int, dark: bool):
 
 def classified(page, text: str, click: bool = True) -> str:
     """What the answer says of a text."""
-    with page.expect_response("**/gradio_api/call/classify/*"):
+    with page.expect_response("**/gradio_api/run/classify"):
         page.get_by_label("Your text").fill(text)
         if click:
             page.get_by_role("button", name="Classify", exact=True).click()
@@ -401,7 +407,7 @@ def test_one_text_in_the_browser(space, browser, local):
     classified(page, NASTY)
     page.locator("#why .again").get_by_text("<script>document.title").wait_for(timeout=60_000)
     assert page.title() == "EmoDeBERTa"
-    with page.expect_response("**/gradio_api/call/classify/*"):
+    with page.expect_response("**/gradio_api/run/classify"):
         page.get_by_role("button", name="I am so happy today!").click()
     expect(page.get_by_label("Your text")).to_have_value("I am so happy today!")
     page.get_by_role("button", name="Clear").click()
@@ -428,7 +434,7 @@ def test_a_text_is_classified_while_it_is_typed_and_the_last_key_counts(space, b
             return held.append(route)
         return route.continue_()
 
-    page.route("**/gradio_api/call/classify/*", hold)
+    page.route("**/gradio_api/run/classify", hold)
     page.get_by_label("Your text").press_sequentially(" and", delay=60)
     page.wait_for_timeout(600)
     page.get_by_label("Your text").press_sequentially(" lied.", delay=60)
@@ -584,7 +590,7 @@ def test_the_calls_of_the_api_tab_work_as_they_are_copied(space, browser, tmp_pa
     if shutil.which("curl"):
         shell = ["bash", "-c", page.locator("#shell").inner_text()]
         told = subprocess.run(shell, check=True, capture_output=True, text=True).stdout
-        assert json.loads(told.partition("data: ")[2])[0]["label"]
+        assert json.loads(told)["data"][0]["label"]
     assert wrong == []
     page.close()
 

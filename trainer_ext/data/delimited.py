@@ -75,10 +75,10 @@ def delimited_rows(
 ) -> Iterator[Record]:
     """Yield every row of a csv or tsv file as a [`Record`].
 
-    Columns are separated by commas (.csv) or tabs (.tsv). If the header has none of these, the separator is a
-    semicolon, a bar, or the other of the two. Spreadsheets leave empty rows and unnamed empty columns at the end, which
-    are skipped, as are blank lines. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. Lines end in LF,
-    CRLF or CR.
+    Columns are separated by commas (.csv) or tabs (.tsv). If the header has none of these, or the row below it fits
+    only with another one, the separator is a semicolon, a bar, or the other of the two. Spreadsheets leave empty rows
+    and unnamed empty columns at the end, which are skipped, as are blank lines. The encoding is UTF-8, or UTF-16 or
+    UTF-32 with a byte order mark. Lines end in LF, CRLF or CR.
 
     Args:
         file: Buffered, at its beginning.
@@ -206,9 +206,11 @@ class _Delimited:
         if not self._delimiter:
             own, *others = self._delimiters
             unquoted = re.sub('"[^"]*"', "", raw)
-            self._delimiter = max(others, key=unquoted.count)
-            if not self._header or own in unquoted or self._delimiter not in unquoted:
-                self._delimiter = own
+            other = max(others, key=unquoted.count)
+            is_other = self._header and other in unquoted
+            if is_other and own in unquoted:  # in the name of a column, of which kind is told by the row below
+                is_other = self._fits(other) and not self._fits(own)
+            self._delimiter = other if is_other else own
         parsed = self._parse(self._next)
         if parsed.problem and self._header and self._quoting != "none":
             return parsed
@@ -216,6 +218,13 @@ class _Delimited:
         self._seen = [set() for _ in parsed.fields]
         self._literal = self._quoting == "none" or (self._quoting == "auto" and self._quotes_are_literal(parsed))
         return _Parsed(self._split(raw), 1) if self._literal else parsed
+
+    def _fits(self, delimiter: str) -> bool:
+        """Return whether the header and the row below it have the same number of fields with a delimiter."""
+        self._delimiter = delimiter
+        header = self._parse(self._next)
+        row = self._parse(self._next + header.lines) if self._line(self._next + header.lines) else None
+        return bool(row and not header.problem and not row.problem and len(header.fields) == len(row.fields))
 
     def _quotes_are_literal(self, first: _Parsed) -> bool:
         """Return whether the first rows make more sense with quotes as ordinary characters."""
