@@ -52,7 +52,7 @@ def generate(folder) -> subprocess.CompletedProcess:
 def test_make_docs_leaves_no_difference(clone):
     pages = pages_of(clone)
     before = {path: path.read_text(encoding="utf-8") for path in pages}
-    for path in clone.glob("docs/performance/*.svg"):
+    for path in clone.glob("docs/pictures/*.svg"):
         path.unlink()
     done = generate(clone)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,11 @@ def test_make_docs_leaves_no_difference(clone):
     [
         ("quickstart.json", ("runs", 0, "figures", "macro_f1"), {"README.md", "recipes/README.md"}),
         ("quickstart.json", ("runs", 0, "answers", 0, "score"), {"README.md"}),
-        ("compare/baselines/comparison.json", ("variants", 2, "macro_f1"), {"docs/baselines.md", "docs/results.md"}),
+        (
+            "compare/baselines/comparison.json",
+            ("variants", 2, "macro_f1"),
+            {"docs/baselines.md", "docs/comparisons.md"},
+        ),
         ("fuse/wassa2022/fusion.json", ("calibration", "before", "brier_score"), {"docs/results.md"}),
         ("probe.json", ("models", 1, "macro_f1"), {"docs/results.md"}),
     ],
@@ -90,7 +94,7 @@ def test_figures_follow_the_json_and_prose_stays(clone):
     content = json.loads(source.read_text(encoding="utf-8"))
     content["variants"][0]["macro_f1"] = 0.123
     source.write_text(json.dumps(content), encoding="utf-8")
-    page = clone / "docs" / "results.md"
+    page = clone / "docs" / "comparisons.md"
     page.write_text(page.read_text(encoding="utf-8") + "\nA conclusion.\n", encoding="utf-8")
     assert generate(clone).returncode == 0
     text = page.read_text(encoding="utf-8")

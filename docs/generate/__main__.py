@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": readme.blocks,
     "docs/baselines.md": results.baselines,
+    "docs/comparisons.md": results.comparisons,
     "docs/performance.md": performance.blocks,
     "docs/results.md": results.blocks,
     "docs/scaling.md": scaling.blocks,
@@ -31,7 +32,8 @@ def files(root: Path) -> dict[Path, str]:
         root / name: fill(name, (root / name).read_text(encoding="utf-8"), blocks(root / "results"))
         for name, blocks in PAGES.items()
     }
-    return pages | performance.plots(root / "results", root / "docs" / "performance")
+    pictures = root / "docs" / "pictures"
+    return pages | results.plots(root / "results", pictures) | performance.plots(root / "results", pictures)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.bench_encoder import LENGTHS, ROWS
 from docs.generate.blocks import table
 
+SVG = {"svg.hashsalt": "emodeberta", "svg.fonttype": "none"}  # the same file on every day
 NAMES = {"float32": "float32", "bfloat16": "bf16"}
 PASSES = ("forward", "forward_backward")
 STYLES = {
@@ -130,9 +131,9 @@ def plot_links(content: dict, name: str) -> list[str]:
     """Return the links to a machine's plots."""
     lines = []
     if has_encoder(content):
-        lines.append(f"![ratios and time per token over length and batch](performance/{name}.svg)\n")
+        lines.append(f"![ratios and time per token over length and batch](pictures/{name}.svg)\n")
     if "scoring" in content:
-        lines.append(f"![scoring: time per row, memory, members](performance/{name}-scoring.svg)\n")
+        lines.append(f"![scoring: time per row, memory, members](pictures/{name}-scoring.svg)\n")
     return lines
 
 
@@ -311,7 +312,7 @@ def by_length(content: dict, name: str) -> list[dict]:
 
 def draw_scoring(content: dict) -> str:
     """Draw time per row over rows, memory over the longest run, and time over members."""
-    with matplotlib.rc_context({"svg.hashsalt": "emodeberta", "svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context(SVG | {"font.size": 9}):
         figure = Figure(figsize=(12, 3.4), layout="constrained")
         rows_axes, memory_axes, member_axes = figure.subplots(1, 3)
         parts = grown(content)
@@ -333,7 +334,7 @@ def draw_scoring(content: dict) -> str:
 
 def draw_encoder(content: dict) -> str:
     """Draw ratios over length, and time per token (ours at 128 tokens is 1) over length and over batch."""
-    with matplotlib.rc_context({"svg.hashsalt": "emodeberta", "svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context(SVG | {"font.size": 9}):
         figure = Figure(figsize=(12, 7), layout="constrained")
         (ratios, products), (length_axes, batch_axes) = figure.subplots(2, 2)
         for (name, key), style in STYLES.items():
@@ -381,7 +382,7 @@ def draw_encoder(content: dict) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as SVG, the same on every day."""
+    """Return a figure as SVG; draw it within `matplotlib.rc_context(SVG)`."""
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None})
     return written.getvalue()

@@ -1,13 +1,17 @@
-"""Make the blocks of docs/results.md and docs/baselines.md: ours next to the paper's, ingredient by ingredient."""
+"""Make the blocks of docs/results.md, docs/baselines.md and docs/comparisons.md, and the plot of the ablation."""
 
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib
+
 from docs.generate.blocks import shown, table
+from docs.generate.performance import SVG, svg
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
-from trainer_ext.evaluation.pages import score_cells
+from trainer_ext.evaluation.pages import comparison_page, errors_section, score_cells
+from trainer_ext.evaluation.plots import draw_comparison, drawn_as_text
 
 # Li et al. 2022, Tables 1 and 3: macro F1 on WASSA 2022's test set.
 PAPER = 0.698
@@ -103,7 +107,6 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "dev": dev(json.loads((folder / "wassa2022-minilm.json").read_text(encoding="utf-8"))),
         "quickstart": quickstart(json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))),
         "submission": submission_table(fused, submissions),
-        "comparisons": [line for name, content in compared.items() for line in one_comparison(name, content)],
         "fusions": [line for name, content in fused.items() for line in one_fusion(name, content)],
     }
     if (benchmark := folder / "go_emotions.json").exists():
@@ -116,6 +119,26 @@ def baselines(folder: Path) -> dict[str, list[str]]:
     content = json.loads((folder / "compare" / "baselines" / "comparison.json").read_text(encoding="utf-8"))
     command = f"{shown(content['command'])}, seed {listed(content['seeds'])}"
     return {"baselines": [*scores(content["variants"]), "", command]}
+
+
+def comparisons(folder: Path) -> dict[str, list[str]]:
+    """Return the block of docs/comparisons.md: the page that `run_compare.py` writes for each comparison."""
+    lines = []
+    for content in read(folder, "compare/*/comparison.json").values():
+        variants = [row | {"name": in_full(row["name"])} for row in content["variants"]]
+        command = shown(content["command"]).strip("`")
+        page = comparison_page(content | {"variants": variants, "command": command})
+        page = page.replace("\n![macro F1 and differences](comparison.png)\n", "")
+        page += errors_section(content["errors"] | {"of": in_full(content["errors"]["of"])})
+        lines += [*re.sub(r"^#", "##", page, flags=re.MULTILINE).splitlines(), ""]
+    return {"comparisons": lines}
+
+
+def plots(folder: Path, target: Path) -> dict[Path, str]:
+    """Return the plot of the ablation as SVG, by its file in the folder `target`."""
+    variants = read(folder, "compare/ablation/comparison.json")["ablation"]["variants"]
+    with matplotlib.rc_context(SVG), drawn_as_text([row["name"] for row in variants]) as names:
+        return {target / "ablation.svg": svg(draw_comparison(variants, names))}
 
 
 def read(folder: Path, pattern: str) -> dict[str, dict]:
@@ -144,8 +167,7 @@ def ablation(content: dict) -> list[str]:
     return [
         *table(["without", "paper", "difference", "ours", "difference", "p"], rows),
         "",
-        f"Ours: {shown(content['command'])}, seeds {listed(content['seeds'])} "
-        "([table, plot](../results/compare/ablation/comparison.md)).",
+        f"Ours: {shown(content['command'])}, seeds {listed(content['seeds'])} ([more](comparisons.md#ablation)).",
     ]
 
 
@@ -268,23 +290,6 @@ def submission_table(fused: dict, submissions: dict) -> list[str]:
     return [*table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows), *made]
 
 
-def folds_of(content: dict) -> str:
-    """How many folds a comparison has, and which of them it was scored on if not all."""
-    only = content.get("only_folds")
-    return f"{content['folds']} folds" + (f", of which {' and '.join(map(str, only))}" if only else "")
-
-
-def one_comparison(name: str, content: dict) -> list[str]:
-    """Return a comparison's heading, command and table."""
-    return [
-        f"### {name}\n",
-        f"{shown(content['command'])}, {content['rows']:,} rows, {folds_of(content)} "
-        f"([table, plot, errors](../results/compare/{name}/comparison.md))\n",
-        *scores(content["variants"]),
-        "",
-    ]
-
-
 def one_fusion(name: str, content: dict) -> list[str]:
     """Return a fusion's heading, command and tables."""
     before, after = (content["calibration"][when] for when in ("before", "after"))
@@ -292,12 +297,11 @@ def one_fusion(name: str, content: dict) -> list[str]:
     return [
         f"### {name}\n",
         f"{shown(content['command'])}, {content['rows']:,} {content['scored_on']} differences to the first member "
-        f"([figures](../results/fuse/{name}/fusion.json), [plot](../results/fuse/{name}/fusion.png))\n",
+        f"([figures](../results/fuse/{name}/fusion.json))\n",
         f"The folder keeps the rule `{content['fusion']}`. Its expected calibration error is "
         f"{before['expected_calibration_error']:.3f} (Brier score {before['brier_score']:.3f}). With a temperature "
-        f"fitted on other writers, it is {after['expected_calibration_error']:.3f} ({after['brier_score']:.3f}; "
-        f"[reliability](../results/fuse/{name}/reliability.png)). Any two members disagree on {min(apart):.0%} to "
-        f"{max(apart):.0%} of the rows.\n",
+        f"fitted on other writers, it is {after['expected_calibration_error']:.3f} ({after['brier_score']:.3f}). Any "
+        f"two members disagree on {min(apart):.0%} to {max(apart):.0%} of the rows.\n",
         *scores(content["variants"]),
         "\nAgainst the ensemble:\n",
         *scores(content["against_the_ensemble"]),

@@ -83,11 +83,12 @@ def plot_comparison(source: Path, target: Path) -> None:
     """Draw macro F1 of each variant and its difference to the first, with intervals, from `run_compare.py`'s JSON."""
     variants = json.loads(source.read_text(encoding="utf-8"))["variants"]
     with drawn_as_text([row["name"] for row in variants]) as names:
-        figure = _comparison(variants, names)
+        figure = draw_comparison(variants, names)
         figure.savefig(target, dpi=150)
 
 
-def _comparison(variants: list[dict], names: list[str]) -> Figure:
+def draw_comparison(variants: list[dict], names: list[str]) -> Figure:
+    """Return the figure of [`plot_comparison`], with the variants' names as they should be drawn."""
     figure = Figure(figsize=(10, min(1.4 + 0.45 * len(variants), _LARGEST)), layout="constrained")
     score_axes, difference_axes = figure.subplots(1, 2, sharey=True)
     for position, row in enumerate(variants):
