@@ -5,11 +5,11 @@
     python -m benchmarks --parts encoder memory --device cuda
     python -m benchmarks --parts gpu           # 6 minutes on a GPU: with two packages of fused attention, too
 
-Writes results/bench-<machine>.json (bench-<machine>-quick.json without --full). `make docs` then fills
-docs/performance.md and docs/scaling.md from it.
+Writes results/bench/<machine>.json (<machine>-quick.json without --full). `make docs` then fills docs/performance.md
+and docs/scaling.md from it.
 Every part checks that both sides compute the same before it times them. Parts already measured are kept in
 outputs/bench/ until the run is done: one that was stopped goes on where it was.
-The part `gpu` writes results/bench/<GPU>.json, each figure as soon as it is there.
+The part `gpu` writes results/bench/gpu-<GPU>.json, each figure as soon as it is there.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def main() -> None:
 
 
 def compare_on_gpu(device: torch.device) -> None:
-    """Write results/bench/<GPU>.json; on a CPU a file in outputs/bench/, made anew."""
+    """Write results/bench/gpu-<GPU>.json; on a CPU a file in outputs/bench/, made anew."""
     from benchmarks import bench_gpu
 
     on_gpu = device.type == "cuda"
-    path = ROOT / ("results" if on_gpu else "outputs") / "bench" / f"{machine_slug(device)}.json"
+    path = ROOT / ("results" if on_gpu else "outputs") / "bench" / f"gpu-{machine_slug(device)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not on_gpu:
         path.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def compare_on_gpu(device: torch.device) -> None:
 
 
 def measure(args: argparse.Namespace, device: torch.device) -> None:
-    """Write results/bench-<machine>.json: all parts that need one device and no other package."""
+    """Write results/bench/<machine>.json: all parts that need one device and no other package."""
     # Imported here, because the comparison on a GPU needs little of what these need.
     from benchmarks import (
         bench_child_tuning,
@@ -88,7 +88,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> None:
         bench_training,
     )
 
-    name = f"bench-{machine_slug(device)}{'' if args.full else '-quick'}.json"
+    name = f"{machine_slug(device)}{'' if args.full else '-quick'}.json"
     unfinished = ROOT / "outputs" / "bench" / name
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     results = Results(unfinished)
@@ -123,7 +123,8 @@ def measure(args: argparse.Namespace, device: torch.device) -> None:
             limit=None if args.full else 96,
             use_cpu=device.type == "cpu",
         )
-    target = ROOT / "results" / name
+    target = ROOT / "results" / "bench" / name
+    target.parent.mkdir(exist_ok=True)
     earlier = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
     write_json(target, earlier | results.content)
     unfinished.unlink()

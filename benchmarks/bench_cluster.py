@@ -3,7 +3,7 @@
     python -m benchmarks.bench_cluster         # about ten minutes on two free cores
     python -m benchmarks.bench_cluster --rows 100000 --rounds 1
 
-Writes results/bench/cluster-<machine>.json. The rows are generated and the model is tiny, so that reading, moving and
+Writes into results/bench/<machine>.json. The rows are generated and the model is tiny, so that reading, moving and
 writing rows weigh the most. Both sides run two processes with one thread each, in turns. Seconds are those of whole
 runs, from the command to its end. Processor seconds are those of all processes of a side, Ray's own among them. On a
 machine that does other work, they say more than wall-clock time.
@@ -156,23 +156,24 @@ def main() -> None:
     args = parser.parse_args()
     few, many = args.rows // 10, args.rows
     device = torch.device("cpu")
-    results = Results(ROOT / "results" / "bench" / f"cluster-{machine_slug(device)}.json")
+    results = Results(ROOT / "results" / "bench" / f"{machine_slug(device)}.json")
     settings = {"rows": many, "shards": SHARDS, "processes": PROCESSES, "machine": machine(device)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder)
         for count in (few, many):
             make_rows(folder / f"{count}.parquet", count)
-        part = results.part("overhead", settings | {"rounds": args.rounds}, lambda: overhead(folder, many, args.rounds))
+        wanted = settings | {"rounds": args.rounds}
+        part = results.part("cluster, overhead", wanted, lambda: overhead(folder, many, args.rounds))
         print(f"{many:,} rows, Ray takes more: {part['ray_takes_more']}", flush=True)
-        print(results.part("killed node", settings, lambda: killed(folder, few)), flush=True)
+        print(results.part("cluster, killed node", settings, lambda: killed(folder, few)), flush=True)
 
         def memory() -> dict:
             of_few = with_ray(folder, few)["megabytes"]
             of_many = statistics.median(run["megabytes"] for run in part["ray"])
             return {"megabytes": {str(few): of_few, str(many): of_many}, "ratio": round(of_many / of_few, 3)}
 
-        print(results.part("driver", settings, memory), flush=True)
+        print(results.part("cluster, driver", settings, memory), flush=True)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def measure(results: Results, callers: int, requests: int, device) -> None:
 
 def main() -> None:
     device = torch.device("cpu")
-    target = ROOT / "results" / "bench" / f"space-{machine_slug(device)}.json"
+    target = ROOT / "results" / "bench" / f"{machine_slug(device)}.json"
     target.parent.mkdir(exist_ok=True)
     measure(Results(target), 32, 20, device)
 

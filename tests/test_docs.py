@@ -138,7 +138,7 @@ def test_every_figure_names_the_command_that_made_it():
 
 
 def test_the_plan_of_a_base_size_model_is_near_its_published_size():
-    path = ROOT / "results" / "bench-amd-epyc-2-cores.json"
+    path = ROOT / "results" / "bench" / "amd-epyc-2-cores.json"
     base = plan("DeBERTa-v3-base", json.loads(path.read_text(encoding="utf-8"))["scaling"])
     assert base["trained"] == base["parameters"]
     assert 180e6 < base["parameters"] < 190e6  # published: 184M, with a head of its own

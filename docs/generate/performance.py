@@ -1,4 +1,4 @@
-"""Make the block of docs/performance.md, and its plots, from every bench-*.json in results/."""
+"""Make the blocks of docs/performance.md, and its plots, from the files in results/bench/."""
 
 import io
 import json
@@ -26,17 +26,16 @@ def blocks(folder: Path) -> dict[str, list[str]]:
     """Return the lines of each block, from the JSON files in a folder like results/."""
     lines = []
     for source, content in machines(folder):
-        lines += heading(content, source)
-        for part in PARTS:
-            lines += part(content)
-        lines += plot_links(content, slug(source))
+        tables = [line for part in PARTS for line in part(content)]
+        if tables:
+            lines += [*heading(content, source), *tables, *plot_links(content, source.removesuffix(".json"))]
     return {"machines": lines, "gpu": on_gpus(folder / "bench")}
 
 
 def on_gpus(folder: Path) -> list[str]:
     """Return the comparison on every GPU that ran it (benchmarks/bench_gpu.py)."""
     lines = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("gpu-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         cells = {name: cell for name, cell in content.items() if "sides" in cell}
         if cells:
@@ -87,25 +86,17 @@ def plots(folder: Path, target: Path) -> dict[Path, str]:
     found = {}
     for source, content in machines(folder):
         if has_encoder(content):
-            found[target / f"{slug(source)}.svg"] = draw_encoder(content)
+            found[target / f"{source.removesuffix('.json')}.svg"] = draw_encoder(content)
         if "scoring" in content:
-            found[target / f"{slug(source)}-scoring.svg"] = draw_scoring(content)
+            found[target / f"{source.removesuffix('.json')}-scoring.svg"] = draw_scoring(content)
     return found
 
 
 def machines(folder: Path) -> Iterator[tuple[str, dict]]:
-    """Yield each machine's file name and figures. Machines that only measured whole models are in docs/scaling.md."""
-    for path in sorted(folder.glob("bench-*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        alone = folder / "bench" / path.name.replace("bench-", "space-")  # of benchmarks/bench_space.py
-        content |= json.loads(alone.read_text(encoding="utf-8")) if alone.exists() else {}
-        if not all(name.startswith("steps, ") for name in content):
-            yield path.name, content
-
-
-def slug(source: str) -> str:
-    """Return a machine's name in file names."""
-    return source.removeprefix("bench-").removesuffix(".json")
+    """Yield the file name and figures of each machine, from a folder like results/."""
+    for path in sorted((folder / "bench").glob("*.json")):
+        if path.stem != "operations" and not path.stem.startswith("gpu-"):
+            yield path.name, json.loads(path.read_text(encoding="utf-8"))
 
 
 def has_encoder(content: dict) -> bool:
@@ -119,7 +110,8 @@ def heading(content: dict, source: str) -> list[str]:
     quick = ", quick run" if source.endswith("-quick.json") else ""
     lines = [
         f"## {machine['name']}, {machine['cores']} cores{quick}\n",
-        f"torch {machine['torch']}, {machine['threads']} threads; [`results/{source}`](../results/{source}).",
+        f"torch {machine['torch']}, {machine['threads']} threads; "
+        f"[`results/bench/{source}`](../results/bench/{source}).",
     ]
     if {"peak, float32", "peak, bfloat16"} <= content.keys():
         rate = content["peak, bfloat16"]["gflops"] / content["peak, float32"]["gflops"]

@@ -66,7 +66,7 @@ def single(folder: Path) -> list[list[str]]:
 def stages(folder: Path) -> list[list[str]]:
     """Return a row for the stages of the full recipe, from the recipe and the submission that it made."""
     recipe = yaml.safe_load((folder.parent / "recipes" / "wassa2022_full.yaml").read_text(encoding="utf-8"))
-    files = read(folder, "wassa2022/minilm/submission.json")["minilm"]["files"]
+    files = json.loads((folder / "wassa2022" / "minilm.json").read_text(encoding="utf-8"))["files"]
     minutes = {"transfer.yaml": recipe["stages"]["transfer from GoEmotions and XED"]["minutes"]}
     minutes["wassa2022.yaml"] = recipe["stages"]["single model"]["minutes"]
     minutes["wassa2022_full.yaml"] = sum(stage["minutes"] for stage in recipe["stages"].values())

@@ -66,10 +66,10 @@ ONE_MODEL = "all ingredients, one model"
 
 HEADER = ["", "macro F1", "difference", "p"]
 RULES = ("hard vote", "soft vote", "weighted", "selected")
-# The submissions, by the folder's name: the fusion whose table holds the cross-validated scores, and for each file what
+# The submissions, by their JSON file: the fusion whose table holds the cross-validated scores, and for each file what
 # the model is and its row in that table, if it has one.
 SUBMITTED = {
-    "wassa2022": (
+    "wassa2022/submission.json": (
         "base",
         {
             "predictions_EMO.tsv": ("both sizes: ensemble", "selected"),
@@ -77,7 +77,7 @@ SUBMITTED = {
             "predictions_EMO_student.tsv": ("MiniLM, student of that ensemble", None),
         },
     ),
-    "minilm": (
+    "wassa2022/minilm.json": (
         "wassa2022",
         {
             "predictions_EMO.tsv": ("MiniLM: ensemble", "selected"),
@@ -91,7 +91,7 @@ SUBMITTED = {
 def blocks(folder: Path) -> dict[str, list[str]]:
     """Return the lines of each block, from the JSON files in a folder like results/."""
     compared, fused = read(folder, "compare/*/comparison.json"), read(folder, "fuse/*/fusion.json")
-    submissions = read(folder, "wassa2022/**/submission.json")
+    submissions = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in SUBMITTED}
     ensemble = fused["wassa2022"]
     made = {
         "ablation": ablation(compared["ablation"]),
@@ -269,11 +269,12 @@ def go_emotions(content: dict) -> list[str]:
 def submission_table(fused: dict, submissions: dict) -> list[str]:
     """Return a table of the submitted files, with the scores of the models that made them."""
     rows, made = [], []
-    for folder, (fusion, files) in SUBMITTED.items():
-        path = "wassa2022" if folder == "wassa2022" else f"wassa2022/{folder}"
+    for path, (fusion, files) in SUBMITTED.items():
+        command, commit = (submissions[path][key] for key in ("command", "commit"))
         cross_validated = {row["name"]: row for row in fused[fusion]["variants"]}
         for file, (name, row) in files.items():
-            content = submissions[folder]["files"][file]
+            content = submissions[path]["files"][file]
+            lines = path if "labels" in content else f"wassa2022/{file}"
             dev = content["validation"]
             rows.append(
                 [
@@ -282,11 +283,10 @@ def submission_table(fused: dict, submissions: dict) -> list[str]:
                     f"{dev['macro_f1']:.3f} ({dev['macro_f1_low']:.3f} to {dev['macro_f1_high']:.3f})"
                     if dev
                     else "trained on dev",
-                    f"[{file}](../results/{path}/{file}), {content['rows']} lines",
+                    f"[{file}](../results/{lines}), {content['rows']} lines",
                 ]
             )
-        commit = submissions[folder]["commit"][:7]
-        made += ["", f"`results/{path}/`: made by {shown(submissions[folder]['command'])} at commit {commit}."]
+        made += ["", f"[`results/{path}`](../results/{path}): made by {shown(command)} at commit {commit[:7]}."]
     return [*table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows), *made]
 
 

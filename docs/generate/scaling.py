@@ -1,4 +1,4 @@
-"""Make the blocks of docs/scaling.md from every bench-*.json in results/."""
+"""Make the blocks of docs/scaling.md from the files in results/bench/."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ from benchmarks.bench_scaling import (
 )
 from benchmarks.bench_step_parts import LENGTH, PARTS, least_milliseconds
 from docs.generate.blocks import table
+from docs.generate.performance import machines
 
 WITHOUT = f"1 x {LENGTH}, without checkpointing"
 TEXTS = 10**9
@@ -24,7 +25,7 @@ SIZES = ("weights", "bf16_weights", "gradients_and_optimizer", "activations")
 
 def blocks(folder: Path) -> dict[str, list[str]]:
     """Return the lines of each block, from the JSON files in a folder like results/."""
-    contents = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in full_runs(folder)}
+    contents = {source: content for source, content in machines(folder) if not source.endswith("-quick.json")}
     measured = next(content["scaling"] for content in contents.values() if "scaling" in content)
     plans = {name: plan(name, measured) for name in MODELS}
     return {
@@ -35,11 +36,6 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "billion": billion(contents),
         "steps": [line for source, content in contents.items() for line in steps(source, content, plans)],
     }
-
-
-def full_runs(folder: Path) -> list[Path]:
-    """Return the files of full runs, by name."""
-    return [path for path in sorted(folder.glob("bench-*.json")) if not path.stem.endswith("-quick")]
 
 
 def layers(measured: dict) -> list[str]:
@@ -168,7 +164,7 @@ def steps(source: str, content: dict, plans: dict[str, dict]) -> list[str]:
     return [
         f"### {machine['name']}\n",
         f"`{one['command']}`: {TIMED_STEPS} steps after {WARM_UP_STEPS} others; torch {machine['torch']} "
-        f"([`results/{source}`](../results/{source})).\n",
+        f"([`results/bench/{source}`](../results/bench/{source})).\n",
         *table([*header, "tokens a second", "planned seconds an epoch", "at this rate"], rows),
         "",
     ]
