@@ -112,9 +112,9 @@ def test_records_of_before_without_a_check_sum_are_still_read(copied, monkeypatc
         assert len(record.pop("sha256")) == 64
         (folder / RECORD).write_text(json.dumps(record))
     monkeypatch.setattr(Trials, "_run_script", None)
-    for start in range(2):  # the second time from the archive alone
+    for attempt in range(2):  # the second time from the archive alone
         said = call(run_compare.main, "mine.yaml", "--output_dir", "table")
-        assert "4 of 4 trainings are done already" in said, start
+        assert "4 of 4 trainings are done already" in said, attempt
         assert "made again" not in said
         assert figures(tmp_path / "table") == table
         shutil.rmtree(tmp_path / "outputs")
