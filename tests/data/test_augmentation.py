@@ -11,9 +11,8 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages import check_card
 from safetensors.torch import load_file
-from support import ESSAY_FLAGS, ESSAYS, ROOT
+from support import ESSAY_FLAGS, ESSAYS, ROOT, check_card
 from transformers import AutoTokenizer
 
 from trainer_ext.data.augmentation import (

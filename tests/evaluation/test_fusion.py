@@ -425,7 +425,7 @@ def test_the_old_name_of_tokenizer_of_member_is_still_read(fused, tmp_path):
     ],
 )
 def test_a_damaged_file_of_a_member_is_named(name, content, says, fused, tmp_path):
-    """What is wrong with its configuration or weights is in test_saved_model.py."""
+    """What is wrong with its configuration or weights is in test_checkpoints.py."""
     shutil.copytree(fused[0] / "cls", tmp_path / "cls", ignore=shutil.ignore_patterns("checkpoints"))
     (tmp_path / "cls" / name).write_text(content)
     with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path / 'cls'))}.*{says}") as error:

@@ -4,7 +4,7 @@ They come from the version's source distribution on PyPI, which is kept in the c
 this file is skipped with a line. What differs from a model of the library's own, on purpose:
 
 - The encoder alone is not trained. The library leaves its own encoders out by name, too.
-- Tests for exporters and for text generation are not in the distribution; test_attention.py and test_export.py
+- Tests for exporters and for text generation are not in the distribution; test_attention.py and test_pipeline.py
   have ours.
 - Tests that need another configuration skip themselves: flash attention, rotary positions, experts, tensor parallelism,
   several devices.

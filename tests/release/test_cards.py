@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from pages import check_card, check_page, read
-from support import ROOT, TINY
+from support import ROOT, TINY, check_card, check_page, read
 
 from configuration_emodeberta import EmoDebertaConfig
 from trainer_ext.data.label_maps import TransferRows

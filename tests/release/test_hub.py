@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub.server import TOKEN, Fault, LoopbackHub
 from huggingface_hub import ModelCard
+from loopback_hub import TOKEN, Fault, LoopbackHub
 from PIL import Image
 from support import ESSAY_FLAGS, ROOT
 from transformers import AutoTokenizer
@@ -38,7 +38,7 @@ class Client:
 
     def __init__(self, hub: LoopbackHub, home: Path, **more: str):
         self._process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "hub" / "client.py"],
+            [sys.executable, ROOT / "tests" / "loopback_hub.py"],
             env=environment(hub, home, **more), cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

@@ -247,7 +247,7 @@ def test_a_validation_split_can_be_carved_out(in_process):
 
 def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on, over several epochs; the other
-    variants of Child-Tuning are killed and resumed on two processes, in tests/distributed/ddp_child.py."""
+    variants of Child-Tuning are killed and resumed on two processes, in tests/two_processes.py."""
     options = ["--child_tuning", "D", "--child_tuning_target", "update", "--tokens_per_batch", 1500]
     flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 18, "--save_steps", 6, *options]
     flags += ["--gradient_accumulation_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]

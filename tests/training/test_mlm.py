@@ -14,9 +14,8 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset
-from pages import check_card
 from safetensors.torch import load_file, save_file
-from support import ESSAY_FLAGS, ESSAYS, ROOT, TINY, call, once
+from support import ESSAY_FLAGS, ESSAYS, ROOT, TINY, call, check_card, once
 from torch import nn
 from transformers import (
     BertConfig,

@@ -2,14 +2,21 @@
 
 Speaks what the client of 2.4 asks for to create, upload (git blobs and LFS), commit, tag, list and download models and
 Spaces. Whoever has `TOKEN` may do everything, others read what is public.
+
+As a script it is a user's process: it runs the Python that comes as a JSON line on standard input, and answers with a
+JSON line. One start of Python serves many requests. The environment (HF_ENDPOINT, HF_HOME, HF_TOKEN) is the starter's.
 """
 
 import base64
+import contextlib
 import hashlib
+import io
 import json
 import re
 import socket
+import sys
 import threading
+import traceback
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -328,3 +335,22 @@ _ROUTES = [
     (r"/lfs/([0-9a-f]{64})", {"PUT": _Handler.put_blob, "GET": _Handler.get_blob, "HEAD": _Handler.get_blob}),
     (rf"/(spaces/)?{_NAME}/resolve/([^/]+)/(.+)", {"GET": _Handler.resolve, "HEAD": _Handler.resolve}),
 ]
+
+
+def do_as_told() -> None:
+    """Run what comes on standard input until it ends."""
+    names: dict = {}
+    for line in sys.stdin:
+        said, error = io.StringIO(), None
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                exec(json.loads(line), names)
+            except BaseException as problem:
+                error = f"{type(problem).__name__}: {problem}"
+                trace = traceback.format_exc()
+        answer = {"said": said.getvalue(), "error": error, "trace": trace if error else None}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    do_as_told()
