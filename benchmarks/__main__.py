@@ -77,14 +77,10 @@ def measure(args: argparse.Namespace, device: torch.device) -> None:
     """Write results/bench/<machine>.json: all parts that need one device and no other package."""
     # Imported here, because the comparison on a GPU needs little of what these need.
     from benchmarks import (
-        bench_child_tuning,
         bench_encoder,
-        bench_inference,
-        bench_memory,
         bench_mlm,
         bench_scaling,
         bench_scoring,
-        bench_streaming,
         bench_training,
     )
 
@@ -95,17 +91,17 @@ def measure(args: argparse.Namespace, device: torch.device) -> None:
     shown = machine(device)
     print(f"{shown['name']}, {shown['cores']} cores", flush=True)
     if "memory" in args.parts:
-        bench_memory.measure(results, device)
+        bench_encoder.measure_memory(results, device)
     if "inference" in args.parts:
-        bench_inference.measure(results, args.data_dir, 300 if args.full else 40, 3 if args.full else 1, device)
+        bench_encoder.measure_inference(results, args.data_dir, 300 if args.full else 40, 3 if args.full else 1, device)
     if "encoder" in args.parts:
         bench_encoder.measure(results, 1024, 5 if args.full else 1, ["float32", "bfloat16"], device)
     if "child_tuning" in args.parts:
-        bench_child_tuning.measure(results, 9 if args.full else 3, device)
+        bench_training.measure_child_tuning(results, 9 if args.full else 3, device)
     if "mlm" in args.parts:
         bench_mlm.measure(results, 5 if args.full else 1, device)
     if "streaming" in args.parts:
-        bench_streaming.measure(results, 2_000_000 if args.full else 50_000, device)
+        bench_mlm.measure_streaming(results, 2_000_000 if args.full else 50_000, device)
     if "scaling" in args.parts:
         bench_scaling.measure(results, device)
     if "scoring" in args.parts:

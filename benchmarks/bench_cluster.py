@@ -26,8 +26,8 @@ import pyarrow.parquet
 import torch
 from ray.cluster_utils import Cluster
 
+from benchmarks.bench_mlm import make_rows, resident
 from benchmarks.bench_scoring import make_model
-from benchmarks.bench_streaming import make_rows, resident
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 
 SHARDS = 100

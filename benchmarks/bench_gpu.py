@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, PrinterCallback, Trainer, pipeline
 
 import gpu_emodeberta
-from benchmarks import bench_child_tuning, bench_step_parts
+from benchmarks import bench_step_parts, bench_training
 from benchmarks.bench_mlm import Clock, masked_rows, timed_training
 from benchmarks.measure import SIZES, Results, alternate, machine, mixed_texts, peak_bytes, ratio
 from benchmarks.sides import (
@@ -287,8 +287,8 @@ def plan(device: torch.device, sides: list[str]) -> list[Cell]:
         shape, rounds = SHAPES[size] | {"vocab_size": VOCABULARY[size]}, ROUNDS[device.type]
         return (
             f"Child-Tuning, {size}",
-            lambda: bench_child_tuning.compare(shape, rounds, device),
-            bench_child_tuning.show,
+            lambda: bench_training.masking_costs(shape, rounds, device),
+            bench_training.show_masking,
         )
 
     if device.type == "cpu":

@@ -1,23 +1,48 @@
-"""Time masked-language training at base size with DeBERTa-v3's vocabulary and 8 texts of 128 tokens: the library's
-`DebertaV2ForMaskedLM` and `EmoDebertaForMaskedLM`, both with plain `Trainer`.
+"""Measure masked-language training: its time and memory against the library's, and the memory of a streamed run.
 
-Both start from the same weights and see the same masks. Their losses are compared before anything is timed. Memory is
-that of a step beyond weights, gradients and optimizer state. For it, each side runs in a process of its own:
-`python -m benchmarks.bench_mlm SIDE DEVICE`.
+The time is that of base size with DeBERTa-v3's vocabulary and 8 texts of 128 tokens: the library's
+`DebertaV2ForMaskedLM` and `EmoDebertaForMaskedLM`, both with plain `Trainer`. Both start from the same weights and see
+the same masks. Their losses are compared before anything is timed. Memory is that of a step beyond weights, gradients
+and optimizer state. For it, each side runs in a process of its own: `python -m benchmarks.bench_mlm SIDE DEVICE`.
 """
 
 import json
+import re
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import torch
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from benchmarks.measure import DEBERTA, SIZES, Results, machine, measures_memory, memory_of_sides, peak_bytes, ratio
+from benchmarks.measure import (
+    DEBERTA,
+    ROOT,
+    SIZES,
+    Results,
+    machine,
+    measures_memory,
+    memory_of_sides,
+    peak_bytes,
+    ratio,
+)
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM
+from trainer_ext.files import RESULTS
 from trainer_ext.precision import timed
 
 SHAPE = DEBERTA | SIZES["base"] | {"vocab_size": 128_100}
@@ -135,6 +160,85 @@ def measure(results: Results, rounds: int, device: torch.device) -> None:
     if measures_memory(device):
         row = results.part("mlm memory", settings, lambda: memory_of_sides("benchmarks.bench_mlm", device))
         print(f"  memory of a step: {row['share']:.0%} of the library's", flush=True)
+
+
+# ---- `run_mlm.py --streaming` over millions of generated rows: memory in each tenth of the run -----------------------
+BATCH = 1000
+WORDS = [f"w{number}" for number in range(500)]
+SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+
+
+def make_checkpoint(folder: Path) -> None:
+    """Save a model with one layer of 16 units, and a tokenizer of 500 words."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(folder)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    DebertaV2ForMaskedLM(DebertaV2Config(**DEBERTA, **shape, vocab_size=505, legacy=False)).save_pretrained(folder)
+
+
+def make_rows(path: Path, rows: int) -> None:
+    """Write texts of 4 to 11 words, all different, piece by piece."""
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, 50_000):
+            texts = [
+                " ".join(WORDS[(row * 7 + place * (row % 491 + 1)) % 500] for place in range(4 + row % 8))
+                for row in range(start, min(start + 50_000, rows))
+            ]
+            writer.write_table(pyarrow.table({"text": texts}, schema))
+
+
+def resident(pid: int) -> int | None:
+    """Return a process's own bytes, including swapped ones, or `None` if it has ended.
+
+    Pages of files do not count. The system frees them at any time, which would hide growth.
+    """
+    try:
+        found = re.findall(r"(?:RssAnon|VmSwap):\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except FileNotFoundError:
+        return None
+    return sum(map(int, found)) * 1024 if found else None
+
+
+def measure_streaming(results: Results, rows: int, device) -> None:
+    """Return the mean memory in each tenth of the training."""
+
+    def run() -> dict:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            make_checkpoint(folder / "model")
+            make_rows(folder / "rows.parquet", rows)
+            flags = (
+                "--streaming --train_file rows.parquet --model_name_or_path model --output_dir out --max_seq_length 16 "
+                f"--max_steps {rows // BATCH - 1} --per_device_train_batch_size {BATCH} --max_eval_samples {BATCH} "
+                "--save_strategy no --eval_strategy no --use_cpu --bf16 false"
+            )
+            command = [sys.executable, str(ROOT / "run_mlm.py"), *flags.split()]
+            sizes: list[tuple[float, int]] = []
+            with open(folder / "log", "wb") as log:
+                process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                while process.poll() is None:
+                    size = resident(process.pid)
+                    if size:
+                        sizes.append((time.time(), size))
+                    time.sleep(0.1)
+            if process.returncode:
+                raise RuntimeError((folder / "log").read_text()[-2000:])
+            assert (folder / "out" / RESULTS).exists()
+            # Training begins once the model is loaded.
+            first = next(at for at, size in sizes if size > 0.9 * statistics.median(size for _, size in sizes))
+            during = [size for at, size in sizes if at >= first]
+            tenth = len(during) // 10
+            tenths = [statistics.mean(during[i * tenth : (i + 1) * tenth]) / 1e6 for i in range(10)]
+        return {"megabytes": [round(size, 1) for size in tenths], "last_over_first": round(tenths[-1] / tenths[0], 4)}
+
+    row = results.part("streaming", {"rows": rows, "machine": machine(device)}, run)
+    print(f"\nstreaming {rows:,} rows: memory of the last tenth of the run / the first {row['last_over_first']:.3f}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, pipeline
 
-from benchmarks.bench_inference import LABELS, library_model, our_model
-from benchmarks.bench_streaming import make_checkpoint, make_rows, resident
+from benchmarks.bench_encoder import LABELS, library_model, our_model
+from benchmarks.bench_mlm import make_checkpoint, make_rows, resident
 from benchmarks.measure import DEBERTA, ROOT, SIZES, Results, alternate, machine, mixed_texts, ratio
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification

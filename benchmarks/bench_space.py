@@ -28,8 +28,8 @@ import torch
 from gradio_client import Client
 from transformers import AutoTokenizer
 
-from benchmarks.bench_inference import our_model
-from benchmarks.bench_streaming import resident
+from benchmarks.bench_encoder import our_model
+from benchmarks.bench_mlm import resident
 from benchmarks.measure import ROOT, Results, machine, machine_slug
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.precision import choose
