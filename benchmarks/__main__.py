@@ -5,8 +5,8 @@
     python -m benchmarks --parts encoder memory --device cuda
     python -m benchmarks --parts gpu           # 6 minutes on a GPU: with two packages of fused attention, too
 
-Writes results/bench/<machine>.json (<machine>-quick.json without --full). `make docs` then fills docs/performance.md
-and docs/scaling.md from it.
+Writes results/bench/<machine>.json (<machine>-quick.json without --full). `make docs` then fills
+docs/performance.md from it.
 Every part checks that both sides compute the same before it times them. Parts already measured are kept in
 outputs/bench/ until the run is done: one that was stopped goes on where it was.
 The part `gpu` writes results/bench/gpu-<GPU>.json, each figure as soon as it is there.

@@ -1,7 +1,7 @@
 """Pictures of the demo for the README and the guide: python docs/screenshots.py outputs/quickstart short
 
 Without names of states, all of them. Each is shown on a phone and a desk, light and dark, in
-docs/space/<state>-<phone or desktop>-<light or dark>.png.
+docs/pictures/<state>-<phone or desktop>-<light or dark>.png.
 """
 
 import csv
@@ -73,7 +73,7 @@ OTHER_TABS = {"batch": many_texts, "api": calls}
 
 def main() -> None:
     states = sys.argv[2:] or [*TEXTS, *OTHER_TABS]
-    target = Path(__file__).with_name("space")
+    target = Path(__file__).with_name("pictures")
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         with open(Path(name, "log"), "w") as log:

@@ -69,7 +69,7 @@ def test_make_docs_leaves_no_difference(clone):
         (
             "compare/baselines/comparison.json",
             ("variants", 2, "macro_f1"),
-            {"docs/baselines.md", "docs/comparisons.md"},
+            {"docs/results.md", "docs/comparisons.md"},
         ),
         ("fuse/wassa2022/fusion.json", ("calibration", "before", "brier_score"), {"docs/results.md"}),
         ("probe.json", ("models", 1, "macro_f1"), {"docs/results.md"}),
@@ -119,14 +119,14 @@ def test_the_benchmark_is_shown_once_it_was_run(clone):
 
 
 def test_a_page_that_does_not_fit_is_one_line_and_nothing_is_written(clone):
-    page = clone / "docs" / "scaling.md"
+    page = clone / "docs" / "performance.md"
     page.write_text(page.read_text(encoding="utf-8").replace("begin: plan", "begin: plans"), encoding="utf-8")
     (clone / "docs" / "results.md").write_text(
         re.sub(r"\| nothing \|.*", "", (clone / "docs" / "results.md").read_text(encoding="utf-8")), encoding="utf-8"
     )
     done = generate(clone)
     assert done.returncode == 2
-    assert re.fullmatch(r"error: docs/scaling\.md, line \d+: block 'plans' is not made by .*\n", done.stderr)
+    assert re.fullmatch(r"error: docs/performance\.md, line \d+: block 'plans' is not made by .*\n", done.stderr)
     assert "| nothing |" not in (clone / "docs" / "results.md").read_text(encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ Only the marked blocks of a page change. Text outside them is written by hand, i
 import argparse
 from pathlib import Path
 
-from docs.generate import performance, readme, recipes, results, scaling
+from docs.generate import indexes, performance, results, scaling
 from docs.generate.blocks import fill
 from trainer_ext.errors import run_command
 from trainer_ext.files import write_text
@@ -16,13 +16,11 @@ from trainer_ext.files import write_text
 ROOT = Path(__file__).resolve().parents[2]
 # What makes the blocks of each page.
 PAGES = {
-    "README.md": readme.blocks,
-    "docs/baselines.md": results.baselines,
+    "README.md": indexes.readme_blocks,
     "docs/comparisons.md": results.comparisons,
-    "docs/performance.md": performance.blocks,
+    "docs/performance.md": lambda folder: performance.blocks(folder) | scaling.blocks(folder),
     "docs/results.md": results.blocks,
-    "docs/scaling.md": scaling.blocks,
-    "recipes/README.md": recipes.blocks,
+    "recipes/README.md": indexes.recipe_blocks,
 }
 
 

@@ -1,4 +1,4 @@
-"""Make the blocks of docs/results.md, docs/baselines.md and docs/comparisons.md, and the plot of the ablation."""
+"""Make the blocks of docs/results.md and docs/comparisons.md, and the plot of the ablation."""
 
 import json
 import re
@@ -106,6 +106,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "probe": probe(json.loads((folder / "probe.json").read_text(encoding="utf-8"))),
         "dev": dev(json.loads((folder / "wassa2022-minilm.json").read_text(encoding="utf-8"))),
         "quickstart": quickstart(json.loads((folder / "quickstart.json").read_text(encoding="utf-8"))),
+        "baselines": baselines(compared["baselines"]),
         "submission": submission_table(fused, submissions),
         "fusions": [line for name, content in fused.items() for line in one_fusion(name, content)],
     }
@@ -114,11 +115,9 @@ def blocks(folder: Path) -> dict[str, list[str]]:
     return made
 
 
-def baselines(folder: Path) -> dict[str, list[str]]:
-    """Return the block of docs/baselines.md."""
-    content = json.loads((folder / "compare" / "baselines" / "comparison.json").read_text(encoding="utf-8"))
-    command = f"{shown(content['command'])}, seed {listed(content['seeds'])}"
-    return {"baselines": [*scores(content["variants"]), "", command]}
+def baselines(content: dict) -> list[str]:
+    """Return the table of the baselines, and the command that made it."""
+    return [*scores(content["variants"]), "", f"{shown(content['command'])}, seed {listed(content['seeds'])}"]
 
 
 def comparisons(folder: Path) -> dict[str, list[str]]:

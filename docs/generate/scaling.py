@@ -1,4 +1,4 @@
-"""Make the blocks of docs/scaling.md from the files in results/bench/."""
+"""Make the blocks of docs/performance.md on larger backbones from the files in results/bench/."""
 
 import json
 from pathlib import Path
@@ -162,7 +162,7 @@ def steps(source: str, content: dict, plans: dict[str, dict]) -> list[str]:
     ]
     header = ["model", "texts × accumulation × length", "planned", "tensors", "allocator", "seconds a step"]
     return [
-        f"### {machine['name']}\n",
+        f"#### {machine['name']}\n",
         f"`{one['command']}`: {TIMED_STEPS} steps after {WARM_UP_STEPS} others; torch {machine['torch']} "
         f"([`results/bench/{source}`](../results/bench/{source})).\n",
         *table([*header, "tokens a second", "planned seconds an epoch", "at this rate"], rows),

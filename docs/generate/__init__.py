@@ -1,1 +1,0 @@
-"""Fill the pages in docs/ from the figures in results/."""
