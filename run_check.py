@@ -34,10 +34,9 @@ from pathlib import Path
 from typing import Literal, get_type_hints
 
 from trainer_ext.data.checks import findings
-from trainer_ext.data.class_table import class_table
 from trainer_ext.data.columns import choose_columns
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.findings import Finding
+from trainer_ext.data.findings import Finding, class_table
 from trainer_ext.data.folds import check_trainable
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command

@@ -30,10 +30,9 @@ from trainer_ext.child_tuning import ChildTuningTrainer
 from trainer_ext.data.augmentation import as_corpus, check_transfer, choose_rows, report_rows, with_rows
 from trainer_ext.data.checks import check_data
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.extra_tests import protect_extra_tests, with_extra_tests
 from trainer_ext.data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
 from trainer_ext.data.label_maps import TransferArguments, TransferRows, load_transfer_rows
-from trainer_ext.data.leakage import LeakageGuard, LeftOut, guard_of_target
+from trainer_ext.data.leakage import LeakageGuard, LeftOut, guard_of_target, protect_extra_tests, with_extra_tests
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_labelled_as
 from trainer_ext.errors import run_command
 from trainer_ext.evaluation.metrics import metrics_of_logits

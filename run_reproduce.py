@@ -40,7 +40,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, Field
 
-from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions

@@ -18,8 +18,8 @@ from modeling_emodeberta import EmoDebertaModel
 from trainer_ext.baselines import mtl, probe, small_checkpoint, t5
 from trainer_ext.baselines.mtl import MultiTaskModel
 from trainer_ext.baselines.t5 import T5Arguments, label_log_likelihoods, name_tokens
+from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.data.load import DataArguments
-from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.recipes import RecipeParser

@@ -21,7 +21,7 @@ from trainer_ext.data.augmentation import (
     random_augmentation,
     with_rows,
 )
-from trainer_ext.data.emotion_corpora import MASKS, normalised
+from trainer_ext.data.emotion_corpora import MASKS, WASSA_LABELS, normalised
 from trainer_ext.data.folds import hold_out_folds
 from trainer_ext.data.label_maps import (
     LABEL_MAPS,
@@ -33,7 +33,6 @@ from trainer_ext.data.label_maps import (
 )
 from trainer_ext.data.leakage import LeakageGuard
 from trainer_ext.data.load import load_corpus
-from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.release.licence import licence_of
 from trainer_ext.training.checkpoint_source import resolve_checkpoint

@@ -17,9 +17,9 @@ from support import ESSAYS, ROOT, call
 import run_check
 import run_classify
 from trainer_ext.data.checks import check_data, findings
-from trainer_ext.data.copies import copies
 from trainer_ext.data.corrections import correct, rows_of, the_file, write_corrected
 from trainer_ext.data.findings import columns
+from trainer_ext.data.leakage import copies
 from trainer_ext.data.load import DataArguments, load_corpus
 from trainer_ext.data.review_list import Listed, read_list, write_list
 from trainer_ext.errors import InputError

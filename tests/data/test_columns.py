@@ -11,10 +11,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from trainer_ext.data import pretraining_texts
-from trainer_ext.data.class_table import class_table
 from trainer_ext.data.columns import choose_columns, plain_name
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.findings import columns
+from trainer_ext.data.findings import class_table, columns
 from trainer_ext.data.folds import hold_out_validation
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus, load_extra_test, read_texts
 from trainer_ext.data.pretraining_texts import PretrainingArguments, load_pretraining_corpus

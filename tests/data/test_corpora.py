@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support import ESSAYS, ROOT, call
 
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.data.emotion_corpora import LICENCE, normalised, read_emotion_corpus
+from trainer_ext.data.emotion_corpora import LICENCE, WASSA_LABELS, normalised, read_emotion_corpus
 from trainer_ext.data.folds import (
     bootstrap_groups,
     check_trainable,
@@ -30,7 +30,6 @@ from trainer_ext.data.folds import (
 from trainer_ext.data.label_maps import TransferArguments
 from trainer_ext.data.leakage import LeakageGuard
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
-from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.recipes import HubAccess
 

@@ -31,10 +31,10 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.baselines.tfidf import fit_tfidf
 from trainer_ext.data.corpus import Corpus
+from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.data.folds import cross_validation_folds, group_folds
 from trainer_ext.data.label_maps import TransferRows
 from trainer_ext.data.load import load_corpus
-from trainer_ext.data.wassa2022 import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.calibration import (
     apply_temperature,

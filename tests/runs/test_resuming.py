@@ -18,7 +18,7 @@ import run_classify as script
 import run_mlm
 import run_reproduce
 from trainer_ext.baselines import mtl
-from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.runs.checkpoints import checkpoints, checkpoints_of_weights, is_complete

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import run_classify as script
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from trainer_ext.data.wassa2022 import WASSA_LABELS
+from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.files import digest

@@ -13,9 +13,9 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ..errors import InputError
-from .class_table import class_table
 from .corpus import Corpus
 from .emotion_corpora import text_groups
+from .findings import class_table
 from .label_maps import TransferArguments, TransferRows
 from .leakage import LeftOut
 

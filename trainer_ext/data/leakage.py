@@ -1,16 +1,21 @@
-"""Keep exact, near and contained copies of a target's evaluation texts out of the training texts."""
+"""Keep test texts out of training rows: find the same text in two sets, copies, and further test sets."""
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 
-from ..files import write_json
+import numpy as np
+
+from ..errors import InputError
+from ..files import shown, write_json
 from ..recipes import flag
-from .corpus import Corpus
+from .corpus import SPLITS, Corpus
 from .emotion_corpora import normalised
-from .load import load_corpus, read_texts
+from .load import DataArguments, extra_test_name, load_corpus, load_extra_test, read_texts
 
 
 @dataclass
@@ -168,3 +173,135 @@ class LeftOut:
         """Write left_out.json into a folder: counts by reason, and all copies of protected texts."""
         copies = [{"row": row_id, "copies": copied} for row_id, copied in self.guard.found]
         write_json(folder / "left_out.json", {"counts": self.counts, "copies_of_target_texts": copies})
+
+
+# ---- Copies: texts that are the same but for case, spaces and punctuation --------------------------------------------
+_APOSTROPHE = re.compile("(?<=\\w)['’](?=\\w)")
+_WORDS = 6  # a text of fewer words is a copy only if it is the same: people say the same short things
+_CONTAINED = 10  # words of a text that is a copy because a longer one contains it
+_LONG = 1000  # words; the order of the words of longer texts is not compared
+_RUN = 3  # words; two texts are compared only if they share a run of this many
+_RUNS = 64  # runs to look at per text; of a longer text, those with the smallest hashes
+_NEIGHBOURS = 4  # of the texts that share a run, each is compared with this many that follow it
+_SHARED = 0.25  # of the shorter text's runs, before two texts are compared word by word
+_ALIKE = 0.87  # of the words of both texts that they have in common
+
+
+def copies(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Return pairs of texts of which the first is a copy of the second, each text once as a copy at most.
+
+    The first of a pair has the higher index. Exact copies differ in case and punctuation only. Near-copies
+    have at least six words, of which one in eight may be changed, or one contains the other, as in
+    [`trainer_ext.data.leakage.LeakageGuard`]. Only texts that share a run of three words are compared, so a copy with
+    changes everywhere is missed.
+
+    Args:
+        texts: Their order decides which of two is the copy.
+    """
+    first: dict[str, int] = {}
+    found: dict[int, int] = {}
+    for index, text in enumerate(texts):
+        if (earlier := first.setdefault(normalised(text) or text, index)) != index:
+            found[index] = earlier
+    words = {index: _APOSTROPHE.sub("", texts[index]) for index in first.values()}
+    words = {index: normalised(text).split() for index, text in words.items()}
+    for earlier, later in _candidates({index: each for index, each in words.items() if len(each) >= _WORDS}):
+        if later not in found and _near(words[earlier], words[later]):
+            found[later] = found.get(earlier, earlier)
+    return sorted(found.items())
+
+
+def _near(first: list[str], second: list[str]) -> bool:
+    """Return whether two texts, as lists of words, are near-copies of one another."""
+    shorter, longer = sorted((first, second), key=len)
+    common = (Counter(first) & Counter(second)).total()
+    if 2 * common >= _ALIKE * (len(first) + len(second)):
+        matcher = SequenceMatcher(None, first, second, autojunk=False)  # in this order, too
+        return len(longer) > _LONG or matcher.ratio() >= _ALIKE
+    if len(shorter) < _CONTAINED or common < NEAR * len(shorter):
+        return False
+    one, other = shingles(" ".join(shorter)), shingles(" ".join(longer))
+    return len(one & other) >= NEAR * len(one)
+
+
+def _candidates(words: dict[int, list[str]]) -> list[tuple[int, int]]:
+    """Return pairs of the texts that share enough runs of words, the lower index first, sorted."""
+    if not words:
+        return []
+    number: dict[str, int] = {}
+    ids = np.array([number.setdefault(word, len(number) + 1) for each in words.values() for word in each], np.uint64)
+    text = np.repeat(np.fromiter(words, np.int64), [len(each) for each in words.values()])
+    odd = np.uint64(0x9E3779B97F4A7C15)
+    runs = ids[: 1 - _RUN].copy()
+    for offset in range(1, _RUN):  # a polynomial hash, modulo 2**64
+        runs = (runs ^ (runs >> np.uint64(29))) * odd + ids[offset : len(ids) + 1 - _RUN + offset]
+    runs = (runs ^ (runs >> np.uint64(32))) * odd
+    inside = text[: 1 - _RUN] == text[_RUN - 1 :]
+    runs, text = runs[inside], text[: 1 - _RUN][inside]
+
+    order = np.lexsort((runs, text))
+    runs, text = runs[order], text[order]
+    start = np.searchsorted(text, text)
+    kept = np.arange(len(text)) - start < _RUNS
+    runs, text = runs[kept], text[kept]
+    size = np.bincount(text)
+    order = np.lexsort((text, runs))
+    runs, text = runs[order], text[order]
+    total = int(text.max()) + 1
+    keys = []
+    for distance in range(1, _NEIGHBOURS + 1):
+        same = (runs[:-distance] == runs[distance:]) & (text[:-distance] != text[distance:])
+        keys.append(text[:-distance][same] * total + text[distance:][same])
+    pairs, shared = np.unique(np.concatenate(keys), return_counts=True)
+    first, second = np.divmod(pairs, total)
+    enough = shared >= _SHARED * np.minimum(size[first], size[second])
+    return list(zip(first[enough].tolist(), second[enough].tolist(), strict=True))
+
+
+# ---- Further test sets -----------------------------------------------------------------------------------------------
+def protect_extra_tests(guard: LeakageGuard, sources: Sequence[str], data_args: DataArguments) -> None:
+    """Add the texts of the extra test sets to the guard, so that copies of them are kept out of training.
+
+    Args:
+        sources: Files, or `wassa2022`, as in [`load_extra_test`].
+    """
+    for source in sources:
+        guard.source = ", ".join(filter(None, [guard.source, shown(source)]))
+        if source == "wassa2022":
+            rows = load_corpus(dataset_name=source, data_dir=data_args.data_dir).splits["train"]
+            ids, texts = rows["id"], rows["text"]
+        else:
+            texts = read_texts(
+                source, data_args.text_column_name or "text", data_args.quoting, data_args.text_column_delimiter
+            )
+            ids = [f"{Path(source).name}, text {number}" for number in range(1, len(texts) + 1)]
+        guard.protect(ids, texts)
+
+
+def with_extra_tests(corpus: Corpus, sources: Sequence[str], data_args: DataArguments) -> Corpus:
+    """Return the corpus with each extra test set as a split of its own.
+
+    Raises:
+        InputError: as [`load_extra_test`], or if two test sets have the same name.
+    """
+    for source in sources:
+        name = extra_test_name(source)
+        if name in (*SPLITS, "eval") or name in corpus.splits:
+            raise InputError(
+                f"--extra_tests {source}: its figures would be called {name}, like another's; rename the file"
+            )
+        rows = load_extra_test(
+            source,
+            corpus,
+            data_dir=data_args.data_dir,
+            text_column=data_args.text_column_name,
+            text_delimiter=data_args.text_column_delimiter,
+            label_column=data_args.label_column_name,
+            group_column=data_args.group_column_name,
+            id_column=data_args.id_column_name,
+            quoting=data_args.quoting,
+        )
+        if data_args.max_predict_samples is not None:
+            rows = rows.select(range(min(data_args.max_predict_samples, len(rows))))
+        corpus = corpus.with_splits(**{name: rows})
+    return corpus

@@ -14,7 +14,7 @@ from datasets import Dataset
 from ..errors import InputError
 from ..recipes import DEFAULT_ACCESS, HubAccess, flag
 from .corpus import SPLITS, Corpus
-from .emotion_corpora import BUILT_IN, read_emotion_corpus, text_groups
+from .emotion_corpora import BUILT_IN, load_wassa2022, read_emotion_corpus, text_groups
 from .folds import join_validation
 from .labels import read_labels
 from .rows import readable
@@ -27,7 +27,6 @@ from .tables import (
     read_file,
     read_hub_dataset,
 )
-from .wassa2022 import load_wassa2022
 
 QUOTING_HELP = (
     "Meaning of a double quote in csv and tsv. minimal: it encloses a text with separators, line breaks or doubled "

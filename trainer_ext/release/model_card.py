@@ -15,10 +15,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..data.corpus import Corpus
-from ..data.emotion_corpora import GO_EMOTIONS_HUB, XED_HUB, XED_LABELS
+from ..data.emotion_corpora import GO_EMOTIONS_HUB, WASSA_LABELS, XED_HUB, XED_LABELS
 from ..data.label_maps import TransferRows
 from ..data.leakage import LeakageGuard
-from ..data.wassa2022 import WASSA_LABELS
 from ..escape import in_code, in_markdown, table
 from .upstream import Upstream
 
