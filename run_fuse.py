@@ -65,8 +65,7 @@ from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
 from trainer_ext.evaluation.comparison import compare
-from trainer_ext.evaluation.fusion import FUSIONS, fuse_cross_fitted
-from trainer_ext.evaluation.fusion_table import compare_fusions, plain_votes, voters
+from trainer_ext.evaluation.fusion import FUSIONS, compare_fusions, fuse_cross_fitted, plain_votes, voters
 from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
 from trainer_ext.files import RESULTS, check_free, claim, write_json
 from trainer_ext.recipes import CardArguments, add_card_flags

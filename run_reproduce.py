@@ -42,9 +42,9 @@ from pydantic import AfterValidator, Field
 
 from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
+from trainer_ext.evaluation.comparison import bootstrap_macro_f1
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions
-from trainer_ext.evaluation.significance import bootstrap_macro_f1
 from trainer_ext.files import RESULTS, SETTINGS, file_digest, handed_on, lock, read_object, shown, write_json
 from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
 from trainer_ext.runs.provenance import command_line, flags_of, recipe_digest, without_secrets

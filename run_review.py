@@ -53,7 +53,7 @@ from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.data.review_list import FORMATS, Listed, read_list, write_list
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
-from trainer_ext.evaluation.label_errors import Review, check_installed, review
+from trainer_ext.evaluation.error_analysis import Review, check_installed, review
 from trainer_ext.flag_parser import MINILM
 from trainer_ext.recipes import RecipeParser, flag
 from trainer_ext.runs.held_out import Opinion, aligned, load_predicted, read_held_out, several_labels

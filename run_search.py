@@ -48,7 +48,7 @@ import yaml
 from trainer_ext.data.folds import check_trainable, cross_validation_folds
 from trainer_ext.data.load import corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
-from trainer_ext.evaluation.nested import nested_comparison, running_scores
+from trainer_ext.evaluation.comparison import nested_comparison, running_scores
 from trainer_ext.evaluation.pages import search_page
 from trainer_ext.evaluation.plots import plot_search
 from trainer_ext.files import claim, write_json, write_text

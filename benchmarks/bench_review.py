@@ -16,7 +16,7 @@ import numpy as np
 from trainer_ext.baselines.review_models import quick_predictions
 from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import run_command
-from trainer_ext.evaluation.label_errors import review
+from trainer_ext.evaluation.error_analysis import review
 from trainer_ext.files import write_json
 from trainer_ext.flag_parser import MINILM
 from trainer_ext.runs.provenance import command_line

@@ -36,7 +36,7 @@ from trainer_ext.data.folds import cross_validation_folds, group_folds
 from trainer_ext.data.label_maps import TransferRows
 from trainer_ext.data.load import load_corpus
 from trainer_ext.errors import InputError
-from trainer_ext.evaluation.calibration import (
+from trainer_ext.evaluation.decisions import (
     apply_temperature,
     brier_score,
     expected_calibration_error,

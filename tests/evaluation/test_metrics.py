@@ -10,17 +10,25 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from trainer_ext.data.corpus import Corpus
-from trainer_ext.evaluation.calibration import apply_temperature, fit_temperature, negative_log_likelihood
-from trainer_ext.evaluation.decisions import decide, to_probabilities
-from trainer_ext.evaluation.metrics import SEVEN_FIGURES, EmotionMetric
-from trainer_ext.evaluation.significance import (
+from trainer_ext.evaluation.comparison import (
     GroupCounts,
     bootstrap_macro_f1,
     holm,
     paired_difference,
     randomization_test,
 )
-from trainer_ext.evaluation.thresholds import FEWEST_ANSWERS, abstention_threshold, accuracy_by_coverage, fit_thresholds
+from trainer_ext.evaluation.decisions import (
+    FEWEST_ANSWERS,
+    abstention_threshold,
+    accuracy_by_coverage,
+    apply_temperature,
+    decide,
+    fit_temperature,
+    fit_thresholds,
+    negative_log_likelihood,
+    to_probabilities,
+)
+from trainer_ext.evaluation.metrics import SEVEN_FIGURES, EmotionMetric
 from trainer_ext.evaluation.validation_fit import fit_on_validation
 
 NAMES = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]

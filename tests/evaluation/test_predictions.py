@@ -16,7 +16,7 @@ from matplotlib.font_manager import FontProperties
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation import plots
 from trainer_ext.evaluation.comparison import compare
-from trainer_ext.evaluation.fusion_table import compare_fusions
+from trainer_ext.evaluation.fusion import compare_fusions
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.plots import drawn_as_text, plot_comparison, plot_confusion_matrix, plot_reliability
 from trainer_ext.evaluation.predictions import SYSTEMS, print_results, read_predictions, write_rows

@@ -17,7 +17,7 @@ from trainer_ext.errors import InputError
 from trainer_ext.escape import in_code, in_markdown, one_line
 from trainer_ext.evaluation.comparison import compare
 from trainer_ext.evaluation.error_analysis import analyse_errors
-from trainer_ext.evaluation.fusion_table import compare_fusions, without_figures
+from trainer_ext.evaluation.fusion import compare_fusions, without_figures
 from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.evaluation.validation_fit import ValidationFit
 from trainer_ext.recipes import CardArguments

@@ -20,7 +20,7 @@ from trainer_ext.baselines.review_models import group_folds
 from trainer_ext.data.load import load_corpus
 from trainer_ext.data.review_list import read_list
 from trainer_ext.errors import InputError
-from trainer_ext.evaluation.label_errors import review
+from trainer_ext.evaluation.error_analysis import review
 from trainer_ext.runs.held_out import Opinion, aligned, read_held_out
 from trainer_ext.scoring.score_folder import ScoreFolder
 from trainer_ext.scoring.scores import Scores

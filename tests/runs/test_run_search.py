@@ -18,7 +18,7 @@ from support import ROOT, call, once
 import run_classify
 import run_search
 from trainer_ext.errors import InputError
-from trainer_ext.evaluation.nested import choose_by_other_folds, nested_comparison, running_scores
+from trainer_ext.evaluation.comparison import choose_by_other_folds, nested_comparison, running_scores
 from trainer_ext.evaluation.pages import search_page
 from trainer_ext.runs.search import OWN, STUDY, Search
 from trainer_ext.runs.search_space import Range, parse_budget, read_search

@@ -14,11 +14,10 @@ from ..data.corpus import Corpus
 from ..errors import InputError
 from ..escape import labels_of_columns, one_line, probability_column
 from ..files import write_json
-from .calibration import calibration
-from .decisions import ROUNDING, decide, to_probabilities
+from .comparison import bootstrap_macro_f1
+from .decisions import ROUNDING, calibration, decide, to_probabilities
 from .metrics import SEVEN_FIGURES, confusion_counts
 from .plots import plot_confusion_matrix, plot_coverage, plot_learning_curve, plot_reliability
-from .significance import bootstrap_macro_f1
 
 PREDICTIONS = "predictions.tsv"
 # The systems in all_results.json of run_classify.py: the prefix of their figures after that of the split.

@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 
 from ..data.corpus import Corpus
-from .calibration import apply_temperature, calibration, fit_temperature, negative_log_likelihood
-from .decisions import decide
+from .decisions import (
+    abstention_threshold,
+    accuracy_by_coverage,
+    apply_temperature,
+    calibration,
+    decide,
+    fit_temperature,
+    fit_thresholds,
+    negative_log_likelihood,
+)
 from .fusion import cross_fitted
 from .metrics import EmotionMetric
 from .predictions import interval, prefix_of
-from .thresholds import abstention_threshold, accuracy_by_coverage, fit_thresholds
 
 logger = logging.getLogger(__name__)
 # Nothing is fitted on fewer rows. A temperature needs wrong decisions, too: for a model that is always right, the best

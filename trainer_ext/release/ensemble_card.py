@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluation.fusion_table import voters
+from ..evaluation.fusion import voters
 from ..evaluation.pages import score_cells
 from ..recipes import CardArguments
 from .card_words import encoder_name, family_of, head_in_words, pooling_in_words

@@ -17,9 +17,8 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 
 from ..data.folds import group_folds
 from ..errors import InputError
-from ..evaluation.calibration import apply_temperature
-from ..evaluation.fusion import fuse_by_rule
-from ..evaluation.fusion_table import FOLDS, check_names, compare_fusions, voters, without_figures
+from ..evaluation.decisions import apply_temperature
+from ..evaluation.fusion import FOLDS, check_names, compare_fusions, fuse_by_rule, voters, without_figures
 from ..evaluation.predictions import PREDICTIONS, PredictionTable, read_predictions, write_rows
 from ..training.checkpoint_source import WEIGHTS
 from ..training.saved_model import check_config, load_whole, reading

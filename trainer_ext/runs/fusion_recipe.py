@@ -8,8 +8,7 @@ import numpy as np
 
 from ..data.corpus import Corpus
 from ..errors import InputError
-from ..evaluation.fusion import fuse_cross_fitted
-from ..evaluation.fusion_table import check_names, plain_votes
+from ..evaluation.fusion import check_names, fuse_cross_fitted, plain_votes
 from ..files import digest, lock
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds

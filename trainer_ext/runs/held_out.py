@@ -264,7 +264,7 @@ def aligned(
 
     Returns:
         The rows as split and position in it; class ids `(rows,)` or 0/1 `(rows, labels)`, `None` without labels; and
-        what [`trainer_ext.evaluation.label_errors.review`] takes.
+        what [`trainer_ext.evaluation.error_analysis.review`] takes.
 
     Raises:
         InputError: if a predicted row is not in the corpus.
