@@ -127,7 +127,7 @@ def token_counter(args: CheckArguments) -> Callable[[list[str]], list[int]] | No
     """Return a function that counts the tokens of texts, or `None` if no model is named."""
     if not args.model_name_or_path:
         return None
-    from trainer_ext.training.tokenizer import read_tokenizer  # imports slowly
+    from trainer_ext.training.saved_model import read_tokenizer  # imports slowly
 
     tokenizer = read_tokenizer(args.model_name_or_path, HubAccess(cache_dir=args.cache_dir, token=args.token))
     return lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]

@@ -52,12 +52,9 @@ from trainer_ext.scoring.evaluate import evaluate, label_names_of
 from trainer_ext.training.callbacks import watch_epochs
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.head import ModelArguments, head_settings
-from trainer_ext.training.learning_rates import LearningRatesMixin
-from trainer_ext.training.lora import add_lora
-from trainer_ext.training.resuming import ResumableTrainer
-from trainer_ext.training.sharding import CheckpointsWithoutCode, is_sharded
-from trainer_ext.training.token_budget import TokenBudgetMixin
-from trainer_ext.training.tokenizer import encode_splits, load_tokenizer
+from trainer_ext.training.large_models import CheckpointsWithoutCode, add_lora, is_sharded
+from trainer_ext.training.saved_model import encode_splits, load_tokenizer
+from trainer_ext.training.trainer import LearningRatesMixin, ResumableTrainer, TokenBudgetMixin
 from trainer_ext.training.warm_start import warm_start
 
 logger = logging.getLogger("run_classify")

@@ -44,6 +44,7 @@ from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
 from trainer_ext.training.callbacks import PERPLEXITY, ReturnMemory, watch_epochs
+from trainer_ext.training.large_models import is_sharded
 from trainer_ext.training.masking import (
     MaskAnew,
     MaskedStream,
@@ -54,10 +55,8 @@ from trainer_ext.training.masking import (
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.training.resuming import ResumableTrainer
-from trainer_ext.training.sharding import is_sharded
-from trainer_ext.training.token_budget import TokenBudgetMixin
-from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.saved_model import load_tokenizer
+from trainer_ext.training.trainer import ResumableTrainer, TokenBudgetMixin
 from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 logger = logging.getLogger("run_mlm")

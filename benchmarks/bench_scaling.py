@@ -25,7 +25,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from run_classify import EmotionTrainer
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS
-from trainer_ext.training.lora import add_lora
+from trainer_ext.training.large_models import add_lora
 
 TOKENS = 1024
 WARM_UP_STEPS, TIMED_STEPS = 3, 10

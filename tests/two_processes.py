@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
 from trainer_ext import ChildTuningArguments, ChildTuningTrainer
 from trainer_ext.child_tuning import ChildNetwork
-from trainer_ext.training.resuming import ResumableTrainer
+from trainer_ext.training.trainer import ResumableTrainer
 from trainer_ext.training.warm_start import warm_start
 
 STEPS = 20

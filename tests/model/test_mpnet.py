@@ -26,7 +26,7 @@ from trainer_ext.training.checkpoint_source import (
     resolve_checkpoint,
     wheels_installed,
 )
-from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.saved_model import load_tokenizer
 from trainer_ext.training.warm_start import warm_start
 
 MPNET = "sentence-transformers/all-mpnet-base-v2"

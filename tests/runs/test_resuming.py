@@ -22,7 +22,7 @@ from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.runs.checkpoints import checkpoints, checkpoints_of_weights, is_complete
-from trainer_ext.training.resuming import ResumableTrainer
+from trainer_ext.training.trainer import ResumableTrainer
 
 FLAGS = [*ESSAY_FLAGS, "--bf16", "false", "--keep_checkpoints"]
 FLAGS += ["--max_train_samples", 60, "--max_eval_samples", 10, "--max_predict_samples", 5]

@@ -52,7 +52,7 @@ from trainer_ext.recipes import DEFAULT_ACCESS
 from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble
 from trainer_ext.scoring.scorer import read_classifier_config
 from trainer_ext.training.checkpoint_source import PINNED, resolve_checkpoint
-from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.saved_model import load_tokenizer
 from trainer_ext.training.warm_start import warm_start
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"

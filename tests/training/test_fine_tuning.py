@@ -25,8 +25,8 @@ from trainer_ext.child_tuning import ChildTuningArguments
 from trainer_ext.errors import InputError
 from trainer_ext.precision import Choice, Timing, choose, measure, timed
 from trainer_ext.recipes import RecipeParser
-from trainer_ext.training.lora import add_lora, merge_lora
-from trainer_ext.training.token_budget import TokenBudgetSampler
+from trainer_ext.training.large_models import add_lora, merge_lora
+from trainer_ext.training.trainer import TokenBudgetSampler
 from trainer_ext.training.warm_start import warm_start
 
 

@@ -42,7 +42,7 @@ from trainer_ext.training.masking import (
     masked_metrics,
     masked_scores,
 )
-from trainer_ext.training.tokenizer import load_tokenizer
+from trainer_ext.training.saved_model import load_tokenizer
 from trainer_ext.training.warm_start import CheckpointArguments, warm_start
 
 # ---- Model --------------------------------------------------------------------------------------------------------

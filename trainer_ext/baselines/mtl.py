@@ -34,8 +34,8 @@ from ..errors import InputError, run_command
 from ..evaluation.metrics import EmotionMetric
 from ..files import write_json
 from ..recipes import KEEP_CHECKPOINTS, RecipeParser, flag
-from ..training.resuming import ResumableTrainer
-from ..training.tokenizer import load_tokenizer
+from ..training.saved_model import load_tokenizer
+from ..training.trainer import ResumableTrainer
 from ..training.warm_start import CheckpointArguments, warm_start
 from .training import begin, train_and_report, trainer_arguments
 

@@ -31,7 +31,7 @@ from ..evaluation.pages import score_cells
 from ..files import shown, write_json
 from ..recipes import DEFAULT_ACCESS, HubAccess, RecipeParser
 from ..runs.provenance import command_line
-from ..training.tokenizer import load_tokenizer
+from ..training.saved_model import load_tokenizer
 from ..training.warm_start import warm_start
 from .tfidf import fit_logistic, held_out_probabilities
 

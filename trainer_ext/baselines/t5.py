@@ -33,7 +33,7 @@ from ..errors import InputError, run_command
 from ..evaluation.metrics import EmotionMetric
 from ..recipes import KEEP_CHECKPOINTS, HubAccess, RecipeParser, flag
 from ..training.checkpoint_source import resolve_checkpoint
-from ..training.resuming import ResumableTrainer
+from ..training.trainer import ResumableTrainer
 from .training import begin, train_and_report, trainer_arguments
 
 

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from ..data.corpus import Corpus
 from ..evaluation.validation_fit import ValidationFit, fit_on_validation
 from ..files import write_json
-from ..training.lora import merge_lora
-from ..training.sharding import is_sharded, join_shards
+from ..training.large_models import is_sharded, join_shards, merge_lora
 from .checkpoints import average_weights, checkpoints, mix_weights
 from .run import RunArguments
 

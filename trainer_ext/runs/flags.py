@@ -17,7 +17,7 @@ from ..files import CHECKPOINTS
 from ..flag_parser import NO_OUTPUT_DIR
 from ..training.callbacks import bars_on_a_terminal_only
 from ..training.head import ModelArguments
-from ..training.sharding import check_sharding, is_sharded
+from ..training.large_models import check_sharding, is_sharded
 from .checkpoints import is_complete
 from .run import RunArguments
 
