@@ -24,8 +24,7 @@ from trainer_ext.data.load import load_corpus, read_texts
 from trainer_ext.data.tables import read_file
 from trainer_ext.errors import InputError
 from trainer_ext.files import write_json
-from trainer_ext.runs.trial_archive import TrialArchive, write_archive
-from trainer_ext.runs.trial_record import (
+from trainer_ext.runs.trial import (
     PROBABILITIES,
     RECORD,
     read_trial,
@@ -33,6 +32,7 @@ from trainer_ext.runs.trial_record import (
     write_probabilities,
     write_record,
 )
+from trainer_ext.runs.trial_archive import TrialArchive, write_archive
 from trainer_ext.scoring.score_folder import ScoreFolder
 from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config
 from trainer_ext.scoring.scores import Scores

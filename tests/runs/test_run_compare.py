@@ -29,9 +29,8 @@ from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.precision import Choice
 from trainer_ext.runs import trials
 from trainer_ext.runs.checkpoints import checkpoint_digest
-from trainer_ext.runs.estimate import machine, measured_rate
 from trainer_ext.runs.run import start
-from trainer_ext.runs.trial import Trial
+from trainer_ext.runs.trial import RECORD, Trial, machine, measured_rate, read_trial, trial_name
 from trainer_ext.runs.trial_archive import (
     ARCHIVE,
     PROBABILITIES,
@@ -39,7 +38,6 @@ from trainer_ext.runs.trial_archive import (
     write_archive,
     write_probabilities,
 )
-from trainer_ext.runs.trial_record import RECORD, read_trial, trial_name
 from trainer_ext.runs.trials import Trials
 
 

@@ -26,8 +26,8 @@ from ..evaluation.predictions import PREDICTIONS, read_predictions
 from ..files import RESULTS, digest, file_digest, read_object
 from ..training.distillation import OUT_OF_FOLD
 from ..training.saved_model import reading
+from .trial import METADATA
 from .trial_archive import ARCHIVE
-from .trial_record import METADATA
 
 SCORES = "manifest.json"
 _IDENTITY = ("split", "fold", "row")

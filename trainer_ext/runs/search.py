@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 from ..errors import InputError, first_line
 from ..evaluation.pages import changes
 from ..files import digest
-from .estimate import measured_rate
 from .search_space import Range, SearchRecipe
-from .trial import Trial, one_a_fold
+from .trial import Trial, measured_rate, one_a_fold
 from .trials import Trials
 from .variants_file import Flags
 

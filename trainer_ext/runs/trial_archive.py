@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..escape import probability_column
 from ..files import write_json
 from ..training.saved_model import reading
-from .trial_record import (
+from .trial import (
     METADATA,
     PROBABILITIES,
     RECORD,

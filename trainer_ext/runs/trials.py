@@ -34,17 +34,23 @@ from ..errors import InputError
 from ..files import RESULTS, file_digest, handed_on, lock, read_object, write_json, write_text
 from ..training.distillation import OUT_OF_FOLD
 from .checkpoints import checkpoint_digest
-from .estimate import machine, matrix_gflops, measured_rate, training_gflop
 from .run import not_made, training_settings
-from .trial import RUN, Trial, convert_run, last_words
-from .trial_archive import open_archives, write_archive
-from .trial_record import (
+from .trial import (
     RECORD,
+    RUN,
+    Trial,
+    convert_run,
+    last_words,
+    machine,
+    matrix_gflops,
+    measured_rate,
     read_record,
     read_trial,
+    training_gflop,
     trial_name,
     write_record,
 )
+from .trial_archive import open_archives, write_archive
 from .variants import CLASSIFY, Programs, extra_columns, resolve, split_program
 
 ROOT = Path(__file__).resolve().parents[2]
