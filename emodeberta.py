@@ -33,7 +33,7 @@ from trainer_ext.flag_parser import MINILM
 
 if TYPE_CHECKING:
     from trainer_ext.data.in_memory import Texts
-    from trainer_ext.scoring.scores import Scores
+    from trainer_ext.scoring.scorer import Scores
 
 _LONG_INPUT = 500  # texts, from which on a progress bar is shown
 _ROWS_NAMED = 5  # in a warning

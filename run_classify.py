@@ -48,7 +48,7 @@ from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
-from trainer_ext.scoring.evaluate import evaluate, label_names_of
+from trainer_ext.scoring.scorer import evaluate, label_names_of
 from trainer_ext.training.callbacks import watch_epochs
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.head import ModelArguments, head_settings

@@ -64,8 +64,7 @@ from trainer_ext.escape import one_line
 from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.scoring.score_folder import ScoreFolder
-from trainer_ext.scoring.scorer import load_pipeline, print_labels, read_classifier_config, score
-from trainer_ext.scoring.scores import FORMATS
+from trainer_ext.scoring.scorer import FORMATS, load_pipeline, print_labels, read_classifier_config, score
 from trainer_ext.scoring.text_stream import UnreadableFile, open_source
 
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}

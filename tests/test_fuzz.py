@@ -34,8 +34,7 @@ from trainer_ext.runs.trial import (
 )
 from trainer_ext.runs.trial_archive import TrialArchive, write_archive
 from trainer_ext.scoring.score_folder import ScoreFolder
-from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config
-from trainer_ext.scoring.scores import Scores
+from trainer_ext.scoring.scorer import Scores, load_pipeline, read_classifier_config
 from trainer_ext.scoring.text_stream import open_source
 from trainer_ext.training.warm_start import warm_start
 

@@ -30,7 +30,7 @@ from trainer_ext.runs.trial_archive import (
     write_archive,
 )
 from trainer_ext.scoring.score_folder import ScoreFolder
-from trainer_ext.scoring.scores import Scores
+from trainer_ext.scoring.scorer import Scores
 from trainer_ext.scoring.text_stream import open_source
 
 # As the columns that are not probabilities, in any of the tables; and what a table's own syntax is made of.

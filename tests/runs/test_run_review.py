@@ -23,7 +23,7 @@ from trainer_ext.errors import InputError
 from trainer_ext.evaluation.error_analysis import review
 from trainer_ext.runs.held_out import Opinion, aligned, read_held_out
 from trainer_ext.scoring.score_folder import ScoreFolder
-from trainer_ext.scoring.scores import Scores
+from trainer_ext.scoring.scorer import Scores
 from trainer_ext.scoring.text_stream import open_source
 from trainer_ext.training.distillation import write_out_of_fold
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from ..errors import InputError
 from ..files import check_free, claim, digest, file_digest, file_state, read_object, release, write_json
 from ..recipe_file import Schema, check_recipe
-from .scores import Scores, table_of, write_table
+from .scorer import Scores, table_of, write_table
 from .text_stream import Row, TextSource
 
 logger = logging.getLogger(__name__)

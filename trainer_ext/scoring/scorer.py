@@ -1,15 +1,20 @@
-"""Load a trained classifier from a folder or the Hub, score rows with it, or print their labels."""
+"""Load a trained classifier, score rows with it, write the table, or evaluate it on labelled rows."""
 
 import hashlib
+import json
 import os
 import queue
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import torch
 from huggingface_hub import hf_hub_download
 from tqdm.auto import tqdm
@@ -22,14 +27,98 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import WINDOW, EmotionPipeline
 from texts_emodeberta import truncated
 
+from ..data.corpus import Corpus
 from ..errors import InputError, first_line
-from ..escape import one_line
+from ..escape import one_line, probability_column
+from ..evaluation.decisions import decide
+from ..evaluation.metrics import EmotionMetric
+from ..evaluation.predictions import evaluated, interval, prefix_of
+from ..evaluation.validation_fit import tuned_figures
 from ..recipes import HubAccess
 from ..training.checkpoint_source import resolve_checkpoint
 from ..training.saved_model import check_config, load_whole, reading
-from .scores import Scores
 from .text_stream import Row, TextSource
 
+# ---- Predictions, and the table that is written from them ------------------------------------------------------------
+FORMATS = ("parquet", "csv", "jsonl")
+
+
+@dataclass
+class Scores:
+    """The predictions of a model for rows.
+
+    Attributes:
+        probabilities: `(rows, labels)`, float32; NaN for rows with an error.
+        several: Whether a row may have several labels.
+        truncated: `(rows,)`, whether the text was longer than the model reads.
+        disagreement: `(rows,)`, for an ensemble the share of members with another label; else `None`.
+        thresholds: If a row may have several labels: the probability from which each counts; see [`decide`].
+        abstain_below: If a row has one label: below this probability the row gets none.
+    """
+
+    probabilities: np.ndarray
+    several: bool
+    truncated: np.ndarray
+    disagreement: np.ndarray | None
+    thresholds: list[float] | None = None
+    abstain_below: float | None = None
+
+    def labels(self, names: list[str]) -> list[Any]:
+        """Return each row's label, or the list of its labels; `None` for an error, or if none is probable enough."""
+        missing = np.isnan(self.probabilities).any(axis=1)
+        values = np.nan_to_num(self.probabilities, nan=-1.0)
+        decided = decide(values, self.several, self.thresholds)
+        if self.several:
+            named = [[name for name, counts in zip(names, row, strict=True) if counts] for row in decided.tolist()]
+        else:
+            named = [names[label] for label in decided.tolist()]
+            if self.abstain_below is not None:
+                missing |= values.max(axis=1) < self.abstain_below
+        return [None if gone else label for label, gone in zip(named, missing.tolist(), strict=True)]
+
+
+def table_of(rows: list[Row], scores: Scores, names: list[str], first: int, ids: bool, kind: str) -> pa.Table:
+    """Return the table of a shard.
+
+    Args:
+        names: Of the labels, in the model's order.
+        first: Number of the first row.
+        ids: Whether the rows have ids.
+        kind: One of `FORMATS`. In csv, several labels are one text with commas.
+    """
+    labels = scores.labels(names)
+    columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
+    if ids:
+        columns["id"] = pa.array([row.id for row in rows], pa.string())
+    listed = scores.several and kind != "csv"
+    columns["label"] = (
+        pa.array(labels, pa.list_(pa.string()))
+        if listed
+        else pa.array([",".join(label) if isinstance(label, list) else label for label in labels], pa.string())
+    )
+    missing = np.isnan(scores.probabilities).any(axis=1)
+    for name, values in zip(names, scores.probabilities.T, strict=True):
+        columns[probability_column(name)] = pa.array(values, pa.float32(), mask=missing)
+    if scores.disagreement is not None:
+        columns["disagreement"] = pa.array(scores.disagreement, pa.float32(), mask=missing)
+    columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)
+    columns["error"] = pa.array([row.error for row in rows], pa.string())
+    return pa.table(columns)
+
+
+def write_table(table: pa.Table, path: Path, kind: str) -> None:
+    """Write a table to a file in one of `FORMATS`."""
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path, compression="zstd")
+    elif kind == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            for row in table.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# ---- Scoring ---------------------------------------------------------------------------------------------------------
 _CLASSIFIERS = {
     EmoDebertaConfig.model_type: (EmoDebertaConfig, EmoDebertaForSequenceClassification),
     EmoDebertaEnsembleConfig.model_type: (EmoDebertaEnsembleConfig, EmoDebertaEnsembleForSequenceClassification),
@@ -215,3 +304,67 @@ def as_they_come(source: TextSource) -> Iterator[list[Row]]:
             raise last
         if last is None:
             return
+
+
+# ---- Evaluation without training -------------------------------------------------------------------------------------
+def label_names_of(name: str, revision: str | None = None, token: str | None = None) -> list[str]:
+    """Return the labels of a finished classifier, in the order of its logits.
+
+    Args:
+        name: Output folder of run_classify.py or run_fuse.py, or a Hub id.
+        revision, token: As in the library's `from_pretrained`.
+
+    Raises:
+        InputError: if there is no classifier.
+    """
+    config, _ = read_classifier_config(name, revision, token)
+    return [config.id2label[label] for label in range(config.num_labels)]
+
+
+def evaluate(
+    name: str,
+    corpus: Corpus,
+    device: torch.device,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray], list[float] | None]:
+    """Return a finished classifier's figures and probabilities on every split but train, computed in float32.
+
+    Args:
+        name, revision, token: As in [`label_names_of`].
+        corpus: A corpus with the classifier's labels.
+
+    Returns:
+        The figures of the labelled splits, as in all_results.json, with the number of rows and of cut texts of each
+        split, the probabilities `(rows, labels)` by split, and the thresholds of the labels, if the classifier has any.
+
+    Raises:
+        InputError: if the classifier cannot be read, or only one of classifier and corpus has several labels per row.
+    """
+    config, _ = read_classifier_config(name, revision, token)
+    several = config.problem_type == "multi_label_classification"
+    labelled = [split for split in evaluated(corpus) if corpus.is_labelled(split)]
+    if labelled and several != corpus.multi_label:
+        gives, has = ("several classes", "one") if several else ("one class", "several")
+        raise InputError(f"{name}: gives a row {gives}, and the rows of {corpus.source} have {has}")
+    classify = load_pipeline(name, config, torch.float32, device, revision, token)
+    metric = EmotionMetric(corpus.label_names, multi_label=several)
+    thresholds = getattr(config, "label_thresholds", None)  # the library's own classifiers have none
+    figures: dict[str, Any] = {}
+    probabilities = {}
+    for split in evaluated(corpus):
+        rows = [Row(text, None, None) for text in corpus.splits[split]["text"]]
+        scores: Scores = score(classify, rows, None)
+        if wrong := next((number for number, row in enumerate(rows, 1) if row.error), None):
+            raise InputError(f"{Path(name).name}, {split}, row {wrong}: {rows[wrong - 1].error}")
+        probabilities[split] = scores.probabilities.astype(np.float64)
+        figures |= {f"{split}_rows": len(rows), f"{split}_truncated_texts": int(scores.truncated.sum())}
+        if split in labelled:
+            predicted = decide(probabilities[split], several)
+            of_split = metric.compute(predictions=predicted, references=corpus.classes(split))
+            figures |= {f"{prefix_of(split)}_{figure}": value for figure, value in of_split.items()}
+            figures |= interval(corpus, split, predicted)
+            if thresholds is not None:
+                figures |= tuned_figures(corpus, split, decide(probabilities[split], several, thresholds))
+    return figures, probabilities, thresholds
