@@ -69,8 +69,14 @@ from trainer_ext.evaluation.fusion import FUSIONS, compare_fusions, fuse_cross_f
 from trainer_ext.evaluation.plots import plot_comparison, plot_reliability
 from trainer_ext.files import RESULTS, check_free, claim, write_json
 from trainer_ext.recipes import CardArguments, add_card_flags
-from trainer_ext.release.ensemble_card import restricting_terms, write_ensemble_card
-from trainer_ext.release.ensemble_folder import compare_folders, read_members, save_ensemble, write_fused_predictions
+from trainer_ext.release.ensemble_folder import (
+    compare_folders,
+    read_members,
+    restricting_terms,
+    save_ensemble,
+    write_ensemble_card,
+    write_fused_predictions,
+)
 from trainer_ext.runs.fusion_recipe import (
     STUDENT,
     FusionRecipe,

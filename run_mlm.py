@@ -39,7 +39,7 @@ from trainer_ext.files import digest, write_json
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
-from trainer_ext.release.pretraining_card import write_pretraining_card
+from trainer_ext.release.run_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.flags import complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings

@@ -125,7 +125,7 @@ from trainer_ext import ChildTuningArguments, ChildTuningTrainer
 import emodeberta, modeling_emodeberta
 import {scripts}
 from trainer_ext.data import label_maps
-from trainer_ext.release import ensemble_card, model_card, pretraining_card, run_card
+from trainer_ext.release import ensemble_folder, model_card, run_card
 scripts = ({scripts})
 for module in (emodeberta, modeling_emodeberta, *scripts, model_card):
     assert module.__file__.startswith({str(tmp_path / "site")!r}), module.__file__

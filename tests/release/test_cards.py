@@ -22,10 +22,9 @@ from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.evaluation.validation_fit import ValidationFit
 from trainer_ext.recipes import CardArguments
 from trainer_ext.release.card_words import confidence_sections, encoder_in_words, family_of
-from trainer_ext.release.ensemble_card import write_ensemble_card
-from trainer_ext.release.ensemble_folder import EnsembleMember, read_members
+from trainer_ext.release.ensemble_folder import EnsembleMember, read_members, write_ensemble_card
+from trainer_ext.release.licence import Upstream, languages_of, licence_for, upstream_of
 from trainer_ext.release.model_card import PretrainingFacts, RunFacts, Section, write_card
-from trainer_ext.release.upstream import Upstream, languages_of, licence_for, upstream_of
 
 PLAIN = ["joy", "fear", "anger"]
 # What Markdown, HTML or a template would take for something else.

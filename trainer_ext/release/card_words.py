@@ -12,8 +12,8 @@ from transformers.training_args import OptimizerNames
 from configuration_emodeberta import EmoDebertaConfig
 
 from ..evaluation.validation_fit import ValidationFit, in_words
+from .licence import FAMILIES, Upstream
 from .model_card import Section
-from .upstream import FAMILIES, Upstream
 
 
 # ---- Encoder and head ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a model card knows, and how it becomes README.md: metadata for the Hub, and Markdown from a template.
 
-`run_card.py`, `pretraining_card.py` and `ensemble_card.py` fill in the facts.
+`run_card.py` and `ensemble_folder.py` fill in the facts.
 """
 
 import json
@@ -19,7 +19,7 @@ from ..data.emotion_corpora import GO_EMOTIONS_HUB, WASSA_LABELS, XED_HUB, XED_L
 from ..data.label_maps import TransferRows
 from ..data.leakage import LeakageGuard
 from ..escape import in_code, in_markdown, table
-from .upstream import Upstream
+from .licence import Upstream
 
 logger = logging.getLogger(__name__)
 _HERE = Path(__file__).parent
