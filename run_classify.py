@@ -25,7 +25,7 @@ from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
 
-from trainer_ext.baselines.tfidf import tfidf_figures
+from trainer_ext.baselines.probe import tfidf_figures
 from trainer_ext.child_tuning import ChildTuningTrainer
 from trainer_ext.data.augmentation import as_corpus, check_transfer, choose_rows, report_rows, with_rows
 from trainer_ext.data.checks import check_data

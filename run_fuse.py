@@ -58,7 +58,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer_ext.baselines.tfidf import held_out_probabilities
+from trainer_ext.baselines.probe import held_out_probabilities
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.folds import check_trainable, cross_validation_folds
 from trainer_ext.data.load import corpus_arguments, load_corpus

@@ -29,7 +29,7 @@ from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
-from trainer_ext.baselines.tfidf import fit_tfidf
+from trainer_ext.baselines.probe import fit_tfidf
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.data.folds import cross_validation_folds, group_folds
