@@ -42,14 +42,13 @@ def imports_of(path: Path) -> set[tuple[str, ...]]:
 # What each wing of trainer_ext may import. The ground: escape, errors, files, precision and child_tuning.
 GROUND = {"escape", "errors", "files", "precision"}
 FLAGS = {"errors", "flag_parser", "recipe_file"}
-RECIPES = GROUND | FLAGS | {"child_tuning", "library_flags", "recipes"}
+RECIPES = GROUND | FLAGS | {"child_tuning", "recipes"}
 ARROWS = {
     "escape": set(),
     "errors": {"escape"},
     "recipe_file": {"errors"},
     "flag_parser": FLAGS,
     "front_door": FLAGS | {"runs"},
-    "library_flags": set(),
     "child_tuning": {"child_tuning"},
     "precision": set(),
     "files": GROUND,
