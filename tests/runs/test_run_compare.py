@@ -292,7 +292,7 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}}, ("--cv_folds", "91"), "91 folds of 90 groups"),
         ({"variants": {"a": {}}}, ("--columns", "lenght"), "no column 'lenght'"),
         ({"variants": {"a": {}}}, ("--errors_of", "b"), "--errors_of b"),
-        ({"variants": {"a": {}}}, ("--model_name_or_path", "nowhere"), "nowhere: no config.json there"),
+        ({"variants": {"a": {}}}, ("--model_name_or_path", "nowhere"), "nowhere: the Hub does not answer"),
         ({"variants": {"a": {}}}, ("--model_name_or_path", "unfinished"), "unfinished: no config.json there; want the"),
         ({"recipe": "gone.yaml", "variants": {"a": {}}}, (), "gone.yaml: no such recipe"),
         ({"variants": {"a": {"program": "os"}}}, (), "program 'os'; want one of run_classify, baselines.mtl"),

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import math
 import os
 import sys
 import time
@@ -152,8 +153,14 @@ class EpochLines(TrainerCallback):
             _log(f"kept: {when}, with {name} {state.best_metric:.{digits}f} on validation")
 
     def _want_loss(self, state: TrainerState, control: TrainerControl) -> None:
-        if not any("loss" in entry and entry["step"] > self._shown for entry in state.log_history):
-            control.should_log = True
+        """Log the training loss if it was not since the last evaluation, in this epoch; as a resumed run does, too."""
+        before = math.ceil(state.epoch) - 1
+        for entry in reversed(state.log_history):
+            if entry["epoch"] <= before or "eval_loss" in entry:
+                break
+            if "loss" in entry:
+                return
+        control.should_log = True
 
     def _show(self, state: TrainerState, metrics: dict[str, float]) -> None:
         """Log the line; the training loss is the mean since the last one."""
