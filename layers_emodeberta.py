@@ -157,8 +157,9 @@ class DenseAddNorm(torch.autograd.Function):
                 total, mask = torch.native_dropout(total, dropout, True)
             total = total.add_(residual) if total.dtype == residual.dtype else total + residual
             total = total.float() if full else total
-            norm = (total.shape[-1:], norm_weight, norm_bias)
-            normalised, mean, scale = torch.native_layer_norm(total, *norm, eps)
+            ctx.of_norm = norm_weight.dtype
+            norm_weight, norm_bias = norm_weight.to(total.dtype), norm_bias.to(total.dtype)
+            normalised, mean, scale = torch.native_layer_norm(total, total.shape[-1:], norm_weight, norm_bias, eps)
         ctx.save_for_backward(states, weight, norm_weight, norm_bias, total, mean, scale, mask)
         return normalised
 
@@ -176,6 +177,7 @@ class DenseAddNorm(torch.autograd.Function):
                 gradient = native.native_dropout_backward(gradient, mask, 1 / (1 - ctx.dropout))
             for_weight, for_bias = (gradient.T @ states).to(of_weight), gradient.sum(0).to(of_weight)
             for_states = (gradient @ weight).to(of_states)
+            for_norm, for_norm_bias = for_norm.to(ctx.of_norm), for_norm_bias.to(ctx.of_norm)
             return for_states, for_residual, for_weight, for_bias, for_norm, for_norm_bias, None, None
 
 

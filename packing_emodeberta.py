@@ -58,9 +58,10 @@ class PositionRows:
             `(len(terms) * heads * distances,)`, an index of `(positions * len(terms) * heads, size)`.
         """
         if (terms, heads) not in self.by_heads:
-            part = torch.arange(len(terms) * heads, device=self.rising.device).view(len(terms), heads, 1)
-            rows = torch.stack([self.rising if term == "p2c" else self.falling for term in terms])
-            self.by_heads[terms, heads] = (rows[:, None] * len(terms) * heads + part).flatten()
+            with torch.inference_mode(False):  # a later training may use it
+                part = torch.arange(len(terms) * heads, device=self.rising.device).view(len(terms), heads, 1)
+                rows = torch.stack([self.rising if term == "p2c" else self.falling for term in terms])
+                self.by_heads[terms, heads] = (rows[:, None] * len(terms) * heads + part).flatten()
         return self.by_heads[terms, heads]
 
 

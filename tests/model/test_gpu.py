@@ -56,6 +56,20 @@ def test_checkpointing_autocast_and_inference_agree(name, one_grid):
     torch.testing.assert_close(model(**batch).pooler_output, wanted[:1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["v3", "position bias"])
+def test_weights_in_half_precision_train_under_autocast(name, one_grid):
+    _, model = both(OPTIONS[name] | NO_DROPOUT)
+    model, batch = model.bfloat16(), padded_batch(20)
+    with torch.inference_mode():
+        model(**batch)  # what is kept from here is of use in training
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.train()(**batch).last_hidden_state.float().square().mean()
+    loss.backward()
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    assert len(gradients) > 20
+    assert all(gradient.dtype == torch.bfloat16 and gradient.isfinite().all() for gradient in gradients.values())
+
+
 @pytest.mark.parametrize("name", ["v3", "no relative attention", "position bias"])
 def test_dropout_reaches_the_attention(name, one_grid):
     _, model = both(OPTIONS[name] | NO_DROPOUT | {"attention_probs_dropout_prob": 0.5})
