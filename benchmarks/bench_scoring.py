@@ -67,13 +67,15 @@ def rate(texts: list[str], rounds: int, device: torch.device) -> dict:
     return ratio(times["library"], times["ours"]) | {"rows_per_second": per_second}
 
 
-def make_model(folder: Path) -> None:
-    """A classifier of one layer of 16 units and 500 words, in the folder `model`."""
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def make_model(folder: Path, shape: dict = TINY) -> None:
+    """A classifier of 500 words with random weights, in the folder `model`."""
     make_checkpoint(folder / "words")
     tokenizer = AutoTokenizer.from_pretrained(folder / "words")
     tokenizer.model_max_length = 512
     tokenizer.save_pretrained(folder / "model")
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = EmoDebertaConfig(**DEBERTA, **shape, vocab_size=505, classifier_hidden_size=None, num_labels=LABELS)
     EmoDebertaForSequenceClassification(config).save_pretrained(folder / "model")
 
