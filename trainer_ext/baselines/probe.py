@@ -1,6 +1,6 @@
 """Fit logistic regression, the baseline to beat: on TF-IDF, and on a checkpoint's frozen text vectors.
 
-python -m trainer_ext.baselines.probe --dataset_name wassa2022 --data_dir FOLDER --output results/probe.json \
+    python -m trainer_ext.baselines.probe --dataset_name wassa2022 --data_dir FOLDER --output results/probe.json \\
         --models sentence-transformers/all-MiniLM-L6-v2 outputs/mlm outputs/transfer
 
 The encoder reads each training text once and is not trained. Its text vectors (masked mean of the token states, or
