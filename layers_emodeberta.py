@@ -50,6 +50,11 @@ def compute_dtype(states: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
 
 
+def for_dense(gradient: torch.Tensor, states: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of a linear layer's weight and bias. Not needed where they are frozen, as beside LoRA."""
+    return (gradient.T @ states).to(dtype), gradient.sum(0).to(dtype)
+
+
 class Projections(torch.autograd.Function):
     """Queries, keys and values of tokens, and queries and keys of positions, by one matrix product each.
 
@@ -94,10 +99,14 @@ class Projections(torch.autograd.Function):
         states, positions, weight, own = ctx.saved_tensors
         of_states, of_weights, *of_positions = ctx.dtypes
         with torch.autocast(gradient.device.type, enabled=False):
-            found, for_positions = [(gradient.T @ states, gradient.sum(0))], None
+            for_states, for_positions = (gradient @ weight).to(of_states), None
             if positions is not None:
                 for_positions = (for_table @ (weight[ctx.part] if own is None else own)).mul_(ctx.scale)
                 for_positions = for_positions.to(*of_positions)
+            if not any(ctx.needs_input_grad[4:]):
+                return for_states, for_positions, *[None] * (len(ctx.needs_input_grad) - 2)
+            found = [(gradient.T @ states, gradient.sum(0))]
+            if positions is not None:
                 if own is None:
                     found[0][0][ctx.part].addmm_(for_table.T, positions, alpha=ctx.scale)
                     found[0][1][ctx.part].add_(for_table.sum(0), alpha=ctx.scale)
@@ -109,7 +118,7 @@ class Projections(torch.autograd.Function):
                 for pair in zip(*(part.to(of_weights).split(ctx.width) for part in weight_and_bias), strict=True)
                 for part in pair
             ]
-            return (gradient @ weight).to(of_states), for_positions, None, None, *for_parameters
+            return for_states, for_positions, None, None, *for_parameters
 
 
 class DenseGelu(torch.autograd.Function):
@@ -132,7 +141,8 @@ class DenseGelu(torch.autograd.Function):
         of_states, of_weight = ctx.dtypes
         with torch.autocast(gradient.device.type, enabled=False):
             gradient = native.gelu_backward(gradient, inner)
-            for_weight, for_bias = (gradient.T @ states).to(of_weight), gradient.sum(0).to(of_weight)
+            trained = any(ctx.needs_input_grad[1:])
+            for_weight, for_bias = for_dense(gradient, states, of_weight) if trained else (None, None)
             return (gradient @ weight).to(of_states), for_weight, for_bias
 
 
@@ -175,7 +185,8 @@ class DenseAddNorm(torch.autograd.Function):
             for_residual, gradient = gradient.to(of_residual), gradient.to(states.dtype)
             if mask is not None:
                 gradient = native.native_dropout_backward(gradient, mask, 1 / (1 - ctx.dropout))
-            for_weight, for_bias = (gradient.T @ states).to(of_weight), gradient.sum(0).to(of_weight)
+            trained = any(ctx.needs_input_grad[2:4])
+            for_weight, for_bias = for_dense(gradient, states, of_weight) if trained else (None, None)
             for_states = (gradient @ weight).to(of_states)
             for_norm, for_norm_bias = for_norm.to(ctx.of_norm), for_norm_bias.to(ctx.of_norm)
             return for_states, for_residual, for_weight, for_bias, for_norm, for_norm_bias, None, None

@@ -70,6 +70,30 @@ def test_weights_in_half_precision_train_under_autocast(name, one_grid):
     assert all(gradient.dtype == torch.bfloat16 and gradient.isfinite().all() for gradient in gradients.values())
 
 
+def test_frozen_linear_layers_cost_no_product_of_their_gradient(one_grid):
+    """Embeddings are trained; frozen layers pass the gradient on, as those beside LoRA's do."""
+    counts = []
+    for frozen in (False, True):
+        _, model = both(OPTIONS["v3"] | NO_DROPOUT)
+        for parameter in model.encoder.layer.parameters():
+            parameter.requires_grad_(not frozen)
+        loss = model.train()(**padded_batch(20)).pooler_output.square().sum()
+        with Products() as products:
+            loss.backward()
+        counts.append(products.count)
+    assert counts[0] - counts[1] == 4 * model.config.num_hidden_layers
+
+
+class Products(TorchDispatchMode):
+    """Counts products of two matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator is torch.ops.aten.mm.default
+        return operator(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("name", ["v3", "no relative attention", "position bias"])
 def test_dropout_reaches_the_attention(name, one_grid):
     _, model = both(OPTIONS[name] | NO_DROPOUT | {"attention_probs_dropout_prob": 0.5})
