@@ -110,7 +110,7 @@ def test_shards_hold_what_the_pipeline_says(finished, essays, tmp_path):
 def test_an_ensembles_disagreement_is_kept(fused, essays, tmp_path):
     model = fused[0] / "all"
     (tmp_path / "x.txt").write_text("\n".join(essays[:30]))
-    call(run_score.main, "--model", model, tmp_path / "x.txt", "--output", tmp_path / "out")
+    call(run_score.main, "--model", model, tmp_path / "x.txt", "--output", tmp_path / "out", "--dtype", "float32")
     table = shards(tmp_path / "out")
     network = EmoDebertaEnsembleForSequenceClassification.from_pretrained(model).eval()
     classify = EmotionPipeline(model=network, tokenizer=AutoTokenizer.from_pretrained(model), device="cpu")
