@@ -304,8 +304,7 @@ TRANSFER = [
 def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     """And train on the rows of one process: what it was stands in a run's settings, as a hash."""
     port = str(20000 + time.time_ns() % 20000)
-    config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--main_process_port", port]
     hook = tmp_path / "sitecustomize.py"  # every process writes down its weights' hash when it ends
     hook.write_text(
