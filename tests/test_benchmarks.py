@@ -6,12 +6,11 @@ from types import SimpleNamespace
 import conftest
 import pytest
 import torch
-from safetensors.torch import load_file
 from support import call
 
 from attention_emodeberta import EmoDebertaSelfAttention
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_gpu, lent_gpu, sides
+from benchmarks import bench_gpu, sides
 from docs.generate.performance import on_gpus, side_of_cell
 
 CPU = torch.device("cpu")
@@ -66,12 +65,3 @@ def test_tests_for_the_gpu_alone_are_refused_in_one_line_without_one():
         pytest.skip("there is one")
     with pytest.raises(pytest.UsageError, match="no CUDA device here, so no test of the GPU can run"):
         conftest.pytest_configure(SimpleNamespace(option=SimpleNamespace(markexpr="gpu")))
-
-
-def test_a_packed_checkpoint_is_the_same_in_bf16(tmp_path, bert_folder):
-    lent_gpu.pack(bert_folder, tmp_path / "pieces", 1)
-    lent_gpu.unpack(tmp_path / "pieces", tmp_path / "folder")
-    found, wanted = (load_file(folder / lent_gpu.WEIGHTS) for folder in (tmp_path / "folder", bert_folder))
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name].bfloat16().float()) for name in wanted)
-    assert {file.name for file in (tmp_path / "folder").iterdir()} == {file.name for file in bert_folder.iterdir()}

@@ -48,7 +48,7 @@ ARROWS = {
     "errors": {"escape"},
     "recipe_file": {"errors"},
     "flag_parser": FLAGS,
-    "front_door": FLAGS | {"runs"},
+    "front_door": FLAGS,
     "child_tuning": {"child_tuning"},
     "precision": set(),
     "files": GROUND,

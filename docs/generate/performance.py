@@ -35,7 +35,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
 def on_gpus(folder: Path) -> list[str]:
     """Return the comparison on every GPU that ran it (benchmarks/bench_gpu.py)."""
     lines = []
-    for path in measured(folder):
+    for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         compared = {name: cell for name, cell in content.items() if of_gpu_comparison(cell)}
         cells = {name: cell for name, cell in compared.items() if "sides" in cell}
@@ -95,14 +95,9 @@ def plots(folder: Path, target: Path) -> dict[Path, str]:
 
 def machines(folder: Path) -> Iterator[tuple[str, dict]]:
     """Yield the file name and figures of each machine, from a folder like results/, without the comparison on a GPU."""
-    for path in measured(folder / "bench"):
+    for path in sorted((folder / "bench").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         yield path.name, {name: cell for name, cell in content.items() if not of_gpu_comparison(cell)}
-
-
-def measured(folder: Path) -> list[Path]:
-    """Return the files of the machines, without the one of counts."""
-    return sorted(path for path in folder.glob("*.json") if path.stem != "operations")
 
 
 def of_gpu_comparison(cell: dict) -> bool:

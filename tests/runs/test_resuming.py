@@ -192,7 +192,7 @@ def two_processes(v3_folder, tmp_path_factory):
 
 def test_the_state_is_written_when_every_process_has_written_its_random_state(tmp_path):
     """The second process is slow to write; when the first has written its state, that file is whole."""
-    said = forked.run(ROOT / "tests" / "two_processes.py", "save_slowly", tmp_path, cwd=tmp_path, ranks=2).stdout
+    said = forked.run(ROOT / "tests" / "forked.py", "save_slowly", tmp_path, cwd=tmp_path, ranks=2).stdout
     assert "complete when the state was there: True" in said
 
 

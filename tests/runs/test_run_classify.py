@@ -18,7 +18,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from support import ESSAY_FLAGS, ESSAYS, ROOT, TINY, XXLARGE_STYLE, call
+from support import ESSAY_FLAGS, ESSAYS, ESSAYS_AS_A_CORPUS, ROOT, TINY, XXLARGE_STYLE, call
 from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
 
 import run_classify
@@ -255,7 +255,7 @@ def test_a_validation_split_can_be_carved_out(in_process):
 
 def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on, over several epochs; the other
-    variants of Child-Tuning are killed and resumed on two processes, in tests/two_processes.py."""
+    variants of Child-Tuning are killed and resumed on two processes, in tests/forked.py."""
     options = ["--child_tuning", "D", "--child_tuning_target", "update", "--tokens_per_batch", 1500]
     flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 18, "--save_steps", 6, *options]
     flags += ["--gradient_accumulation_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
@@ -303,12 +303,6 @@ def test_an_unfinished_run_goes_on_only_with_the_same_settings(in_process, tmp_p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-TRANSFER = [
-    *("--transfer_datasets", ROOT / "tests" / "reference" / "essays.yaml"),
-    *("--augmentation", "BA", "--augmentation_rows", 9),
-]
-
-
 def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
     """And train on the rows of one process: what it was stands in a run's settings, as a hash."""
     port = str(20000 + time.time_ns() % 20000)
@@ -327,7 +321,9 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
         "atexit.register(note)\n"
     )
     flags = ["--model_name_or_path", v3_folder, *ESSAY_FLAGS, "--max_steps", 6, "--child_tuning", "F"]
-    flags += ["--output_dir", tmp_path / "out", "--tokens_per_batch", 800, *TRANSFER]
+    (tmp_path / "essays.yaml").write_text(ESSAYS_AS_A_CORPUS)
+    flags += ["--transfer_datasets", tmp_path / "essays.yaml", "--augmentation", "BA", "--augmentation_rows", 9]
+    flags += ["--output_dir", tmp_path / "out", "--tokens_per_batch", 800]
     done = subprocess.run(
         [*command, ROOT / "run_classify.py", *map(str, flags)],
         cwd=tmp_path,
