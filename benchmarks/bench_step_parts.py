@@ -89,7 +89,16 @@ class Step:
 
 
 def measure_step(size: str, texts: int, device: torch.device) -> dict:
-    """Time the parts of a step, and on a GPU count their kernels and the time that these ran."""
+    """Return the median milliseconds of a whole step and of each of its parts; on a GPU also memory and kernels.
+
+    Args:
+        size: A key of `SHAPES`.
+        texts: Texts per step.
+
+    Returns:
+        `texts`, `length`, `milliseconds`, and `parts` with `milliseconds` by name. On a GPU also `peak_megabytes`, and
+        for each part the number of `kernels` and the `busy_milliseconds` in which one of them ran.
+    """
     length = LENGTH if size != "tiny" else 24
     step = Step(SHAPES[size], texts, length, device)
 

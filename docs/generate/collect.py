@@ -52,7 +52,12 @@ def extra_tests(results: dict) -> list[str]:
 
 
 def extra_test(results: dict, name: str) -> dict:
-    """Return rows, share right, macro F1 with its interval, the same of TF-IDF, and the share right of each class."""
+    """Return the figures of one test set: rows, accuracy, macro F1 with its interval, those of TF-IDF, recall by class.
+
+    Args:
+        results: Content of all_results.json.
+        name: Name of the test set.
+    """
     wanted = ("accuracy", "macro_f1", "macro_f1_low", "macro_f1_high", "tfidf_accuracy", "tfidf_macro_f1")
     found = {key: round(results[f"{name}_{key}"], 4) for key in wanted if f"{name}_{key}" in results}
     recall = {

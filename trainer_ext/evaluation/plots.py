@@ -171,8 +171,11 @@ def _number_axis(axes: Axes, low: float, high: float, log: bool, step: float | N
 
 
 def plot_pretraining(source: Path, target: Path) -> None:
-    """Draw the training loss and the held-out perplexity by step, from the log history of masked-language-model
-    training.
+    """Draw the training loss and the held-out perplexity by step.
+
+    Args:
+        source: JSON file with the log history of a training of run_mlm.py.
+        target: Picture to write.
     """
     history = json.loads(source.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.4, 4), layout="constrained")

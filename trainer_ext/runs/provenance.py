@@ -54,7 +54,11 @@ def command_line() -> str:
 
 
 def recipe_digest(arguments: list[str]) -> str | None:
-    """Return a hash of the content of the recipe (the first of a script's arguments), or `None` without a recipe."""
+    """Return a hash of the content of the recipe, or `None` without one.
+
+    Args:
+        arguments: A script's arguments. A recipe is the first of them.
+    """
     if not arguments or arguments[0].startswith("-") or not (path := found(Path(arguments[0]))).is_file():
         return None
     return digest(json.dumps(read_recipe(path), default=str, sort_keys=True))
