@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -550,11 +551,13 @@ def test_bands():
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["mlm_longer", "ablation"])  # of two stages; and of a sum over seeds
 def test_a_published_table_is_computed_again_without_training(name, data_dir, tmp_path, monkeypatch):
-    """As on a clean clone: no trainings are kept, and the stages' folders do not exist."""
+    """As on a clean clone, with its own command: no trainings are kept, and the stages' folders do not exist."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.setattr(Trials, "_run_script", None)
-    call(run_compare.main, ROOT / "recipes" / "compare" / f"{name}.yaml", "--data_dir", data_dir, "--output_dir", "new")
+    command = json.loads((ROOT / "results" / "compare" / name / "comparison.json").read_text())["command"]
+    _, _, recipe, *flags = shlex.split(command)
+    call(run_compare.main, ROOT / recipe, *flags, "--data_dir", data_dir, "--output_dir", "new")
     published = figures(ROOT / "results" / "compare" / name)
     computed = figures(tmp_path / "new")
     for before, after in zip(published.pop("variants"), computed.pop("variants"), strict=True):

@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from ..errors import InputError, first_line
 from ..evaluation.pages import changes
 from ..files import digest
+from ..recipe_file import Flags
 from .search_space import Range, SearchRecipe
 from .trial import Trial, duration, measured_rate, one_a_fold, precision
 from .trials import Trials
-from .variants_file import Flags
 
 try:
     import optuna
