@@ -90,6 +90,7 @@ def test_published_labels_raise_no_warning_but_of_copies(data_dir):
     [
         ("angerr", "anger"), ("agner", "anger"), ("Anger", "anger"), ("an ger", "anger"), ("ángér", "anger"),
         ("jyo", "joy"), ("suprise", "surprise"), ("fear\u200b", "fear"), ("digsut", "disgust"), ("SADNESS", "sadness"),
+        ("surpr1se", "surprise"),
     ],
 )  # fmt: skip
 def test_a_misspelt_label_is_named_with_its_row(check, rows, typo, meant):
