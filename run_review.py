@@ -39,12 +39,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from trainer_ext.baselines.review_models import quick_predictions
+from trainer_ext.baselines.probe import text_vectors
+from trainer_ext.baselines.review_models import encoder_at_hand, quick_predictions
 from trainer_ext.data.columns import choose_columns
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.corrections import WRITABLE, correct, rows_of, the_file, write_corrected
@@ -54,7 +56,7 @@ from trainer_ext.data.review_list import FORMATS, Listed, read_list, write_list
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
 from trainer_ext.evaluation.error_analysis import Review, check_installed, review
-from trainer_ext.flag_parser import MINILM
+from trainer_ext.flag_parser import MINILM, MPNET
 from trainer_ext.recipes import RecipeParser, flag
 from trainer_ext.runs.held_out import Opinion, aligned, load_predicted, read_held_out, several_labels
 from trainer_ext.training.callbacks import bars_on_a_terminal_only
@@ -78,7 +80,11 @@ class ReviewArguments:
             "predictions.tsv. Several count as several models. Default: predict with two small models."
         },
     )
-    encoder: str = flag(MINILM, "Without --predictions: checkpoint whose text vectors are used.")
+    encoder: str | None = flag(
+        None,
+        f"Without --predictions: checkpoint whose text vectors are used. Default: {MPNET} (438 MB), or if that cannot "
+        f"be had {MINILM}.",
+    )
     apply: str | None = flag(None, "Corrected list, or export of Label Studio or Argilla, to apply to the data.")
     overwrite: bool = flag(False, "Replace --output if it exists.")
 
@@ -109,7 +115,9 @@ def main() -> None:
         corpus = load_corpus(**corpus_arguments(data_args), tables=tables)
         check_trainable(corpus)
         check_installed()
-        of_models = quick_predictions(corpus, data_args.cv_folds, args.encoder, data_args.max_seq_length)
+        encoder = args.encoder or encoder_at_hand()
+        vectors_of = partial(text_vectors, encoder, max_seq_length=data_args.max_seq_length, layers=True, fast=True)
+        of_models = quick_predictions(corpus, data_args.cv_folds, vectors_of)
         opinions = [Opinion("train", None, probabilities) for probabilities in of_models]
 
     # ---- The list -------------------------------------------------------------------------------------------------

@@ -74,12 +74,14 @@ def main() -> None:
         raise InputError(f"--trials {args.trials}; want 2 or more, since the recipe's own values are the first")
     path = Path(rest.pop(0)) if rest and not rest[0].startswith("-") else None
     flags = flags_given(rest)
-    recipe = read_search(path, flags if path else Defaults.of_search(rest) | flags, args.cv_folds)
+    of_own_data, corpus = ({}, None) if path else Defaults.of_search(rest)
+    recipe = read_search(path, of_own_data | flags, args.cv_folds)
     from trainer_ext.runs.search import Search  # needs Optuna, an extra
 
     # ---- Data -----------------------------------------------------------------------------------------------------
-    flags = resolve(recipe.settings, recipe.source)
-    corpus = load_corpus(**corpus_arguments(flags[1], flags[0].hub_access()))
+    if corpus is None:
+        flags = resolve(recipe.settings, recipe.source)
+        corpus = load_corpus(**corpus_arguments(flags[1], flags[0].hub_access()))
     check_trainable(corpus)
     assigned = cross_validation_folds(corpus, recipe.cv_folds)
     rows, gold = corpus.splits["train"], corpus.classes("train")

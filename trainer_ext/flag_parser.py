@@ -19,6 +19,7 @@ from .recipe_file import read_recipe
 NO_OUTPUT_DIR = "give --output_dir, the folder for what the run leaves"
 # The checkpoint of 22 million weights that is used where no flag names one.
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MPNET = "sentence-transformers/all-mpnet-base-v2"  # 109 million weights
 
 
 class UnknownFlag(InputError):

@@ -90,6 +90,7 @@ def test_published_labels_raise_no_warning_but_of_copies(data_dir):
     [
         ("angerr", "anger"), ("agner", "anger"), ("Anger", "anger"), ("an ger", "anger"), ("ángér", "anger"),
         ("jyo", "joy"), ("suprise", "surprise"), ("fear\u200b", "fear"), ("digsut", "disgust"), ("SADNESS", "sadness"),
+        ("surpr1se", "surprise"),
     ],
 )  # fmt: skip
 def test_a_misspelt_label_is_named_with_its_row(check, rows, typo, meant):
@@ -187,9 +188,12 @@ def test_a_class_with_nearly_all_rows_is_a_warning_and_class_weights_a_flag(chec
         TEXT.replace(" ", ", ", 3) + "!!!",
         TEXT.replace("late", "very late"),
         TEXT.replace("coast", "city"),
+        TEXT.replace("coast", "city").replace("late", "cold"),
+        f"@her_friend {TEXT} https://example.com/x1",
+        "".join(chr(ord(each) + 0xFEE0) if each.isalpha() else each for each in TEXT),
         f"Monday began badly. {TEXT.capitalize()}. Then it rained all day, and I went home at last.",
     ],
-    ids=["case", "punctuation", "a word more", "another word", "contained"],
+    ids=["case", "punctuation", "a word more", "another word", "two other words", "link", "full width", "contained"],
 )
 def test_a_near_copy_across_splits_is_named_with_both_rows(check, rows, copy):
     train, test = rows[:200].copy(), rows[200:].reset_index(drop=True)

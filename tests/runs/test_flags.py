@@ -424,7 +424,8 @@ def test_given_flags_win(mine, v3_folder, flags, want):
 
 def test_a_search_starts_from_the_same_values(mine, v3_folder, caplog):
     caplog.set_level(logging.INFO)
-    found = Defaults.of_search(["--train_file", mine, "--model_name_or_path", str(v3_folder), "--learning_rate", "0.5"])
+    flags = ["--train_file", mine, "--model_name_or_path", str(v3_folder), "--learning_rate", "0.5"]
+    found, corpus = Defaults.of_search(flags)
     assert found == {
         "text_column_name": "Essay Text", "label_column_name": "How they feel", "group_column_name": "Author",
         "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "weight_decay": 0.01, "warmup_steps": 0.1,
@@ -432,7 +433,11 @@ def test_a_search_starts_from_the_same_values(mine, v3_folder, caplog):
     }  # fmt: skip
     said = next(line for line in caplog.messages if line.startswith("defaults: "))
     assert set(re.findall(r"--(\w+)", said)) == {name for name in found if not name.endswith("_column_name")}
-    assert not Defaults.of_search(["--dataset_name", "wassa2022", "--data_dir", "x"])
+    columns = {name: value for name, value in found.items() if name.endswith("_column_name")}
+    again = load.load_corpus(**corpus_arguments(DataArguments(train_file=str(mine), **columns)))
+    assert corpus.label_names == again.label_names
+    assert corpus.splits["train"].to_dict() == again.splits["train"].to_dict()
+    assert Defaults.of_search(["--dataset_name", "wassa2022", "--data_dir", "x"]) == ({}, None)
 
 
 def test_the_users_file_is_read_once(mine, v3_folder, monkeypatch):

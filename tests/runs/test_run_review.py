@@ -16,15 +16,17 @@ from sklearn.pipeline import make_pipeline
 from support import ESSAYS, call
 
 import run_review
-from trainer_ext.baselines.review_models import group_folds
+from trainer_ext.baselines.review_models import encoder_at_hand, group_folds
 from trainer_ext.data.load import load_corpus
 from trainer_ext.data.review_list import read_list
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.error_analysis import review
+from trainer_ext.flag_parser import MINILM, MPNET
 from trainer_ext.runs.held_out import Opinion, aligned, read_held_out
 from trainer_ext.scoring.score_folder import ScoreFolder
 from trainer_ext.scoring.scorer import Scores
 from trainer_ext.scoring.text_stream import open_source
+from trainer_ext.training.checkpoint_source import PINNED, PinnedCheckpoint
 from trainer_ext.training.distillation import write_out_of_fold
 
 WORDS = {
@@ -125,6 +127,15 @@ def test_a_handful_of_rows_will_do_and_copies_do_not_vouch_for_one_another(bert_
     flags = ["--train_file", tmp_path / "few.csv", "--encoder", bert_folder, "--output", tmp_path / "list.csv"]
     call(run_review.main, *flags)
     assert {"20", "21", "22"} <= {each.row for each in read_list(tmp_path / "list.csv")}
+
+
+def test_where_mpnet_cannot_be_had_minilm_is_used_and_a_line_says_so(monkeypatch, caplog):
+    missing = PinnedCheckpoint("0" * 40, "mit", "0" * 64, ("no-such-piece==0.0.1",), PINNED[MPNET].remedy)
+    monkeypatch.setitem(PINNED, MPNET, missing)
+    assert encoder_at_hand() == MINILM
+    (line,) = caplog.messages
+    assert "`make base` brings the files" in line
+    assert line.endswith(f"{MINILM} is used instead, and finds fewer label errors")
 
 
 # ---- What the other scripts leave ---------------------------------------------------------------------------------

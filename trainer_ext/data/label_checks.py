@@ -172,7 +172,8 @@ def _misspelt(rare: str, frequent: str, rows: int, other_rows: int) -> bool:
 
     Both are plain names. Short names and names with many rows are true classes: joy and boy, class a and class b.
     """
-    if re.sub(r"\D", "", rare) != re.sub(r"\D", "", frequent):
+    without_slips = re.sub(r"(?<=[^\W\d])\d(?=[^\W\d])", "", rare)  # as in b0red
+    if re.sub(r"\D", "", without_slips) != re.sub(r"\D", "", frequent):
         return False
     if rare.replace(" ", "") == frequent.replace(" ", ""):
         return True

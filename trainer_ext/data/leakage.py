@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ class LeftOut:
 
 
 # ---- Copies: texts that are the same but for case, spaces and punctuation --------------------------------------------
-_APOSTROPHE = re.compile("(?<=\\w)['’](?=\\w)")
+_UNSAID = re.compile("(?<=\\w)['’](?=\\w)|https?://\\S+|(?<!\\w)@\\w+")  # apostrophes, links and names of users
 _WORDS = 6  # a text of fewer words is a copy only if it is the same: people say the same short things
 _CONTAINED = 10  # words of a text that is a copy because a longer one contains it
 _LONG = 1000  # words; the order of the words of longer texts is not compared
@@ -184,27 +185,28 @@ _RUN = 3  # words; two texts are compared only if they share a run of this many
 _RUNS = 64  # runs to look at per text; of a longer text, those with the smallest hashes
 _NEIGHBOURS = 4  # of the texts that share a run, each is compared with this many that follow it
 _SHARED = 0.25  # of the shorter text's runs, before two texts are compared word by word
-_ALIKE = 0.87  # of the words of both texts that they have in common
+_ALIKE = 0.8  # of the words of both texts that they have in common
+_ALIKE_SHORT = 0.87  # of texts of fewer than `_CONTAINED` words, of which people say similar ones by chance
 
 
 def copies(texts: Sequence[str]) -> list[tuple[int, int]]:
     """Return pairs of texts of which the first is a copy of the second, each text once as a copy at most.
 
-    The first of a pair has the higher index. Exact copies differ in case and punctuation only. Near-copies
-    have at least six words, of which one in eight may be changed, or one contains the other, as in
-    [`trainer_ext.data.leakage.LeakageGuard`]. Only texts that share a run of three words are compared, so a copy with
-    changes everywhere is missed.
+    The first of a pair has the higher index. Exact copies differ in case, punctuation, links, user names and the width
+    of letters only. Near-copies have at least six words, of which one in eight may be changed, or from ten words on one
+    in five; or one contains the other, as in [`trainer_ext.data.leakage.LeakageGuard`]. Only texts that share a run of
+    three words are compared, so a copy with changes everywhere is missed.
 
     Args:
         texts: Their order decides which of two is the copy.
     """
+    plain = [normalised(_UNSAID.sub("", unicodedata.normalize("NFKC", text))) for text in texts]
     first: dict[str, int] = {}
     found: dict[int, int] = {}
-    for index, text in enumerate(texts):
-        if (earlier := first.setdefault(normalised(text) or text, index)) != index:
+    for index, text in enumerate(plain):
+        if (earlier := first.setdefault(text or texts[index], index)) != index:
             found[index] = earlier
-    words = {index: _APOSTROPHE.sub("", texts[index]) for index in first.values()}
-    words = {index: normalised(text).split() for index, text in words.items()}
+    words = {index: plain[index].split() for index in first.values()}
     for earlier, later in _candidates({index: each for index, each in words.items() if len(each) >= _WORDS}):
         if later not in found and _near(words[earlier], words[later]):
             found[later] = found.get(earlier, earlier)
@@ -215,9 +217,10 @@ def _near(first: list[str], second: list[str]) -> bool:
     """Return whether two texts, as lists of words, are near-copies of one another."""
     shorter, longer = sorted((first, second), key=len)
     common = (Counter(first) & Counter(second)).total()
-    if 2 * common >= _ALIKE * (len(first) + len(second)):
+    alike = _ALIKE if len(shorter) >= _CONTAINED else _ALIKE_SHORT
+    if 2 * common >= alike * (len(first) + len(second)):
         matcher = SequenceMatcher(None, first, second, autojunk=False)  # in this order, too
-        return len(longer) > _LONG or matcher.ratio() >= _ALIKE
+        return len(longer) > _LONG or matcher.ratio() >= alike
     if len(shorter) < _CONTAINED or common < NEAR * len(shorter):
         return False
     one, other = shingles(" ".join(shorter)), shingles(" ".join(longer))

@@ -150,9 +150,8 @@ class Review:
             than `proposed`.
         quality: `(rows,)`, cleanlab's score of the given label, from 0 (surely wrong) to 1; `None` without labels.
         suspect: `(rows,)`, whether cleanlab calls the label an error; `None` without labels.
-        order: Row numbers, the first to look at first. With labels, only rows whose label is not the proposed one: by
-            how many times as probable the proposed label is as the given one, or where a row may have several labels
-            by `quality`. With one label per row, `quality` puts rows first that no label fits well.
+        order: Row numbers, the first to look at first. With labels, only rows whose label is not the proposed one, by
+            `quality`.
     """
 
     mean: np.ndarray
@@ -202,8 +201,7 @@ def review(
             against = disagreement
         return Review(mean, proposed, confidence, against, None, None, np.lexsort((confidence, -against)))
     quality, suspect = label_quality(mean, given, multi_label)
-    likeness = quality if multi_label else mean[np.arange(rows), given] / mean.max(axis=1)
-    order = np.argsort(likeness, kind="stable")
+    order = np.argsort(quality, kind="stable")
     return Review(mean, proposed, confidence, against, quality, suspect, order[_differ(proposed, given)[order]])
 
 

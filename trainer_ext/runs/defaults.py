@@ -153,10 +153,10 @@ class Defaults:
         logger.info("\n".join(lines))
 
     @classmethod
-    def of_search(cls, argv: Sequence[str]) -> dict[str, Any]:
-        """Return the flags that a search on people's own data starts from besides those of `argv`; of other data none.
+    def of_search(cls, argv: Sequence[str]) -> tuple[dict[str, Any], Corpus | None]:
+        """Return the flags that a search on people's own data starts from besides those of `argv`, and the data.
 
-        A fold has no validation rows, so nothing is chosen on them.
+        A fold has no validation rows, so nothing is chosen on them. Other data have no such flags, and are not read.
 
         Raises:
             InputError: if a flag is wrong, the columns cannot be chosen, or the data cannot be read.
@@ -165,7 +165,7 @@ class Defaults:
         model_args, data_args, _, run_args, args = parser.parse(["--output_dir", "-", *argv])
         defaults = cls.begin(parser, model_args, data_args, trains=True)
         if not defaults.own_data:
-            return {}
+            return {}, None
         corpus = defaults.load(corpus_arguments(data_args, model_args.hub_access()))
         check_data(corpus, data_args, model_args.class_weights)
         defaults._choose(corpus.only_splits(["train"]), model_args, run_args, args)
@@ -173,7 +173,7 @@ class Defaults:
         defaults._report()
         names = {f"{kind}_column_name" for kind in ("text", "label", "group", "id", "split")} - defaults.given
         columns = {name: value for name in names if (value := getattr(data_args, name)) is not None}
-        return columns | defaults.chosen
+        return columns | defaults.chosen, corpus
 
     def _fill(self, arguments: Any, **values: Any) -> None:
         """Set the flags that were not given."""

