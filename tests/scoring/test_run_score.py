@@ -31,6 +31,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
 from trainer_ext.precision import Choice
+from trainer_ext.scoring import scorer
 from trainer_ext.scoring.cluster import _opened, _read, plan
 from trainer_ext.scoring.score_folder import ScoreFolder
 from trainer_ext.scoring.text_stream import open_source
@@ -292,7 +293,7 @@ def test_other_settings_are_refused(unfinished, change, says):
 def test_scores_go_on_in_the_precision_they_began_with(unfinished, tmp_path, monkeypatch, capsys):
     began = manifest(tmp_path / "out")
     other = "float32" if began["settings"]["dtype"] == "bfloat16" else "bf16"
-    monkeypatch.setattr(run_score, "choose", lambda device: Choice(other, "as another machine finds"))
+    monkeypatch.setattr(scorer, "choose", lambda device: Choice(other, "as another machine finds"))
     assert "60 rows" in call(run_score.main, *unfinished)
     assert "(as the scores in the folder)" in capsys.readouterr().err
     ended = manifest(tmp_path / "out")
@@ -582,9 +583,12 @@ def test_a_missing_extra_is_named(finished, texts, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_the_run_at_once_with_a_line(name, status):
+    """Also before torch is imported, which the tasks that read never do."""
     code = (
-        "import os, signal, time\n"
+        "import os, signal, sys, time\n"
+        "import run_score\n"
         "from trainer_ext.scoring.cluster import _ended_by_signals\n"
+        "assert 'torch' not in sys.modules\n"
         f"with _ended_by_signals():\n    os.kill(os.getpid(), signal.{name})\n"
         "    while True:\n        try:\n            time.sleep(60)\n"
         "        except KeyboardInterrupt:\n            pass\n"

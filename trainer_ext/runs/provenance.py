@@ -8,17 +8,19 @@ import sys
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING
 
 from ..files import digest, shown
-from ..precision import Choice
 from ..recipe_file import found, read_recipe
+
+if TYPE_CHECKING:  # the driver of a cluster needs the command line, and not torch
+    from transformers import TrainingArguments
+
+    from ..precision import Choice
 
 
 # ---- What a run was ----------------------------------------------------------------------------------------------
-def provenance(args: TrainingArguments, chosen: Choice) -> dict:
+def provenance(args: "TrainingArguments", chosen: "Choice") -> dict:
     """Return what is needed to repeat the run, including how its precision was chosen, as JSON values; no secrets."""
     return {
         "command": command_line(),
@@ -62,7 +64,7 @@ def flags_of(command: str, ignored: set[str]) -> tuple[str, dict[str, list[str]]
     return shlex.join(script).removeprefix("python "), {k: v for k, v in flags.items() if k not in ignored}
 
 
-def training_arguments(args: TrainingArguments) -> dict:
+def training_arguments(args: "TrainingArguments") -> dict:
     """Return the training arguments that affect training and differ from their defaults, as JSON values."""
     defaults = {field.name: field.default for field in fields(args)}
     return {
@@ -88,13 +90,15 @@ def without_secrets(argv: list[str]) -> list[str]:
     return shown
 
 
-def hardware(args: TrainingArguments) -> str:
+def hardware(args: "TrainingArguments") -> str:
+    import torch
+
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name()}"
     shared = f", {args.world_size} processes" if args.world_size > 1 else ""
     return f"{os.cpu_count()} CPU cores ({platform.machine()}){shared}"
 
 
-def precision(args: TrainingArguments) -> str:
+def precision(args: "TrainingArguments") -> str:
     """Return the precision of training: float32, bf16 or fp16."""
     return "float32" if args.mixed_precision == "no" else args.mixed_precision
