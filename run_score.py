@@ -76,8 +76,9 @@ def main() -> None:
     if Path(name).is_dir() and args.output is not None and args.output.resolve().is_relative_to(Path(name).resolve()):
         raise InputError(f"{args.output}: is inside the input {name}, and would be read with it; give another --output")
     with ray_cluster(args, name) if args.engine == "ray" else processes_of(args) as engine:
-        if (scored := run(args, name, engine)) and engine.first:
-            summarise(*scored, args)
+        scored = run(args, name, engine)
+    if scored and engine.first:
+        summarise(*scored, args)
 
 
 def run(args: argparse.Namespace, name: str, engine: Any) -> tuple[ScoreFolder, int, bool] | None:
