@@ -81,7 +81,7 @@ class Scores:
             names: Of the labels, in the model's order.
             first: Number of the first row.
             ids: Whether the rows have ids.
-            kind: One of [`score_folder.FORMATS`]. In csv, several labels are one text with commas.
+            kind: One of [`trainer_ext.scoring.score_folder.FORMATS`]. In csv, several labels are one text with commas.
         """
         labels = self.labels(names)
         columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
