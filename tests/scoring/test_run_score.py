@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import forked
 import psutil
@@ -554,10 +555,32 @@ def test_what_the_cluster_cannot_do_is_said_in_a_line(two_nodes, finished, texts
     flags = ["--model", finished[0], "--output", tmp_path / "out", "--engine", "ray"]
     with pytest.raises(InputError, match="0 GPUs, and a worker wants 1 GPUs; give fewer --num_gpus_per_worker"):
         call(run_score.main, *flags, texts, "--num_gpus_per_worker", 1)
-    (tmp_path / "x.csv").write_text("body\nhello\n")
-    with pytest.raises(InputError, match=r"x\.csv: no column 'text'"):
-        call(run_score.main, *flags, tmp_path / "x.csv")
     assert not (tmp_path / "out").exists()
+
+
+BROKEN = {
+    "empty.csv": b"",
+    "column.csv": b"body\nhello\n",
+    "not.parquet": b"hello",
+    "several/1.csv.gz": gzip.compress(b"text\n" + b"a row\n" * 999)[:30],
+    "several/2.txt": b"a row\n",
+}
+
+
+def test_both_engines_refuse_an_input_in_the_same_words(two_nodes, finished, tmp_path):
+    (tmp_path / "several").mkdir()
+    for name, content in BROKEN.items():
+        (tmp_path / name).write_bytes(content)
+    flags = ["--model", finished[0], "--dtype", "float32", "--output", tmp_path / "out", "--input"]
+    for name in ("empty.csv", "column.csv", "not.parquet", "several", "none.csv"):
+        said = []
+        for engine in ("processes", "ray"):
+            with pytest.raises(InputError) as error:
+                call(run_score.main, *flags, tmp_path / name, "--engine", engine)
+            said.append(str(error.value))
+        assert said[0] == said[1]
+        assert Path(name).name in said[0] or "1.csv.gz" in said[0]
+        assert not list(tmp_path.glob("out/scores*"))
 
 
 @pytest.mark.parametrize(
