@@ -202,7 +202,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"{flag}: is called {_NAMED_HERE[flag]} here")
         import run_classify
         from trainer_ext.runs.provenance import as_command
-        from trainer_ext.scoring.scorer import device_and_dtype
+        from trainer_ext.training.saved_model import device_and_dtype
 
         device_and_dtype(self.device, self.dtype)  # a mistake is found before the training
         flags = {"model_name_or_path": self.model, "output_dir": folder, **named}
@@ -216,7 +216,8 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(flag.sub(lambda found: _NAMED_HERE.get(found[1], found[1]), message)) from error
 
     def _load(self, name: str, revision: str | None = None, token: str | None = None) -> None:
-        from trainer_ext.scoring.scorer import device_and_dtype, load_pipeline, read_classifier_config
+        from trainer_ext.scoring.scorer import load_pipeline, read_classifier_config
+        from trainer_ext.training.saved_model import device_and_dtype
 
         device, dtype = device_and_dtype(self.device, self.dtype)
         config, _ = read_classifier_config(name, revision, token)

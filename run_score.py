@@ -42,32 +42,23 @@ if __name__ == "__main__":
     check_flags("run_score")  # --help and wrong flags end here; the imports below take seconds
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
-from pipeline_emodeberta import EmotionPipeline
-from trainer_ext.data.delimited import QUOTING
-from trainer_ext.data.load import QUOTING_HELP
+from trainer_ext.data.delimited import QUOTING, QUOTING_HELP
 from trainer_ext.errors import InputError, ProcessError, first_line, run_command
 from trainer_ext.escape import one_line
-from trainer_ext.precision import Choice, choose
 from trainer_ext.runs.provenance import command_line
-from trainer_ext.scoring.score_folder import ScoreFolder
-from trainer_ext.scoring.scorer import FORMATS, load_pipeline, print_labels, read_classifier_config, score
-from trainer_ext.scoring.text_stream import UnreadableFile, open_source
+from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder
+from trainer_ext.scoring.text_stream import TextSource, UnreadableFile, open_source
 
-SHORT = {"bfloat16": "bf16", "float16": "fp16"}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}  # by their short names
 
 
 def main() -> None:
@@ -75,32 +66,26 @@ def main() -> None:
     name = args.input or args.input_file
     if not name or (args.input and args.input_file):
         raise InputError("give what to score: --input FILE, FOLDER or owner/name, or - for standard input")
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # processes wait for one another at the end only
-    if args.output is None and state.num_processes > 1:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if args.output is None and processes > 1:
         raise InputError("labels go to standard output from one process only; give --output FOLDER")
-    if name == "-" and state.num_processes > 1:
+    if name == "-" and processes > 1:
         raise InputError("standard input is read by one process only; give a file or a folder")
     if re.match(r"\w{2,}:/", str(args.output)):
         raise InputError(f"{args.output}: an address; scores go to a folder, which all machines that score must see")
     if Path(name).is_dir() and args.output is not None and args.output.resolve().is_relative_to(Path(name).resolve()):
         raise InputError(f"{args.output}: is inside the input {name}, and would be read with it; give another --output")
-    if args.num_gpus_per_worker is not None and args.engine != "ray":
-        raise InputError(
-            "--num_gpus_per_worker: is of --engine ray; a process without it takes one GPU if there is any"
-        )
-    with ray_cluster(args, name, state) if args.engine == "ray" else nullcontext() as ray:
-        scored = run(args, name, state, ray)
-    if scored and state.is_main_process:
+    with ray_cluster(args, name) if args.engine == "ray" else processes_of(args) as engine:
+        scored = run(args, name, engine)
+    if scored and engine.first:
         summarise(*scored, args)
-    state.destroy_process_group()
 
 
-def run(args: argparse.Namespace, name: str, state: PartialState, ray: Any) -> tuple[ScoreFolder, int, bool] | None:
+def run(args: argparse.Namespace, name: str, engine: Any) -> tuple[ScoreFolder, int, bool] | None:
     """Write the shards of what `name` names, or print its labels if there is no `--output`.
 
     Args:
-        ray: A [`trainer_ext.scoring.cluster.Cluster`], or `None` if this process scores its share itself.
+        engine: A [`trainer_ext.scoring.scorer.Processes`] or a [`trainer_ext.scoring.cluster.Cluster`].
 
     Returns:
         The folder, the number of shards in all, and whether the model gives no label that is not probable enough.
@@ -115,43 +100,37 @@ def run(args: argparse.Namespace, name: str, state: PartialState, ray: Any) -> t
         split=args.split_name,
         quoting=args.quoting,
         token=args.token,
-        each=ray.each if ray else map,
+        each=engine.each,
     )
-    if ray and "dataset" in source.files[0]:
+    if args.engine == "ray" and "dataset" in source.files[0]:
         raise InputError(
             f"{name}: --engine ray reads files and folders, also of object stores; download it, or score it without"
         )
-    config, version = read_classifier_config(args.model, args.revision, args.token)
-    if not Path(args.model).is_dir():
-        args.revision = version  # that and no later one
+    labels, version, abstains = engine.classifier()
     begun = ScoreFolder.begun(args.output) if args.output else {}
-    chosen = choose_precision(args, begun, ray.choose if ray else lambda: choose(state.device))
-    dtype = chosen.dtype
-    if state.is_main_process:
-        print(chosen, file=sys.stderr)
-    load = partial(load_pipeline, args.model, config, dtype, revision=args.revision, token=args.token)
+    precision = choose_precision(args, begun) or engine.faster_precision()
+    dtype = DTYPES[precision["name"]]
+    if engine.first:
+        print(f"precision: {precision['name']} ({precision['reason']})", file=sys.stderr)
     if args.output is None:
-        print_labels(source, load(device=state.device), args.tokens_per_batch)
+        print_labels(source, engine.load(dtype), labels, args.tokens_per_batch)
         return None
 
-    labels = [config.id2label[label] for label in range(config.num_labels)]
     settings = {
         "text_column_name": args.text_column_name,
         "id_column_name": args.id_column_name,
         "rows_per_shard": args.rows_per_shard,
         "format": args.format,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype,
     }
     later = {"quoting": "auto", "text_column_delimiter": " ", "tokens_per_batch": None}
     # Scores from before these flags keep their settings.
     settings |= {name: getattr(args, name) for name, default in later.items() if getattr(args, name) != default}
-    about = {"command": command_line(), "precision": begun.get("precision", chosen.record())}
+    about = {"command": command_line(), "precision": begun.get("precision", precision)}
     folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
-    if state.num_processes > 1 and state.is_main_process:
-        print(f"{state.num_processes} processes share the shards", file=sys.stderr)
-    shards = write_shards(folder, args, load, state, ray)
-    state.wait_for_everyone()
-    return folder, shards, getattr(config, "abstain_below", None) is not None  # the library's own have none
+    if engine.count > 1 and engine.first:
+        print(f"{engine.count} processes share the shards", file=sys.stderr)
+    return folder, write_shards(folder, args, dtype, engine), abstains
 
 
 def parser() -> argparse.ArgumentParser:
@@ -223,13 +202,28 @@ def part(text: str) -> tuple[int, int]:
 # ---- Scores -------------------------------------------------------------------------------------------------------
 
 
-def ray_cluster(args: argparse.Namespace, name: str, state: PartialState) -> AbstractContextManager[Any]:
+def processes_of(args: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Return this process and those that were started with it.
+
+    Raises:
+        InputError: if the flags do not go with it.
+    """
+    if args.num_gpus_per_worker is not None:
+        raise InputError(
+            "--num_gpus_per_worker: is of --engine ray; a process without it takes one GPU if there is any"
+        )
+    from trainer_ext.scoring.scorer import Processes  # imports torch, which the driver of a cluster does without
+
+    return nullcontext(Processes((args.model, args.revision, args.token)))
+
+
+def ray_cluster(args: argparse.Namespace, name: str) -> AbstractContextManager[Any]:
     """Return the Ray cluster to enter.
 
     Raises:
         InputError: if the extra is not installed, or the flags do not go with it.
     """
-    if state.num_processes > 1 or args.part != (0, 1):
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or args.part != (0, 1):
         raise InputError("--engine ray shares the work itself; start one process, without --part")
     if args.output is None or name == "-":
         raise InputError("--engine ray writes shards of a file or a folder; give --input and --output FOLDER")
@@ -237,40 +231,53 @@ def ray_cluster(args: argparse.Namespace, name: str, state: PartialState) -> Abs
         from trainer_ext.scoring.cluster import cluster
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; pip install 'emodeberta[ray]'") from error
-    return cluster(args.num_gpus_per_worker)
+    return cluster((args.model, args.revision, args.token), args.num_gpus_per_worker)
 
 
-def choose_precision(args: argparse.Namespace, begun: dict, faster: Callable[[], Choice]) -> Choice:
-    """Return the dtype of the flags, else that of the scores already in the folder, else the faster one.
+def choose_precision(args: argparse.Namespace, begun: dict) -> dict[str, Any] | None:
+    """Return the precision of the flags, else that of the scores already in the folder, if there are any.
 
     Args:
         begun: Manifest of the scores in the folder, or an empty dict.
-        faster: Finds it out.
     """
+    short = {dtype: name for name, dtype in DTYPES.items()}
     if args.dtype:
-        return Choice(SHORT.get(args.dtype, args.dtype), "as the flags say")
+        return {"name": short[args.dtype], "reason": "as the flags say", "timing": None}
     dtype = begun.get("settings", {}).get("dtype")
-    if dtype in ("float32", *SHORT):
-        return Choice(SHORT.get(dtype, dtype), "as the scores in the folder")
-    return faster()
+    return {"name": short[dtype], "reason": "as the scores in the folder", "timing": None} if dtype in short else None
 
 
-def write_shards(
-    folder: ScoreFolder,
-    args: argparse.Namespace,
-    load: Callable[..., EmotionPipeline],
-    state: PartialState,
-    ray: Any,
-) -> int:
-    """Score this process's share of the missing shards, or Ray's workers all of them, and return the number of shards
-    in all.
+def print_labels(source: TextSource, classify: Any, names: list[str], tokens_per_batch: int | None) -> None:
+    """Print the label of each row as soon as rows arrive, one per line.
+
+    Args:
+        classify: A pipeline.
+        names: Of the labels, in the model's order.
+    """
+    from trainer_ext.scoring.scorer import as_they_come, score
+
+    errors = 0
+    try:
+        for rows in as_they_come(source):
+            for row, label in zip(rows, score(classify, rows, tokens_per_batch).labels(names), strict=True):
+                print(one_line(",".join(label) if isinstance(label, list) else label or ""))
+                if row.error:
+                    errors += 1
+                    print(row.error, file=sys.stderr)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if errors:
+        print(f"{errors:,} rows have an error instead of a label", file=sys.stderr)
+
+
+def write_shards(folder: ScoreFolder, args: argparse.Namespace, dtype: str, engine: Any) -> int:
+    """Score the missing shards, or a process's share of them, and return the number of shards in all.
 
     Raises:
         ProcessError: if the input cannot be read to its end, memory runs out, or a shard cannot be written.
     """
-    part, parts = args.part
-    share, shares = part + parts * state.process_index, parts * state.num_processes
-    classify, number = None, -1
+    number, parts = -1, args.part[1]
     done = len(folder.finished()) * args.rows_per_shard
     total = None if folder.source.rows is None else max(folder.source.rows // parts, 1)
     with tqdm(
@@ -278,24 +285,17 @@ def write_shards(
         initial=min(done, total or done),
         unit=" rows",
         desc="scored",
-        disable=None if state.is_main_process else True,
+        disable=None if engine.first else True,
     ) as progress:
         try:
-            for finished, count in ray.write_shards(folder, load, args.tokens_per_batch) if ray else ():
+            for finished in engine.write_shards(folder, dtype, args.tokens_per_batch, args.part, progress):
                 number = max(number, finished)
-                progress.update(count)
-            for number, rows in () if ray else folder.shards(share, shares):
-                if rows:
-                    if classify is None:
-                        classify = load(device=state.device)
-                    scores = score(classify, rows, args.tokens_per_batch, progress, state.num_processes)
-                    folder.write(number, rows, scores)
         except UnreadableFile as error:
             folder.forget(error.file)
             raise ProcessError(f"{error}; {len(folder.finished())} shards before it stay valid") from error
         except InputError as error:  # that the first process may not meet
             raise ProcessError(str(error)) from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except MemoryError as error:
             other = " and another --output, for those there were made with as many" if folder.finished() else ""
             raise ProcessError(f"out of memory; give fewer --tokens_per_batch{other} ({first_line(error)})") from error
         except OSError as error:

@@ -25,8 +25,8 @@ from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
-from run_score import score
 from trainer_ext.scoring.score_folder import ScoreFolder
+from trainer_ext.scoring.scorer import score
 from trainer_ext.scoring.text_stream import open_source
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
 

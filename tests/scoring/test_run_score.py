@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import forked
 import psutil
@@ -31,6 +32,7 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
 from trainer_ext.precision import Choice
+from trainer_ext.scoring import scorer
 from trainer_ext.scoring.cluster import _opened, _read, plan
 from trainer_ext.scoring.score_folder import ScoreFolder
 from trainer_ext.scoring.text_stream import open_source
@@ -292,7 +294,7 @@ def test_other_settings_are_refused(unfinished, change, says):
 def test_scores_go_on_in_the_precision_they_began_with(unfinished, tmp_path, monkeypatch, capsys):
     began = manifest(tmp_path / "out")
     other = "float32" if began["settings"]["dtype"] == "bfloat16" else "bf16"
-    monkeypatch.setattr(run_score, "choose", lambda device: Choice(other, "as another machine finds"))
+    monkeypatch.setattr(scorer, "choose", lambda device: Choice(other, "as another machine finds"))
     assert "60 rows" in call(run_score.main, *unfinished)
     assert "(as the scores in the folder)" in capsys.readouterr().err
     ended = manifest(tmp_path / "out")
@@ -553,10 +555,32 @@ def test_what_the_cluster_cannot_do_is_said_in_a_line(two_nodes, finished, texts
     flags = ["--model", finished[0], "--output", tmp_path / "out", "--engine", "ray"]
     with pytest.raises(InputError, match="0 GPUs, and a worker wants 1 GPUs; give fewer --num_gpus_per_worker"):
         call(run_score.main, *flags, texts, "--num_gpus_per_worker", 1)
-    (tmp_path / "x.csv").write_text("body\nhello\n")
-    with pytest.raises(InputError, match=r"x\.csv: no column 'text'"):
-        call(run_score.main, *flags, tmp_path / "x.csv")
     assert not (tmp_path / "out").exists()
+
+
+BROKEN = {
+    "empty.csv": b"",
+    "column.csv": b"body\nhello\n",
+    "not.parquet": b"hello",
+    "several/1.csv.gz": gzip.compress(b"text\n" + b"a row\n" * 999)[:30],
+    "several/2.txt": b"a row\n",
+}
+
+
+def test_both_engines_refuse_an_input_in_the_same_words(two_nodes, finished, tmp_path):
+    (tmp_path / "several").mkdir()
+    for name, content in BROKEN.items():
+        (tmp_path / name).write_bytes(content)
+    flags = ["--model", finished[0], "--dtype", "float32", "--output", tmp_path / "out", "--input"]
+    for name in ("empty.csv", "column.csv", "not.parquet", "several", "none.csv"):
+        said = []
+        for engine in ("processes", "ray"):
+            with pytest.raises(InputError) as error:
+                call(run_score.main, *flags, tmp_path / name, "--engine", engine)
+            said.append(str(error.value))
+        assert said[0] == said[1]
+        assert Path(name).name in said[0] or "1.csv.gz" in said[0]
+        assert not list(tmp_path.glob("out/scores*"))
 
 
 @pytest.mark.parametrize(
@@ -582,9 +606,12 @@ def test_a_missing_extra_is_named(finished, texts, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_ends_the_run_at_once_with_a_line(name, status):
+    """Also before torch is imported, which the tasks that read never do."""
     code = (
-        "import os, signal, time\n"
+        "import os, signal, sys, time\n"
+        "import run_score\n"
         "from trainer_ext.scoring.cluster import _ended_by_signals\n"
+        "assert 'torch' not in sys.modules\n"
         f"with _ended_by_signals():\n    os.kill(os.getpid(), signal.{name})\n"
         "    while True:\n        try:\n            time.sleep(60)\n"
         "        except KeyboardInterrupt:\n            pass\n"

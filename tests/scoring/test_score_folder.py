@@ -21,7 +21,7 @@ from support import ESSAYS, ROOT, call
 
 import run_score
 from trainer_ext.errors import InputError
-from trainer_ext.scoring import text_stream
+from trainer_ext.scoring import scorer, text_stream
 from trainer_ext.scoring.text_stream import TextSource, UnreadableFile, open_source
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_while_a_damaged_shard_is_scored_again_the_folder_is_not_complete(copied
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_score, "score", stopped)
+    monkeypatch.setattr(scorer, "score", stopped)
     with pytest.raises(KeyboardInterrupt):
         call(run_score.main, *flags)
     assert not json.loads((out / "manifest.json").read_text())["complete"]
@@ -366,7 +366,7 @@ CHANGES = {
 @pytest.mark.parametrize("kind", CHANGES)
 def test_an_input_that_changes_while_it_is_read_is_noticed(kind, at, finished, essays, tmp_path, monkeypatch):
     """Before the shard is left: what a kill comes after holds rows of one input, too."""
-    path, real, calls = tmp_path / "x.txt", run_score.score, []
+    path, real, calls = tmp_path / "x.txt", scorer.score, []
     path.write_text("\n".join(essays[:50]) + "\n")
     flags = ["--model", finished[0], "--input", path, "--rows_per_shard", 10, "--output", tmp_path / "out"]
 
@@ -376,7 +376,7 @@ def test_an_input_that_changes_while_it_is_read_is_noticed(kind, at, finished, e
             CHANGES[kind](path)
         return real(*arguments)
 
-    monkeypatch.setattr(run_score, "score", score)
+    monkeypatch.setattr(scorer, "score", score)
     with pytest.raises(InputError, match=r"x.txt: changed while it was read; start again .*; 0 shards before it stay"):
         call(run_score.main, *flags)
     assert len(calls) == at

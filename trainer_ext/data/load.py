@@ -14,6 +14,7 @@ from datasets import Dataset
 from ..errors import InputError
 from ..recipes import DEFAULT_ACCESS, HubAccess, flag
 from .corpus import SPLITS, Corpus
+from .delimited import QUOTING_HELP
 from .emotion_corpora import BUILT_IN, load_wassa2022, read_emotion_corpus, text_groups
 from .folds import join_validation
 from .labels import read_labels
@@ -28,10 +29,6 @@ from .tables import (
     read_hub_dataset,
 )
 
-QUOTING_HELP = (
-    "Meaning of a double quote in csv and tsv. minimal: it encloses a text with separators, line breaks or doubled "
-    "quotes. none: it is an ordinary character. auto (the default): whichever fits the file's first rows."
-)
 TEXT_DELIMITER_HELP = "What joins the texts of several columns of --text_column_name."
 
 

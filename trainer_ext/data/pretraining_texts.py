@@ -14,10 +14,10 @@ from datasets import Dataset, IterableDataset
 
 from ..errors import InputError, first_line
 from ..recipes import DEFAULT_ACCESS, KEEP_CHECKPOINTS, CardArguments, HubAccess, flag
-from .delimited import UnreadableTable, broken
+from .delimited import QUOTING_HELP, UnreadableTable, broken
 from .emotion_corpora import BUILT_IN, normalised, read_emotion_corpus
 from .leakage import LeakageGuard, TargetArguments, guard_of_target
-from .load import QUOTING_HELP, TEXT_DELIMITER_HELP, read_texts
+from .load import TEXT_DELIMITER_HELP, read_texts
 from .rows import format_of, read_rows, readable, text_columns, text_of
 from .tables import hub_dataset, read_file
 

@@ -15,20 +15,19 @@ from collections.abc import Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import datasets
-import torch
-from transformers import TrainingArguments
-from transformers.utils import logging as transformers_logging
+from typing import TYPE_CHECKING, Any
 
 from ..files import digest, shown
-from ..precision import Choice
 from ..recipe_file import found, read_recipe
+
+if TYPE_CHECKING:  # the driver of a cluster needs the command line, and not torch
+    from transformers import TrainingArguments
+
+    from ..precision import Choice
 
 
 # ---- What a run was ----------------------------------------------------------------------------------------------
-def provenance(args: TrainingArguments, chosen: Choice) -> dict:
+def provenance(args: "TrainingArguments", chosen: "Choice") -> dict:
     """Return what is needed to repeat the run, including how its precision was chosen, as JSON values; no secrets."""
     return {
         "command": command_line(),
@@ -76,7 +75,7 @@ def flags_of(command: str, ignored: set[str]) -> tuple[str, dict[str, list[str]]
     return shlex.join(script).removeprefix("python "), {k: v for k, v in flags.items() if k not in ignored}
 
 
-def training_arguments(args: TrainingArguments) -> dict:
+def training_arguments(args: "TrainingArguments") -> dict:
     """Return the training arguments that affect training and differ from their defaults, as JSON values."""
     defaults = {field.name: field.default for field in fields(args)}
     return {
@@ -102,14 +101,16 @@ def without_secrets(argv: list[str]) -> list[str]:
     return shown
 
 
-def hardware(args: TrainingArguments) -> str:
+def hardware(args: "TrainingArguments") -> str:
+    import torch
+
     if args.device.type == "cuda":
         return f"{args.world_size} x {torch.cuda.get_device_name()}"
     shared = f", {args.world_size} processes" if args.world_size > 1 else ""
     return f"{os.cpu_count()} CPU cores ({platform.machine()}){shared}"
 
 
-def precision(args: TrainingArguments) -> str:
+def precision(args: "TrainingArguments") -> str:
     """Return the precision of training: float32, bf16 or fp16."""
     return "float32" if args.mixed_precision == "no" else args.mixed_precision
 
@@ -137,6 +138,9 @@ def as_command(script: str, flags: dict[str, Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep back what a run prints, its log up to warnings, and the progress bars of its libraries."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
     level = logging.root.manager.disable
     bars, more_bars = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()

@@ -4,7 +4,8 @@ The driver plans runs of consecutive shards from the number of rows in each file
 for each shard, the same blocks in the same order whenever Ray repeats it. It reads with the project's own reader: a row
 that cannot be read keeps its place and gets its reason, where Ray's readers stop or leave it out. The actors of a pool
 load the model once and leave each shard and its record as a process of run_score.py does. Texts and scores never
-come to the driver. Only the actors import torch, because that takes each process seconds.
+come to the driver. Tasks that read do not import torch, because that takes a process seconds. The driver does so while
+Ray starts.
 """
 
 import logging
@@ -17,9 +18,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import ray
@@ -31,7 +34,7 @@ from ..errors import InputError, ProcessError, first_line
 from .score_folder import ScoreFolder
 
 if TYPE_CHECKING:
-    from ..precision import Choice
+    from tqdm import tqdm
 
 _MOST_TASKS = 1000  # of one kind; the driver keeps a few objects for each
 _OF_A_USER = (InputError, OSError, MemoryError)
@@ -72,10 +75,11 @@ def plan(groups: list[list[int | None]], rows_per_shard: int) -> list[Run]:
 
 
 @contextmanager
-def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
+def cluster(model: tuple[str, str | None, str | None], gpus_per_worker: float | None) -> Iterator["Cluster"]:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine until the end of the `with` block.
 
     Args:
+        model: Name of the classifier, its revision and the token for the Hub.
         gpus_per_worker: GPUs of each worker, also a part of one; `None` for one if the cluster has any.
 
     Raises:
@@ -91,7 +95,13 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
         os.environ.setdefault("RAY_worker_niceness", "0")  # as without Ray; its workers give way to all else
         os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")  # a busy machine takes long to start one
     # What a node says when it dies goes to standard output, in dozens of lines.
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), _ended_by_signals() as take_signals:
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+        _ended_by_signals() as take_signals,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        thread.submit(_import_scorer)  # takes seconds, and so does Ray
         try:
             if found := re.search(r"([^/:]+):(\d+)$", address):  # Ray itself tries for minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
@@ -107,7 +117,7 @@ def cluster(gpus_per_worker: float | None) -> Iterator["Cluster"]:
         context.target_max_block_size = 1  # bytes: a block for each shard
         try:
             warnings.filterwarnings("ignore", module=r"ray\.")  # of workers that are left without a shard
-            yield Cluster(gpus_per_worker)
+            yield Cluster(model, gpus_per_worker, local=address == "local")
         except RayTaskError:
             raise  # a fault of the program
         except RayError as error:
@@ -165,14 +175,17 @@ def _no_stderr(nowhere: TextIO) -> Iterator[None]:
 
 
 class Cluster:
-    """A Ray cluster that is connected.
+    """A Ray cluster that is connected, with the methods of [`trainer_ext.scoring.scorer.Processes`].
 
     Attributes:
         workers: How many workers fit at once.
         gpus: GPUs of each worker.
     """
 
-    def __init__(self, gpus: float | None):
+    count, first = 1, True
+
+    def __init__(self, model: tuple[str, str | None, str | None], gpus: float | None, local: bool):
+        self._model, self._local = model, local
         has = ray.cluster_resources()
         self.gpus = float(has.get("GPU", 0) >= 1) if gpus is None else gpus
         self.workers = int(has.get("GPU", 0) / self.gpus) if self.gpus else int(has.get("CPU", 0))
@@ -183,9 +196,18 @@ class Cluster:
                 f"{f'{self.gpus:g} GPUs; give fewer --num_gpus_per_worker' if self.gpus else 'a CPU'}"
             )
 
-    def choose(self) -> "Choice":
-        """Return the faster precision on a worker's device."""
-        return ray.get(ray.remote(num_cpus=1, num_gpus=self.gpus)(_choose).remote(self._device))
+    def classifier(self) -> tuple[list[str], str, bool]:
+        """Return the labels and the version of the classifier, and whether it may give none."""
+        from .scorer import open_classifier
+
+        described, self._load = open_classifier(*self._model)
+        return described
+
+    def faster_precision(self) -> dict[str, Any]:
+        """Return the faster precision of a worker and why, as a record of a [`Choice`]."""
+        if self._local and not self.gpus:
+            return _faster_precision(self._device)
+        return ray.get(ray.remote(num_cpus=1, num_gpus=self.gpus)(_faster_precision).remote(self._device))
 
     def each(self, function: Callable[[int], Any], numbers: range) -> list[Any]:
         """Call a function with each number, on any node, and return the results in order.
@@ -204,19 +226,16 @@ class Cluster:
         return [value for outcome in outcomes for value in _opened(outcome)]
 
     def write_shards(
-        self, folder: ScoreFolder, load: Callable[..., Any], tokens_per_batch: int | None
-    ) -> Iterator[tuple[int, int]]:
-        """Score the missing shards, and yield the number of each shard that is there and how many rows were scored.
-
-        Args:
-            load: Loads the pipeline on a `device`.
+        self, folder: ScoreFolder, dtype: str, tokens_per_batch: int | None, part: tuple[int, int], progress: "tqdm"
+    ) -> Iterator[int]:
+        """Score the missing shards, and yield the number of each shard that is there.
 
         Raises:
-            InputError, OSError, torch.OutOfMemoryError: as in a process that scores. Nothing is written any more.
+            InputError, OSError, MemoryError: as in a process that scores. Nothing is written any more.
         """
         with folder.claimed(0, 1):
             kept = {number for number in folder.finished() if folder.keeps(number)}
-            yield from ((number, 0) for number in kept)
+            yield from kept
             folder.begin()
             runs = plan(self.each(folder.source.count, range(len(folder.source.files))), folder.rows_per_shard)
             if not runs:
@@ -237,14 +256,15 @@ class Cluster:
             shards = shards.map_batches(read, batch_size=None, num_cpus=0, compute=readers)
             shards = shards.map(
                 _Worker,
-                fn_constructor_args=(home, folder, load, tokens_per_batch, self._device),
+                fn_constructor_args=(home, folder, self._load, dtype, tokens_per_batch, self._device),
                 compute=ActorPoolStrategy(size=most),
                 num_cpus=1,
                 num_gpus=self.gpus,
             )
             for shard in shards.iter_rows():
                 try:
-                    yield shard["number"], _opened(shard["outcome"])
+                    progress.update(_opened(shard["outcome"]))
+                    yield shard["number"]
                 except _OF_A_USER:
                     ray.shutdown()  # no worker writes a shard after this
                     raise
@@ -260,14 +280,13 @@ class _Worker:
         home: Path,
         folder: ScoreFolder,
         load: Callable[..., Any],
+        dtype: str,
         tokens_per_batch: int | None,
         device: str,
     ):
-        self._home, self._folder, self._load, self._tokens_per_batch = home, folder, load, tokens_per_batch
-        self._device, self._classify = device, None
-        from . import scorer  # takes seconds, in which the first shards are read
-
-        self._scorer = scorer
+        self._home, self._folder, self._load, self._dtype = home, folder, load, dtype
+        self._tokens_per_batch, self._device, self._classify = tokens_per_batch, device, None
+        self._scorer = _import_scorer()  # takes seconds, in which the first shards are read
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         outcome = _outcome(self._home, self._score, shard["number"], shard["rows"])
@@ -283,7 +302,7 @@ class _Worker:
             )
         try:
             if self._classify is None:
-                self._classify = self._load(device=torch.device(self._device))
+                self._classify = self._load(dtype=self._dtype, device=torch.device(self._device))
             scores = self._scorer.score(self._classify, rows, self._tokens_per_batch)
         except torch.OutOfMemoryError as error:
             raise MemoryError(first_line(error)) from error
@@ -332,12 +351,18 @@ def _opened(outcome: bytes) -> Any:
     return value
 
 
-def _choose(device: str) -> "Choice":
+def _import_scorer() -> ModuleType:
+    from . import scorer
+
+    return scorer
+
+
+def _faster_precision(device: str) -> dict[str, Any]:
     import torch
 
     from ..precision import choose
 
-    return choose(torch.device(device))
+    return choose(torch.device(device)).record()
 
 
 def _living_nodes() -> set[str]:

@@ -4,6 +4,7 @@ Which shard a row belongs to follows from its number alone, so that any number o
 one folder, or into several that are merged, and resume after any of them was killed.
 """
 
+import json
 import logging
 import math
 import os
@@ -14,14 +15,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
 from ..errors import InputError
 from ..files import check_free, claim, digest, file_digest, file_state, read_object, release, write_json
 from ..recipe_file import Schema, check_recipe
-from .scorer import Scores, table_of, write_table
 from .text_stream import Row, TextSource
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+FORMATS = ("parquet", "csv", "jsonl")
 _RECORDS = ".shards"  # a shard whose record is there is finished
 _LOCKS = ".locks"  # a folder for each share of the shards, which the process that writes it claims
 
@@ -236,8 +241,11 @@ class ScoreFolder:
         finally:
             release(mine)
 
-    def write(self, number: int, rows: list[Row], scores: Scores) -> None:
+    def write(self, number: int, rows: list[Row], scores: Any) -> None:
         """Write a shard and its record.
+
+        Args:
+            scores: [`trainer_ext.scoring.scorer.Scores`]. That file imports torch, which reading does without.
 
         Raises:
             OSError: if the disk is full, for example; earlier files stay.
@@ -245,7 +253,7 @@ class ScoreFolder:
         """
         self.source.check_unchanged(rows[-1].file)
         labels, first = scores.labels(self.labels), number * self.rows_per_shard
-        table = table_of(rows, scores, self.labels, first, bool(self.source.id_column), self.format)
+        table = scores.table(rows, self.labels, first, bool(self.source.id_column), self.format)
         self.begin()
         path = self._shard_path(number)
         partial = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -351,3 +359,15 @@ class ScoreFolder:
 def _digest(record: dict) -> str:
     """Return the checksum of a shard's record without its fingerprint, which is checked elsewhere."""
     return digest({key: value for key, value in record.items() if key not in ("digest", "fingerprint")})
+
+
+def write_table(table: pa.Table, path: Path, kind: str) -> None:
+    """Write a table to a file in one of `FORMATS`."""
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path, compression="zstd")
+    elif kind == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        with open(path, "w", encoding="utf-8") as file:
+            for row in table.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,21 +1,21 @@
 """Load a trained classifier, score rows with it, write the table, or evaluate it on labelled rows."""
 
 import hashlib
-import json
-import os
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub import hf_hub_download
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
@@ -29,18 +29,16 @@ from texts_emodeberta import truncated
 
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
-from ..escape import one_line, probability_column
+from ..escape import probability_column
 from ..evaluation.decisions import decide
-from ..evaluation.metrics import EmotionMetric
-from ..evaluation.predictions import evaluated, interval, prefix_of
-from ..evaluation.validation_fit import tuned_figures
+from ..precision import choose
 from ..recipes import HubAccess
 from ..training.checkpoint_source import resolve_checkpoint
 from ..training.saved_model import check_config, load_whole, reading
+from .score_folder import ScoreFolder
 from .text_stream import Row, TextSource
 
 # ---- Predictions, and the table that is written from them ------------------------------------------------------------
-FORMATS = ("parquet", "csv", "jsonl")
 
 
 @dataclass
@@ -76,46 +74,33 @@ class Scores:
                 missing |= values.max(axis=1) < self.abstain_below
         return [None if gone else label for label, gone in zip(named, missing.tolist(), strict=True)]
 
+    def table(self, rows: list[Row], names: list[str], first: int, ids: bool, kind: str) -> pa.Table:
+        """Return the table of a shard with these rows.
 
-def table_of(rows: list[Row], scores: Scores, names: list[str], first: int, ids: bool, kind: str) -> pa.Table:
-    """Return the table of a shard.
-
-    Args:
-        names: Of the labels, in the model's order.
-        first: Number of the first row.
-        ids: Whether the rows have ids.
-        kind: One of `FORMATS`. In csv, several labels are one text with commas.
-    """
-    labels = scores.labels(names)
-    columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
-    if ids:
-        columns["id"] = pa.array([row.id for row in rows], pa.string())
-    listed = scores.several and kind != "csv"
-    columns["label"] = (
-        pa.array(labels, pa.list_(pa.string()))
-        if listed
-        else pa.array([",".join(label) if isinstance(label, list) else label for label in labels], pa.string())
-    )
-    missing = np.isnan(scores.probabilities).any(axis=1)
-    for name, values in zip(names, scores.probabilities.T, strict=True):
-        columns[probability_column(name)] = pa.array(values, pa.float32(), mask=missing)
-    if scores.disagreement is not None:
-        columns["disagreement"] = pa.array(scores.disagreement, pa.float32(), mask=missing)
-    columns["truncated"] = pa.array(scores.truncated, pa.bool_(), mask=missing)
-    columns["error"] = pa.array([row.error for row in rows], pa.string())
-    return pa.table(columns)
-
-
-def write_table(table: pa.Table, path: Path, kind: str) -> None:
-    """Write a table to a file in one of `FORMATS`."""
-    if kind == "parquet":
-        pyarrow.parquet.write_table(table, path, compression="zstd")
-    elif kind == "csv":
-        pyarrow.csv.write_csv(table, path)
-    else:
-        with open(path, "w", encoding="utf-8") as file:
-            for row in table.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        Args:
+            names: Of the labels, in the model's order.
+            first: Number of the first row.
+            ids: Whether the rows have ids.
+            kind: One of [`trainer_ext.scoring.score_folder.FORMATS`]. In csv, several labels are one text with commas.
+        """
+        labels = self.labels(names)
+        columns: dict[str, pa.Array] = {"row": pa.array(range(first, first + len(rows)), pa.int64())}
+        if ids:
+            columns["id"] = pa.array([row.id for row in rows], pa.string())
+        listed = self.several and kind != "csv"
+        columns["label"] = (
+            pa.array(labels, pa.list_(pa.string()))
+            if listed
+            else pa.array([",".join(label) if isinstance(label, list) else label for label in labels], pa.string())
+        )
+        missing = np.isnan(self.probabilities).any(axis=1)
+        for name, values in zip(names, self.probabilities.T, strict=True):
+            columns[probability_column(name)] = pa.array(values, pa.float32(), mask=missing)
+        if self.disagreement is not None:
+            columns["disagreement"] = pa.array(self.disagreement, pa.float32(), mask=missing)
+        columns["truncated"] = pa.array(self.truncated, pa.bool_(), mask=missing)
+        columns["error"] = pa.array([row.error for row in rows], pa.string())
+        return pa.table(columns)
 
 
 # ---- Scoring ---------------------------------------------------------------------------------------------------------
@@ -162,27 +147,6 @@ def read_classifier_config(name: str, revision: str | None, token: str | None) -
     return config, Path(path).name  # the cache has a folder for each commit
 
 
-def device_and_dtype(device: Any, dtype: Any) -> tuple[torch.device, torch.dtype]:
-    """Return the device and the precision that a user names.
-
-    Args:
-        device: `None` stands for the accelerator, if there is one, else the CPU.
-        dtype: For example `"bfloat16"`.
-
-    Raises:
-        InputError: if it is no precision, or nothing can be computed on the device.
-    """
-    precision = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
-        raise InputError(f"dtype is {dtype!r}; want float32, bfloat16 or float16")
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    try:
-        return torch.empty(1, device=device).device, precision
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise InputError(f"device is {device!r} ({first_line(error)}); want cpu, or an accelerator's name") from error
-
-
 def load_pipeline(
     name: str,
     config: PretrainedConfig,
@@ -212,6 +176,23 @@ def load_pipeline(
         if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
             tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
         return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
+
+
+def open_classifier(
+    name: str, revision: str | None, token: str | None
+) -> tuple[tuple[list[str], str, bool], Callable[..., EmotionPipeline]]:
+    """Return a classifier's labels, its version and whether it may give none, and what loads it in a `dtype` on a
+    `device`.
+
+    Raises:
+        InputError: as [`read_classifier_config`].
+    """
+    config, version = read_classifier_config(name, revision, token)
+    if not Path(name).is_dir():
+        revision = version  # that and no later one
+    labels = [config.id2label[label] for label in range(config.num_labels)]
+    abstains = getattr(config, "abstain_below", None) is not None  # the library's own have none
+    return (labels, version, abstains), partial(load_pipeline, name, config, revision=revision, token=token)
 
 
 def score(
@@ -259,24 +240,6 @@ def score(
     return Scores(probabilities, several, cut, disagreement, thresholds, abstain_below)
 
 
-def print_labels(source: TextSource, classify: EmotionPipeline, tokens_per_batch: int | None) -> None:
-    """Print the label of each row as soon as rows arrive, one per line."""
-    names = [classify.model.config.id2label[label] for label in range(classify.model.config.num_labels)]
-    errors = 0
-    try:
-        for rows in as_they_come(source):
-            for row, label in zip(rows, score(classify, rows, tokens_per_batch).labels(names), strict=True):
-                print(one_line(",".join(label) if isinstance(label, list) else label or ""))
-                if row.error:
-                    errors += 1
-                    print(row.error, file=sys.stderr)
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if errors:
-        print(f"{errors:,} rows have an error instead of a label", file=sys.stderr)
-
-
 def as_they_come(source: TextSource) -> Iterator[list[Row]]:
     """Yield lists of the rows that have arrived, at least one and at most `WINDOW`.
 
@@ -306,6 +269,53 @@ def as_they_come(source: TextSource) -> Iterator[list[Row]]:
             return
 
 
+# ---- The processes that share the work -------------------------------------------------------------------------------
+class Processes:
+    """This process and those that accelerate or torchrun started with it. See [`trainer_ext.scoring.cluster.Cluster`].
+
+    Attributes:
+        count: How many processes there are.
+        first: Whether this is the first one, which prints.
+    """
+
+    each = map
+
+    def __init__(self, model: tuple[str, str | None, str | None]):
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self._state = PartialState(cpu=on_cpu, timeout=timedelta(days=30))  # they wait for one another at the end only
+        self.count, self.first = self._state.num_processes, self._state.is_main_process
+        self._model = model
+
+    def classifier(self) -> tuple[list[str], str, bool]:
+        """Return the labels and the version of the classifier, and whether it may give none."""
+        described, self._load = open_classifier(*self._model)
+        return described
+
+    def faster_precision(self) -> dict[str, Any]:
+        """Return the faster precision and why, as a record of a [`Choice`]."""
+        return choose(self._state.device).record()
+
+    def load(self, dtype: str) -> EmotionPipeline:
+        """Return the pipeline on this process's device."""
+        return self._load(dtype=dtype, device=self._state.device)
+
+    def write_shards(
+        self, folder: ScoreFolder, dtype: str, tokens_per_batch: int | None, part: tuple[int, int], progress: tqdm
+    ) -> Iterator[int]:
+        """Score this process's share of the missing shards, and yield the number of every shard."""
+        classify, (part, parts) = None, part
+        try:
+            for number, rows in folder.shards(part + parts * self._state.process_index, parts * self.count):
+                if rows:
+                    classify = classify or self.load(dtype)
+                    folder.write(number, rows, score(classify, rows, tokens_per_batch, progress, self.count))
+                yield number
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(first_line(error)) from error
+        self._state.wait_for_everyone()
+        self._state.destroy_process_group()
+
+
 # ---- Evaluation without training -------------------------------------------------------------------------------------
 def label_names_of(name: str, revision: str | None = None, token: str | None = None) -> list[str]:
     """Return the labels of a finished classifier, in the order of its logits.
@@ -317,8 +327,7 @@ def label_names_of(name: str, revision: str | None = None, token: str | None = N
     Raises:
         InputError: if there is no classifier.
     """
-    config, _ = read_classifier_config(name, revision, token)
-    return [config.id2label[label] for label in range(config.num_labels)]
+    return open_classifier(name, revision, token)[0][0]
 
 
 def evaluate(
@@ -342,6 +351,10 @@ def evaluate(
     Raises:
         InputError: if the classifier cannot be read, or only one of classifier and corpus has several labels per row.
     """
+    from ..evaluation.metrics import EmotionMetric  # these import what scoring does without
+    from ..evaluation.predictions import evaluated, interval, prefix_of
+    from ..evaluation.validation_fit import tuned_figures
+
     config, _ = read_classifier_config(name, revision, token)
     several = config.problem_type == "multi_label_classification"
     labelled = [split for split in evaluated(corpus) if corpus.is_labelled(split)]

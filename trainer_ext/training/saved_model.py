@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -199,6 +200,27 @@ def check_config(name: str | Path, config: PretrainedConfig) -> None:
         )
     if not isinstance(architectures or [], list) or not all(isinstance(one, str) for one in architectures or []):
         raise InputError(f"{name}: architectures in its config.json is {architectures!r:.80}; want a list of names")
+
+
+def device_and_dtype(device: Any, dtype: Any) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the precision that a user names.
+
+    Args:
+        device: `None` stands for the accelerator, if there is one, else the CPU.
+        dtype: For example `"bfloat16"`.
+
+    Raises:
+        InputError: if it is no precision, or nothing can be computed on the device.
+    """
+    precision = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
+        raise InputError(f"dtype is {dtype!r}; want float32, bfloat16 or float16")
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    try:
+        return torch.empty(1, device=device).device, precision
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"device is {device!r} ({first_line(error)}); want cpu, or an accelerator's name") from error
 
 
 # ---- Save a classifier as a whole folder ----
