@@ -163,7 +163,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             InputError: as `train`.
         """
         from trainer_ext.data.in_memory import classes_of, file_of, label_name, texts_and_labels
-        from trainer_ext.runs.in_process import quiet
+        from trainer_ext.runs.provenance import quiet
 
         if given := [name for name, value in other.items() if value is not None]:
             raise InputError(f"fit: {given[0]} is not supported; class_weights='balanced' weights classes")
@@ -187,7 +187,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
     def save_pretrained(self, folder: str | Path) -> None:
         """Save the model with its code and tokenizers. The folder of `train` also has a card and results."""
         check_is_fitted(self)
-        from trainer_ext.release.model_folder import save_classifier
+        from trainer_ext.training.saved_model import save_classifier
 
         folder = Path(os.path.expanduser(folder))
         try:
@@ -201,14 +201,14 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         for flag in self.flags.keys() & _NAMED_HERE.keys():
             raise InputError(f"{flag}: is called {_NAMED_HERE[flag]} here")
         import run_classify
-        from trainer_ext.runs.in_process import command_line
+        from trainer_ext.runs.provenance import as_command
         from trainer_ext.scoring.scorer import device_and_dtype
 
         device_and_dtype(self.device, self.dtype)  # a mistake is found before the training
         flags = {"model_name_or_path": self.model, "output_dir": folder, **named}
         flags |= {"use_cpu": True} if self.device == "cpu" else {}
         try:
-            with command_line("run_classify.py", flags | self.flags):
+            with as_command("run_classify.py", flags | self.flags):
                 run_classify.main(plots)
         except InputError as error:
             message = str(error).replace(f"{tables}{os.sep}", "")

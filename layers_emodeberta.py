@@ -26,9 +26,10 @@ def in_few_nodes(device: torch.device) -> bool:
 
 
 def can_fuse(states: torch.Tensor, *modules: nn.Module) -> bool:
-    """Return whether a gradient is wanted, states are `(tokens, hidden)`, and this file has the modules' gradients.
+    """Return whether the hand-written gradients of this file can be used instead of calling the modules.
 
-    Hooks, adapters, quantised, sharded and offloaded layers want their own call.
+    They can if a gradient is needed, the states are packed, `(tokens, hidden)`, and all modules are plain linear layers
+    or normalisations. Modules with hooks or adapters, and quantised, sharded or offloaded ones, have to be called.
     """
     if states.dim() != 2 or not torch.is_grad_enabled() or is_traced() or not in_few_nodes(states.device):
         return False

@@ -210,7 +210,13 @@ class Packing:
 
     @classmethod
     def padded(cls, attention_mask: torch.Tensor) -> "Packing":
-        """Return a packing in one grid with every cell, whatever the mask's values, for `torch.compile` and export."""
+        """Return a packing that keeps every cell of the batch, padding included.
+
+        Its shapes depend on the mask's shape only and not on its values, as `torch.compile` and export require.
+
+        Args:
+            attention_mask: `(batch, length)`, 1 for a token and 0 for padding.
+        """
         batch, length = attention_mask.shape
         mask = (1 - attention_mask.to(torch.float32))[:, None] * MASKED
         return cls((batch, length), 1, None, [TextGroup(slice(None), batch, length, 1, mask=mask)], one_grid=True)

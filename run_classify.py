@@ -41,7 +41,6 @@ from trainer_ext.files import digest
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.release import hub
 from trainer_ext.release.licence import with_upstream_licence
-from trainer_ext.release.model_folder import save_classifier
 from trainer_ext.release.run_card import unshown_texts, write_run_card
 from trainer_ext.runs.after_training import add_to_config, calibrate, keep_weights, weights_to_mix_in
 from trainer_ext.runs.checkpoints import checkpoint_digest
@@ -53,7 +52,7 @@ from trainer_ext.training.callbacks import watch_epochs
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.head import ModelArguments, head_settings
 from trainer_ext.training.large_models import CheckpointsWithoutCode, add_lora, is_sharded
-from trainer_ext.training.saved_model import encode_splits, load_tokenizer
+from trainer_ext.training.saved_model import encode_splits, load_tokenizer, save_classifier
 from trainer_ext.training.trainer import LearningRatesMixin, ResumableTrainer, TokenBudgetMixin
 from trainer_ext.training.warm_start import warm_start
 
@@ -80,7 +79,7 @@ def main(plots: bool = True) -> None:
         return
 
     # ---- Rows of the target and of other corpora: supervised transfer (paper, section 2.3.1) ----------------------
-    # Label maps are trainer_ext/data/maps/*.yaml, and which rows are drawn is in trainer_ext/data/augmentation.py.
+    # Label maps are in trainer_ext/data/label_maps.yaml. Which rows are drawn is in trainer_ext/data/augmentation.py.
     corpus, transferred, guard = read_rows(data_args, model_args, transfer_args, run_args, args.seed, defaults)
     defaults.complete(corpus, model_args, run_args, args)
     corpus = with_upstream_licence(corpus, model_args.model_name_or_path, transfer_args.distill_from)

@@ -50,12 +50,12 @@ from trainer_ext.evaluation.error_analysis import analyse_errors
 from trainer_ext.evaluation.pages import comparison_page, errors_section
 from trainer_ext.evaluation.plots import plot_comparison
 from trainer_ext.files import read_object, write_json, write_text
+from trainer_ext.recipe_file import DATA_FLAGS, DRIVER_FLAGS, ComparisonFile
 from trainer_ext.runs.provenance import command_line
 from trainer_ext.runs.trial import Trial, one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
 from trainer_ext.runs.trials import Trials, add_trials_dir
 from trainer_ext.runs.variants import CLASSIFY, extra_columns, flags_given, inner_validation, read_variants, resolve
-from trainer_ext.runs.variants_file import DATA_FLAGS, DRIVER_FLAGS, ComparisonFile
 
 PROGRAMS = CLASSIFY | {"baselines.mtl": mtl.ARGUMENTS}
 

@@ -282,7 +282,8 @@ def tokenise(rows, tokenising: Tokenising, data_args: PretrainingArguments):
 def warm_up_head(shared: dict, data_args: PretrainingArguments, args: ChildTuningArguments) -> None:
     """Train the head alone. This is short, so it saves no checkpoint; a killed run repeats it with the same result."""
     steps = copy(args)
-    steps.max_steps, steps.learning_rate = data_args.head_warmup_steps, data_args.head_learning_rate
+    most = args.max_steps if args.max_steps > 0 else data_args.head_warmup_steps  # a quick try is quick here, too
+    steps.max_steps, steps.learning_rate = min(data_args.head_warmup_steps, most), data_args.head_learning_rate
     steps.warmup_steps, steps.child_tuning = 0, "none"
     steps.eval_strategy, steps.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     steps.eval_on_start = steps.load_best_model_at_end = False

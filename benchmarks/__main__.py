@@ -9,7 +9,7 @@ Writes results/bench/<machine>.json (<machine>-quick.json without --full). `make
 docs/performance.md from it.
 Every part checks that both sides compute the same before it times them. Parts already measured are kept in
 outputs/bench/ until the run is done: one that was stopped goes on where it was.
-The part `gpu` writes results/bench/gpu-<GPU>.json, each figure as soon as it is there.
+The part `gpu` writes to the GPU's file, each figure as soon as it is there.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def main() -> None:
 
 
 def compare_on_gpu(device: torch.device) -> None:
-    """Write results/bench/gpu-<GPU>.json; on a CPU a file in outputs/bench/, made anew."""
+    """Write to results/bench/<GPU>.json; on a CPU to outputs/bench/gpu-tiny.json, made anew."""
     from benchmarks import bench_gpu
 
     on_gpu = device.type == "cuda"
-    path = ROOT / ("results" if on_gpu else "outputs") / "bench" / f"gpu-{machine_slug(device)}.json"
+    path = ROOT / (f"results/bench/{machine_slug(device)}.json" if on_gpu else "outputs/bench/gpu-tiny.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not on_gpu:
         path.unlink(missing_ok=True)

@@ -122,7 +122,7 @@ def measure_row(pair, length: int, rows: int, rounds: int, device, dtype, peak: 
 
 
 def measure(results: Results, tokens: int, rounds: int, dtypes: list[str], device: torch.device) -> None:
-    """Return tables by length, and in float32 by batch size at length 128."""
+    """Measure the encoder by length, and in float32 also by batch size at length 128; print the ratios."""
     for name in dtypes:
         dtype = getattr(torch, name)
         peak = peak_gflops(device, dtype)
@@ -149,7 +149,10 @@ def measure(results: Results, tokens: int, rounds: int, dtypes: list[str], devic
 
 # ---- Memory of a training step, 8 texts of 512 tokens ----------------------------------------------------------------
 def one_side(side: str, device: torch.device) -> dict:
-    """Return the peak bytes of one step, after a small step that makes gradients and optimizer state."""
+    """Return `{"bytes": ...}`: the peak memory of a training step of one side, `library` or `ours`.
+
+    A small step comes first and is not measured. It allocates gradients and optimizer state.
+    """
     pair = models(device, torch.float32)
     model = pair.pop(side).train()
     pair.clear()
@@ -166,8 +169,7 @@ def one_side(side: str, device: torch.device) -> dict:
 
 
 def measure_memory(results: Results, device: torch.device) -> None:
-    """Return our memory as a share of the library's."""
-
+    """Measure the memory of a training step of both sides, and print ours as a share of the library's."""
     if not measures_memory(device):
         print("\nmemory: only measured on Linux and CUDA")
         return
@@ -230,7 +232,7 @@ def fit_last_layer(model, tokenizer, texts: list[str], device: torch.device) -> 
 
 
 def measure_inference(results: Results, data_dir: str | None, count: int, rounds: int, device: torch.device) -> None:
-    """Return the ratios of both sizes in float32 and bf16 to the library in float32."""
+    """Measure both sizes in float32 and bf16, and print their ratios to the library in float32."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))
     tokenizer.model_max_length = 512
     tokenizer.backend_tokenizer.no_truncation()

@@ -331,7 +331,10 @@ def describe(found: dict) -> str:
 
 
 def measure(results: Results, device: torch.device) -> None:
-    """Measure cell by cell until the time is up; `results` has each cell as soon as it is done."""
+    """Measure the cells one after another, and write each to `results` as soon as it is done.
+
+    On a GPU no cell is started after `START_WITHIN` seconds. A line names those that are left.
+    """
     began = time.monotonic()
     sides, left_out = available(device)
     for side, reason in left_out.items():

@@ -128,7 +128,7 @@ def one_side(side: str, device: torch.device) -> dict:
 
 
 def measure(results: Results, rounds: int, device: torch.device) -> None:
-    """Return the library's time over ours, and our memory as a share of the library's."""
+    """Measure and print the library's time over ours, and our memory as a share of the library's."""
 
     def speed() -> dict:
         torch.manual_seed(0)
@@ -206,7 +206,7 @@ def resident(pid: int) -> int | None:
 
 
 def measure_streaming(results: Results, rows: int, device) -> None:
-    """Return the mean memory in each tenth of the training."""
+    """Measure and print the mean memory in each tenth of the training."""
 
     def run() -> dict:
         with tempfile.TemporaryDirectory() as name:

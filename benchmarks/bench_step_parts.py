@@ -5,7 +5,7 @@ Child-Tuning F, fused AdamW, texts of 512 tokens. On a GPU every part has its wa
 ran (`busy`), and their number. What is left of the wall-clock time is spent starting them.
 
 Without a GPU the operations of a step are counted, which needs no wide layers: `python -m benchmarks.bench_step_parts`
-writes results/bench/operations.json.
+writes to results/bench/<machine>.json.
 """
 
 import time
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import attention_emodeberta
 import kernels_emodeberta
-from benchmarks.measure import DEBERTA, ROOT, Results
+from benchmarks.measure import DEBERTA, ROOT, Results, machine_slug
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from trainer_ext.child_tuning import ChildNetwork
@@ -89,7 +89,16 @@ class Step:
 
 
 def measure_step(size: str, texts: int, device: torch.device) -> dict:
-    """Time the parts of a step, and on a GPU count their kernels and the time that these ran."""
+    """Return the median milliseconds of a whole step and of each of its parts; on a GPU also memory and kernels.
+
+    Args:
+        size: A key of `SHAPES`.
+        texts: Texts per step.
+
+    Returns:
+        `texts`, `length`, `milliseconds`, and `parts` with `milliseconds` by name. On a GPU also `peak_megabytes`, and
+        for each part the number of `kernels` and the `busy_milliseconds` in which one of them ran.
+    """
     length = LENGTH if size != "tiny" else 24
     step = Step(SHAPES[size], texts, length, device)
 
@@ -201,11 +210,11 @@ def operations(texts: int, checkpointing: bool) -> dict[str, int]:
 
 
 def main() -> None:
-    results = Results(ROOT / "results" / "bench" / "operations.json")
+    results = Results(ROOT / "results" / "bench" / f"{machine_slug(torch.device('cpu'))}.json")
     for texts in (1, 8):
         for checkpointing in (True, False):
             settings = {"length": LENGTH, "checkpointing": checkpointing, "torch": torch.__version__}
-            name = f"xxlarge, {texts} x {LENGTH}" + ("" if checkpointing else ", without checkpointing")
+            name = f"operations, xxlarge, {texts} x {LENGTH}" + ("" if checkpointing else ", without checkpointing")
             found = results.part(name, settings, lambda n=texts, c=checkpointing: {"operations": operations(n, c)})
             print(name, found["operations"], flush=True)
 

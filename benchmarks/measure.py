@@ -93,7 +93,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 def memory_of_sides(module: str, device: torch.device) -> dict:
-    """Run `python -m MODULE SIDE DEVICE` for both sides, and return what each prints and ours as a share."""
+    """Return the gigabytes of `python -m MODULE SIDE DEVICE` for the library and for ours, and ours as a share."""
     found = {}
     for side in ("library", "ours"):
         command = [sys.executable, "-m", module, side, str(device)]

@@ -5,7 +5,7 @@
 The same corpora give the same file, byte for byte, with the pinned pyarrow. What it does:
 
 - GoEmotions' labels become seven by the published Ekman grouping, XED's by dropping anticipation and trust
-  (`trainer_ext/data/maps/`). Only rows with exactly one of the seven labels are used.
+  (`trainer_ext/data/label_maps.yaml`). Only rows with exactly one of the seven labels are used.
 - Splits are GoEmotions' own. XED has none: a hash of the text sends one sentence in ten to validation, one to test.
 - Every class has up to 2,000 rows in train, 100 in validation and 200 in test, half of them from each corpus. Where one
   corpus has too few, the other fills up.

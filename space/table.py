@@ -76,7 +76,13 @@ def read_table(path: Path) -> Table:
 
 
 def describe(path: Path) -> dict:
-    """Return a file's `columns`, the one that is most `likely` the texts' (by name, else by length), and its `rows`."""
+    """Return what the page shows of a file before it is classified.
+
+    Returns:
+        `columns`: names of the columns.
+        `likely`: the column that most likely has the texts, found by its name or else by the length of its values.
+        `rows`: number of rows.
+    """
     table = read_table(path)
     named = {name.strip().lower(): name for name in reversed(table.header)}
     likely = next((named[name] for name in TEXTS if name in named), None)

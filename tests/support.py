@@ -20,6 +20,9 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 ESSAYS = ROOT / "examples" / "essays.tsv"
+# A label map: the project's own essays as a corpus to transfer from.
+EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+ESSAYS_AS_A_CORPUS = yaml.safe_dump({"train_file": str(ESSAYS), "labels": {name: name for name in EMOTIONS}})
 
 # The options of DeBERTa-v3, and of v2-xxlarge with its convolution, at a width that a test can train.
 TINY = {

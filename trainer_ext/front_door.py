@@ -18,8 +18,7 @@ from typing import Any
 
 from .errors import InputError, run_command
 from .flag_parser import NO_OUTPUT_DIR, FlagFormatter, FlagParser, UnknownFlag, recipe_arguments, refuse, true_or_false
-from .recipe_file import check_recipe, read_recipe
-from .runs.variants_file import ComparisonFile, FusionFile, VariantsFile
+from .recipe_file import ComparisonFile, FusionFile, VariantsFile, check_recipe, read_recipe
 
 PACKAGE = Path(__file__).parent
 FLAGS = PACKAGE / "flags.json"

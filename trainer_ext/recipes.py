@@ -280,7 +280,7 @@ def check_processes(args: TrainingArguments) -> None:
     if started > 1 == args.world_size:  # the library connects them on GPUs, or with --use_cpu
         raise InputError(
             f"the launcher started {started} processes, but they are not connected, because this machine has no GPU; "
-            "want --use_cpu, or recipes/accelerate/two_processes_cpu.yaml"
+            "want --use_cpu"
         )
 
 

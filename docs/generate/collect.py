@@ -8,6 +8,8 @@ import json
 import statistics
 from pathlib import Path
 
+from trainer_ext.files import read_object, write_json
+
 FIGURES = ("macro_f1", "micro_f1", "accuracy", "macro_precision", "macro_recall", "micro_precision", "micro_recall")
 
 
@@ -50,7 +52,12 @@ def extra_tests(results: dict) -> list[str]:
 
 
 def extra_test(results: dict, name: str) -> dict:
-    """Return rows, share right, macro F1 with its interval, the same of TF-IDF, and the share right of each class."""
+    """Return the figures of one test set: rows, accuracy, macro F1 with its interval, those of TF-IDF, recall by class.
+
+    Args:
+        results: Content of all_results.json.
+        name: Name of the test set.
+    """
     wanted = ("accuracy", "macro_f1", "macro_f1_low", "macro_f1_high", "tfidf_accuracy", "tfidf_macro_f1")
     found = {key: round(results[f"{name}_{key}"], 4) for key in wanted if f"{name}_{key}" in results}
     recall = {
@@ -68,9 +75,10 @@ def main() -> None:
     parser.add_argument("--note", default="", help="one line that says what the figures are")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    content = {"note": args.note, "split": args.split}
+    content = read_object(args.output)  # what people wrote next to the figures stays
+    content |= {"note": args.note or content.get("note", ""), "split": args.split}
     content |= collect(args.folders, "eval" if args.split == "validation" else "test")
-    args.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(args.output, content)
     print(json.dumps(content["over_runs"]["macro_f1"]))
 
 

@@ -146,7 +146,8 @@ def comparisons(folder: Path) -> list[list[str]]:
     rows = []
     for name, content in read(folder, "compare/*/comparison.json").items():
         took = [row["minutes_a_training"] for row in content["variants"] if row["minutes_a_training"] is not None]
-        rows.append([f"`compare/{name}.yaml`", *best(content), f"{span(took)} per training", content["machine"]])
+        recipe = f"`compare/{content['name']}.yaml`" + (f", as `{name}`" if name != content["name"] else "")
+        rows.append([recipe, *best(content), f"{span(took)} per training", content["machine"]])
     for name, content in read(folder, "fuse/*/fusion.json").items():
         rows.append([f"`fuse/{name}.yaml`", *best(content), "", ""])
     return rows

@@ -35,11 +35,12 @@ def blocks(folder: Path) -> dict[str, list[str]]:
 def on_gpus(folder: Path) -> list[str]:
     """Return the comparison on every GPU that ran it (benchmarks/bench_gpu.py)."""
     lines = []
-    for path in sorted(folder.glob("gpu-*.json")):
+    for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        cells = {name: cell for name, cell in content.items() if "sides" in cell}
+        compared = {name: cell for name, cell in content.items() if of_gpu_comparison(cell)}
+        cells = {name: cell for name, cell in compared.items() if "sides" in cell}
         if cells:
-            lines += on_gpu(content, cells, path.name)
+            lines += on_gpu(compared, cells, path.name)
     return lines or ["No GPU has run this comparison yet."]
 
 
@@ -93,10 +94,15 @@ def plots(folder: Path, target: Path) -> dict[Path, str]:
 
 
 def machines(folder: Path) -> Iterator[tuple[str, dict]]:
-    """Yield the file name and figures of each machine, from a folder like results/."""
+    """Yield the file name and figures of each machine, from a folder like results/, without the comparison on a GPU."""
     for path in sorted((folder / "bench").glob("*.json")):
-        if path.stem != "operations" and not path.stem.startswith("gpu-"):
-            yield path.name, json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        yield path.name, {name: cell for name, cell in content.items() if not of_gpu_comparison(cell)}
+
+
+def of_gpu_comparison(cell: dict) -> bool:
+    """Return whether a cell was measured by benchmarks/bench_gpu.py: its settings name the sides."""
+    return "sides" in cell["settings"]
 
 
 def has_encoder(content: dict) -> bool:

@@ -1,6 +1,5 @@
 """Make the blocks of docs/performance.md on larger backbones from the files in results/bench/."""
 
-import json
 from pathlib import Path
 
 from benchmarks.bench_scaling import (
@@ -32,7 +31,7 @@ def blocks(folder: Path) -> dict[str, list[str]]:
         "layers": layers(measured),
         "plan": plan_table(plans),
         "two-gpus": two_gpus(plans["DeBERTa-v2-xxlarge"]),
-        "parts": parts(folder, contents, plans["DeBERTa-v2-xxlarge"]),
+        "parts": parts(contents, plans["DeBERTa-v2-xxlarge"]),
         "billion": billion(contents),
         "steps": [line for source, content in contents.items() for line in steps(source, content, plans)],
     }
@@ -78,10 +77,10 @@ def two_gpus(found: dict) -> list[str]:
     return table(["DeBERTa-v2-xxlarge on two GPUs", "gigabytes per GPU"], rows)
 
 
-def parts(folder: Path, contents: dict[str, dict], found: dict) -> list[str]:
+def parts(contents: dict[str, dict], found: dict) -> list[str]:
     """Return what a step of xxlarge needs by arithmetic and by counting, next to the measured one."""
-    counts = json.loads((folder / "bench" / "operations.json").read_text(encoding="utf-8"))
-    one, eight, whole = (counts[f"xxlarge, {name}"] for name in (f"1 x {LENGTH}", f"8 x {LENGTH}", WITHOUT))
+    names = [f"operations, xxlarge, {name}" for name in (f"1 x {LENGTH}", f"8 x {LENGTH}", WITHOUT)]
+    one, eight, whole = next([content[name] for name in names] for content in contents.values() if names[0] in content)
     least = least_milliseconds(found["parameters"], found["of_layers"], LENGTH)
     rows = [[part, f"{least[part]:.1f}", *(f"{row['operations'][part]:,}" for row in (one, eight))] for part in PARTS]
     total = sum(one["operations"].values())

@@ -1,6 +1,6 @@
 // Many texts: a file, its column of texts, and the table of answers.
 
-import { $, bar, bars, call, download, failure, given, isSure, looks, make, named, percent, settings, unsure } from "./parts.js";
+import { $, bar, bars, call, download, failure, given, isSure, looks, make, named, percent, settings, unsure } from "./page.js";
 
 const PAGE_ROWS = 100;
 

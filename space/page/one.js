@@ -1,6 +1,6 @@
 // One text: the answer while it is typed, why, and whether it is wrong.
 
-import { $, bar, bars, call, colored, csvOf, download, face, failure, given, isSure, legend, looks, make, named, percent, ranked, settings, stack, unsure } from "./parts.js";
+import { $, bar, bars, call, colored, csvOf, download, face, failure, given, isSure, legend, looks, make, named, percent, ranked, settings, stack, unsure } from "./page.js";
 
 const WAIT = 400; // milliseconds after the last key
 const MARKED = 0.05; // a smaller change of the probability is not marked

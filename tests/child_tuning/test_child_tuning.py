@@ -775,7 +775,7 @@ def test_it_needs_no_other_module_of_the_project():
 
 
 # ---- Two connected processes -----------------------------------------------------------------------------------------
-JOBS = ROOT / "tests" / "two_processes.py"
+JOBS = ROOT / "tests" / "forked.py"
 
 
 def test_replicas_and_resumed_runs_are_identical_in_every_variant(v3_folder, tmp_path):

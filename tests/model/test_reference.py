@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ESSAY_FLAGS, ESSAYS, TINY
+from support import ESSAY_FLAGS, ESSAYS, ESSAYS_AS_A_CORPUS, TINY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -24,7 +24,6 @@ import trainer_ext.baselines.mtl
 from trainer_ext.runs.trials import COMPUTATION
 
 RECORDED = Path(__file__).parents[1] / "reference" / "losses.json"
-ESSAYS_AS_A_CORPUS = Path(__file__).parents[1] / "reference" / "essays.yaml"
 STEPS = 6
 # The flags that have code of their own in a training.
 SETTINGS = {
@@ -36,9 +35,9 @@ SETTINGS = {
     "D": ["--child_tuning", "D", "--child_tuning_p", 0.3],
     "F, update": ["--child_tuning", "F", "--child_tuning_p", 0.3, "--child_tuning_target", "update"],
     "tokens_per_batch": ["--tokens_per_batch", 512],
-    "BA": ["--transfer_datasets", ESSAYS_AS_A_CORPUS, "--augmentation", "BA", "--augmentation_rows", 40],
+    "BA": ["--transfer_datasets", "essays.yaml", "--augmentation", "BA", "--augmentation_rows", 40],
     "RA, joined": [
-        *("--transfer_datasets", ESSAYS_AS_A_CORPUS, "--augmentation", "RA", "--augmentation_rows", 40),
+        *("--transfer_datasets", "essays.yaml", "--augmentation", "RA", "--augmentation_rows", 40),
         *("--join_to_words", 100),
     ],
     "two tasks": ["--number_targets", "words", "--number_inputs", "vowels"],
@@ -109,6 +108,8 @@ def losses(flags: list, checkpoint: Path, essays: Path, folder: Path, monkeypatc
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_training_computes_what_it_did(name, checkpoint, essays, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("essays.yaml").write_text(ESSAYS_AS_A_CORPUS)
     found = losses(SETTINGS[name], checkpoint, essays, tmp_path / "run", monkeypatch)
     if os.environ.get("RECORD_LOSSES"):
         content = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"losses": {}}

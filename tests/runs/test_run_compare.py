@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -12,6 +13,7 @@ import forked
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from safetensors import safe_open
 from sklearn.metrics import f1_score
@@ -30,7 +32,7 @@ from trainer_ext.precision import Choice
 from trainer_ext.runs import trials
 from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.run import start
-from trainer_ext.runs.trial import RECORD, Trial, machine, measured_rate, read_trial, trial_name
+from trainer_ext.runs.trial import RECORD, Trial, expected_seconds, machine, measured_rate, read_trial, trial_name
 from trainer_ext.runs.trial_archive import (
     ARCHIVE,
     PROBABILITIES,
@@ -114,7 +116,7 @@ def test_a_second_start_trains_nothing(compared, comparison, tmp_path, monkeypat
     cache = comparison / "outputs" / "trials"
     kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
     plan = call(run_compare.main, "mine.yaml", "--plan")
-    assert "4 trainings, 4 of them done; the rest takes about 0.0 h" in plan
+    assert "4 trainings, 4 of them done\n" in plan
     said = call(run_compare.main, "mine.yaml", "--output_dir", tmp_path / "table")  # others look at the first
     assert "4 of 4 trainings are done already" in said
     assert figures(tmp_path / "table") == figures(folder)
@@ -368,14 +370,30 @@ def test_a_finished_trial_without_its_model_is_trained_again(cache, monkeypatch)
 
 def test_the_speed_of_a_much_smaller_training_does_not_count(tmp_path):
     """Most of its seconds are its start, so that a plan from them would be off by a factor of thousands."""
-    for gflop in (0.01, 500.0):
-        times = {"seconds": 60, "resumed": False, "machine": machine(), "libraries": {}, "gflop": gflop, "rows": {}}
-        about = {"trial": {"overrides": {}, "fold": None, "seed": 1}, "settings": {"max_steps": gflop}, **times}
+    for gflop, bf16 in ((0.01, False), (500.0, False), (501.0, True)):
+        times = {
+            "seconds": 30 if bf16 else 60,
+            "resumed": False,
+            "machine": machine(),
+            "libraries": {},
+            "gflop": gflop,
+            "rows": {},
+        }
+        about = {
+            "trial": {"overrides": {}, "fold": None, "seed": 1},
+            "settings": {"max_steps": gflop, "bf16": bf16},
+            **times,
+        }
         (tmp_path / trial_name(about)).mkdir()
         (tmp_path / trial_name(about) / RECORD).write_text(json.dumps(about))
-    assert measured_rate(tmp_path, 1, gflop=1000.0) == 60 / 500
-    assert measured_rate(tmp_path, 1, gflop=10_000.0) is None
-    assert measured_rate(tmp_path, 1) == (60 / 500 + 60 / 0.01) / 2
+    assert measured_rate(tmp_path, 1, torch.float32, gflop=1000.0) == 60 / 500
+    assert measured_rate(tmp_path, 1, torch.float32, gflop=10_000.0) is None
+    assert measured_rate(tmp_path, 1, torch.float32) == (60 / 500 + 60 / 0.01) / 2
+    # Nor does another precision's.
+    assert measured_rate(tmp_path, 1, torch.bfloat16) == 30 / 501
+    assert measured_rate(tmp_path, 1, torch.float16) is None
+    work = [(torch.float32, 1000.0), (torch.bfloat16, 501.0), (torch.bfloat16, 501.0)]
+    assert expected_seconds(work, tmp_path, 1) == 120 + 60
 
 
 def test_a_trial_is_named_by_what_decides_its_result(cache, v3_folder, monkeypatch, tmp_path):
@@ -533,11 +551,13 @@ def test_bands():
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["mlm_longer", "ablation"])  # of two stages; and of a sum over seeds
 def test_a_published_table_is_computed_again_without_training(name, data_dir, tmp_path, monkeypatch):
-    """As on a clean clone: no trainings are kept, and the stages' folders do not exist."""
+    """As on a clean clone, with its own command: no trainings are kept, and the stages' folders do not exist."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.setattr(Trials, "_run_script", None)
-    call(run_compare.main, ROOT / "recipes" / "compare" / f"{name}.yaml", "--data_dir", data_dir, "--output_dir", "new")
+    command = json.loads((ROOT / "results" / "compare" / name / "comparison.json").read_text())["command"]
+    _, _, recipe, *flags = shlex.split(command)
+    call(run_compare.main, ROOT / recipe, *flags, "--data_dir", data_dir, "--output_dir", "new")
     published = figures(ROOT / "results" / "compare" / name)
     computed = figures(tmp_path / "new")
     for before, after in zip(published.pop("variants"), computed.pop("variants"), strict=True):

@@ -140,6 +140,9 @@ class Scored:
     def finished(self, trial):
         return self.path(trial) in self.trained
 
+    def settings(self, trial):
+        return trial.overrides
+
     def estimate(self, trials):
         return 10.0 * sum(not self.finished(trial) for trial in trials)
 
@@ -211,7 +214,7 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(recipe, tmp_path):
 
 
 def test_a_training_that_would_not_fit_into_the_budget_is_not_started(recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trainer_ext.runs.search.measured_rate", lambda folder, jobs: 1.0)
+    monkeypatch.setattr("trainer_ext.runs.search.measured_rate", lambda folder, jobs, dtype: 1.0)
     cache = Scored()
     search = Search(recipe, cache, cache.score, tmp_path)
     with pytest.raises(InputError, match=r"the next training takes about 10 s; the recipe's own values have 0 of 5"):

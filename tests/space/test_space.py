@@ -29,6 +29,7 @@ from transformers import AutoTokenizer
 
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
+from trainer_ext.evaluation.plots import COLORS
 from trainer_ext.training.checkpoint_source import resolve_checkpoint
 
 TEXT = "They knew about the cracks for two years and sent the night shift in anyway."
@@ -719,8 +720,8 @@ def test_axe_finds_nothing_serious(space, browser, tmp_path, dark):
 
 def test_the_palette_is_one_and_is_readable_by_everybody():
     file = ROOT / "space" / "palette.json"
-    assert file.read_bytes() == (ROOT / "trainer_ext" / "evaluation" / "palette.json").read_bytes()
     palette = json.loads(file.read_text(encoding="utf-8"))
+    assert palette["plots"] == COLORS
     emotions = palette["emotions"]
 
     def linear(color: str) -> np.ndarray:

@@ -572,9 +572,10 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
         SCRIPT,
         *("--model_name_or_path", v3_folder, "--train_file", "corpus.txt", "--target_dataset_name", "wassa2022"),
         *("--data_dir", data_dir, "--max_steps", 1, "--use_cpu", "--bf16", "false", "--output_dir", "out"),
-        *("--validation_split_percentage", 0),
+        *("--validation_split_percentage", 0, "--head_warmup_steps", 300),
         cwd=tmp_path,
     )
+    assert "the new head alone: 1 steps" in done.stderr  # --max_steps is a limit to both parts
     assert f"corpus.txt, line 2 copies {dev['id'][7]}" in done.stderr
     assert dev["text"][7][:40] not in done.stderr + done.stdout
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["train_rows"] == 1

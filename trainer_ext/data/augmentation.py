@@ -115,6 +115,9 @@ def choose_rows(
 
     Args:
         present: Number of target rows by label, which `--ba_mode topped_up` counts.
+
+    Raises:
+        InputError: if there are too few rows, or too few with some label.
     """
     if args.augmentation == "RA":
         return random_augmentation(rows, args.augmentation_rows or RANDOM_ROWS, seed)

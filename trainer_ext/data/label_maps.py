@@ -29,9 +29,9 @@ class TransferArguments(TargetArguments):
         default_factory=list,
         metadata={
             "help": "Corpora to transfer from: go_emotions, xed (from --data_dir, else from the Hub), or a .yaml file "
-            "that maps the labels of your own corpus, like those in trainer_ext/data/maps. With --dataset_name or "
-            "--train_file, also give --augmentation. Without them, this trains a stage on these corpora alone; use its "
-            "output folder as --model_name_or_path of the next stage."
+            "that maps the labels of your own corpus, like one map of trainer_ext/data/label_maps.yaml. With "
+            "--dataset_name or --train_file, also give --augmentation. Without them, this trains a stage on these "
+            "corpora alone; use its output folder as --model_name_or_path of the next stage."
         },
     )
     augmentation: Literal["none", "RA", "BA"] = flag(
@@ -60,7 +60,7 @@ class TransferArguments(TargetArguments):
     )
 
 
-LABEL_MAPS = Path(__file__).with_name("maps")
+LABEL_MAPS = Path(__file__).with_name("label_maps.yaml")
 
 
 class LabelMapFile(Schema):
@@ -152,13 +152,14 @@ def read_label_map(name: str) -> LabelMap:
     Raises:
         InputError: if there is no such file, or its content does not have this form.
     """
-    path = LABEL_MAPS / f"{name}.yaml" if name in BUILT_IN else Path(name)
+    path = LABEL_MAPS if name in BUILT_IN else Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(
             f"--transfer_datasets {name}: want {', '.join(BUILT_IN)}, or a .yaml file that maps the labels of a corpus "
-            "of your own"
+            "of your own, like one of those in trainer_ext/data/label_maps.yaml"
         )
-    file = check_recipe(read_recipe(path), LabelMapFile, path)
+    content = read_recipe(path)
+    file = check_recipe(content[name] if name in BUILT_IN else content, LabelMapFile, path)
     if bool(file.dataset_name) == bool(file.train_file):
         raise InputError(f"{path}: want either dataset_name or train_file, the corpus whose labels it maps")
     target_of: dict[str, str | None] = {}
@@ -196,7 +197,7 @@ def load_transfer_rows(
         if unknown := sorted(label_map.targets() - set(rows.label_names)):
             raise InputError(
                 f"{label_map.path}: maps to {unknown[0]!r}, which is not a label of the target; those are "
-                f"{', '.join(rows.label_names)}. Copy the file and give your own"
+                f"{', '.join(rows.label_names)}. Write a map of your own, with the same keys"
             )
         corpus = _read_corpus(label_map, data_dir, access)
         if corpus.name in rows.licences:

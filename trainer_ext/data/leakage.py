@@ -91,7 +91,7 @@ class LeakageGuard:
         return len(self._ids)
 
     def copied(self, text: str) -> str | None:
-        """Return the id of the protected text that `text` copies, or `None`."""
+        """Return the id of the protected text that `text` is a copy of, or `None` if it is not a copy."""
         if not self._ids:
             return None
         exact = self._exact.get(normalised(text) or text)

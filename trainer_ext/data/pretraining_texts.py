@@ -84,7 +84,7 @@ class PretrainingArguments(CardArguments, TargetArguments):
     head_warmup_steps: int = flag(
         0,
         "If the checkpoint has no usable masked-language-model head (DeBERTa-v3, MiniLM), first train a new head for "
-        "this many steps, with the encoder frozen.",
+        "this many steps, but at most --max_steps, with the encoder frozen.",
     )
     head_learning_rate: float = flag(1e-3, "Learning rate of --head_warmup_steps.")
     tokens_per_batch: int | None = flag(

@@ -36,7 +36,12 @@ def decide(
 
 
 def as_classes(labels: np.ndarray, multi_label: bool) -> np.ndarray:
-    """Return gold labels in the form of [`decide`]; a distribution `(rows, labels)` becomes its most probable class."""
+    """Return gold labels in the form in which [`decide`] returns predictions, so that the two can be compared.
+
+    Args:
+        labels: Class ids `(rows,)`, distributions `(rows, labels)`, or 0/1 `(rows, labels)`.
+        multi_label: Whether a row may have several labels. If not, a distribution becomes its most probable class.
+    """
     return labels.argmax(axis=1) if labels.ndim == 2 and not multi_label else labels.astype(int)
 
 

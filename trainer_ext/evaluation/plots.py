@@ -18,8 +18,8 @@ from matplotlib.ft2font import FT2Font
 from ..escape import one_line
 
 logger = logging.getLogger(__name__)
-# The demo's colours: `space/palette.json` is a copy of this file, because a Space has no checkout.
-COLORS = json.loads(Path(__file__).with_name("palette.json").read_text(encoding="utf-8"))["plots"]
+# The demo's colours: those of `plots` in `space/palette.json`.
+COLORS = {"first": "#2a70f5", "second": "#c25a00", "quiet": "#5c5f71"}
 _LARGEST = 30.0  # inches; a picture of hundreds of labels takes gigabytes, or has more pixels than a file may hold
 _SHOWN = 8.5  # inches; pages shrink wider pictures to about this, so letters grow with them
 _LONGEST_LABEL = 24  # characters, next to a matrix
@@ -171,8 +171,11 @@ def _number_axis(axes: Axes, low: float, high: float, log: bool, step: float | N
 
 
 def plot_pretraining(source: Path, target: Path) -> None:
-    """Draw the training loss and the held-out perplexity by step, from the log history of masked-language-model
-    training.
+    """Draw the training loss and the held-out perplexity by step.
+
+    Args:
+        source: JSON file with the log history of a training of run_mlm.py.
+        target: Picture to write.
     """
     history = json.loads(source.read_text(encoding="utf-8"))
     figure = Figure(figsize=(6.4, 4), layout="constrained")

@@ -23,11 +23,10 @@ from ..evaluation.pages import score_cells
 from ..evaluation.predictions import PREDICTIONS, PredictionTable, read_predictions, write_rows
 from ..recipes import CardArguments
 from ..training.checkpoint_source import WEIGHTS
-from ..training.saved_model import check_config, load_whole, reading
+from ..training.saved_model import check_config, load_whole, reading, save_classifier
 from .card_words import encoder_name, family_of, head_in_words, pooling_in_words
 from .licence import languages_of, licence_for, licence_of, upstream_of
 from .model_card import EnsembleFacts, Section, write_card
-from .model_folder import save_classifier
 
 logger = logging.getLogger(__name__)
 _NOT_OF_A_TOKENIZER = ("is_local", "local_files_only", "name_or_path")

@@ -152,7 +152,7 @@ def asked_for(args: TrainingArguments, corpus: Corpus) -> list[str]:
     """Return the splits to evaluate without training: validation for `--do_eval`, test splits for `--do_predict`.
 
     Raises:
-        InputError: if there are none.
+        InputError: if the corpus has no such split.
     """
     wanted = {"validation": args.do_eval, "train": False}
     splits = [split for split in corpus.splits if wanted.get(split, args.do_predict)]

@@ -10,11 +10,11 @@ from ..data.corpus import Corpus
 from ..errors import InputError
 from ..evaluation.fusion import check_names, fuse_cross_fitted, plain_votes
 from ..files import digest, lock
+from ..recipe_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds
 from .trials import Trials
 from .variants import check_flags, read_variants
-from .variants_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 
 STUDENT = "student"
 

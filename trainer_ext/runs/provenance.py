@@ -1,16 +1,26 @@
-"""Record how a run was made: command line without secrets, recipe, hardware, versions and precision."""
+"""Record how a run was made: command line without secrets, recipe, hardware, versions and precision.
 
+Python code that calls a script's `main` sets the command line that is recorded.
+"""
+
+import contextlib
+import io
 import json
+import logging
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import datasets
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from ..files import digest, shown
 from ..precision import Choice
@@ -44,7 +54,11 @@ def command_line() -> str:
 
 
 def recipe_digest(arguments: list[str]) -> str | None:
-    """Return a hash of the content of the recipe (the first of a script's arguments), or `None` without a recipe."""
+    """Return a hash of the content of the recipe, or `None` without one.
+
+    Args:
+        arguments: A script's arguments. A recipe is the first of them.
+    """
     if not arguments or arguments[0].startswith("-") or not (path := found(Path(arguments[0]))).is_file():
         return None
     return digest(json.dumps(read_recipe(path), default=str, sort_keys=True))
@@ -98,3 +112,42 @@ def hardware(args: TrainingArguments) -> str:
 def precision(args: TrainingArguments) -> str:
     """Return the precision of training: float32, bf16 or fp16."""
     return "float32" if args.mixed_precision == "no" else args.mixed_precision
+
+
+# ---- A script's `main` that Python code calls ----
+@contextlib.contextmanager
+def as_command(script: str, flags: dict[str, Any]) -> Iterator[None]:
+    """Set the command line of a script, which its records name. Afterwards it and the logging are as before."""
+    arguments = []
+    for name, value in flags.items():
+        if isinstance(value, list | tuple | set):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    root, before = logging.getLogger(), sys.argv
+    level, handlers = root.level, list(root.handlers)
+    sys.argv = [script, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv, root.handlers = before, handlers
+        root.setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back what a run prints, its log up to warnings, and the progress bars of its libraries."""
+    level = logging.root.manager.disable
+    bars, more_bars = datasets.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+        if bars:
+            datasets.enable_progress_bars()
+        if more_bars:
+            transformers_logging.enable_progress_bar()

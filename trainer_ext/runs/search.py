@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from ..errors import InputError, first_line
 from ..evaluation.pages import changes
 from ..files import digest
+from ..recipe_file import Flags
 from .search_space import Range, SearchRecipe
-from .trial import Trial, measured_rate, one_a_fold
+from .trial import Trial, duration, measured_rate, one_a_fold, precision
 from .trials import Trials
-from .variants_file import Flags
 
 try:
     import optuna
@@ -153,13 +153,13 @@ class Search:
             needed, left = self._trials.estimate(trials), budget - spend()
             if needed == 0 or needed <= left:
                 return None
-            return f"{_minutes(max(left, 0))} of the budget are left, and the next training takes about " + _minutes(
+            return f"{duration(max(left, 0))} of the budget are left, and the next training takes about " + duration(
                 needed
             )
 
         left = [trial for trial in self.own.trials if not self._trials.finished(trial)]
         if left:
-            took = f"{_minutes(self._trials.estimate(left[:1]))}{'' if self._measured() else ', roughly guessed'}"
+            took = f"{duration(self._trials.estimate(left[:1]))}{'' if self._measured() else ', roughly guessed'}"
             print(f"a training of {OWN} takes about {took}; logs in {self._trials.folder}/*/log.txt", flush=True)
         bar = tqdm(total=most or round(budget / 60), desc="search", unit="configuration" if most else "min")
         with bar:
@@ -195,7 +195,8 @@ class Search:
 
     def _measured(self) -> bool:
         """Return whether a training was timed on this machine."""
-        return measured_rate(self._trials.folder, self._trials.jobs) is not None
+        dtype = precision(self._trials.settings(self.own.trials[0]))
+        return measured_rate(self._trials.folder, self._trials.jobs, dtype) is not None
 
     def finished(self) -> list[Configuration]:
         """Return the configurations that were trained on all folds, the recipe's own first."""
@@ -319,10 +320,6 @@ def said(configuration: Configuration, own: Configuration) -> str:
     if configuration.state == "finished":
         return f"macro F1 {score:.3f} ({gain:+.3f}); {values}"
     return f"stopped after {done} of {len(configuration.trials)} folds at {score:.3f} ({gain:+.3f}); {values}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _counts(found: optuna.trial.FrozenTrial) -> bool:

@@ -12,10 +12,9 @@ from transformers import PreTrainedConfig
 
 from ..errors import InputError, first_line
 from ..flag_parser import MINILM
-from ..recipe_file import Schema, check_recipe, read_recipe
+from ..recipe_file import DATA_FLAGS, DRIVER_FLAGS, Flags, Schema, check_recipe, read_recipe
 from ..training.checkpoint_source import resolve_checkpoint
 from .variants import inner_validation, resolve
-from .variants_file import DATA_FLAGS, DRIVER_FLAGS, Flags
 
 # Flags that are paths, with respect to the working directory. `best.yaml` has them in full.
 _PATHS = {

@@ -13,7 +13,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,10 +281,16 @@ def machine(jobs: int = 1) -> str:
     return name if jobs == 1 else f"{name}, {jobs} trainings at a time"
 
 
-def matrix_gflops() -> float:
+def precision(settings: Mapping[str, Any]) -> torch.dtype:
+    """Return the type of a training's matrix products, from its flags."""
+    return torch.bfloat16 if settings.get("bf16") else torch.float16 if settings.get("fp16") else torch.float32
+
+
+@functools.cache
+def matrix_gflops(dtype: torch.dtype) -> float:
     """Return the measured speed of a matrix product of a typical layer's size, in billion operations per second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    a, b = torch.ones(1024, 768, device=device), torch.ones(768, 768, device=device)
+    a, b = torch.ones(1024, 768, device=device, dtype=dtype), torch.ones(768, 768, device=device, dtype=dtype)
     spent = []
     for _ in range(7):
         start = time.perf_counter()
@@ -293,15 +299,23 @@ def matrix_gflops() -> float:
     return 2e-9 * 1024 * 768 * 768 / min(spent)
 
 
-def measured_rate(folder: Path, jobs: int, gflop: float = 0.0) -> float | None:
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 45 s, 20 min or 4.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def measured_rate(folder: Path, jobs: int, dtype: torch.dtype, gflop: float = 0.0) -> float | None:
     """Return the median seconds per billion operations of earlier trials, or `None` if there are none.
 
-    Only trials count that ran on this machine, without a break and with as many at a time. Much smaller ones than the
-    training in question do not count: their time is mostly that of the start.
+    Only trials count that ran on this machine, in this precision, without a break and with as many at a time. Much
+    smaller ones than the training in question do not count: their time is mostly that of the start.
 
     Args:
         folder: Folder of the trials.
         jobs: Trainings at a time.
+        dtype: Its [`precision`].
         gflop: Billion operations of the training in question.
     """
     rates = []
@@ -309,9 +323,29 @@ def measured_rate(folder: Path, jobs: int, gflop: float = 0.0) -> float | None:
         with suppress(InputError):  # perhaps of another comparison, which will say so
             record = read_record(path.parent)
             here = record["machine"] == machine(jobs) and not record["resumed"]
+            here = here and precision(record["settings"]) == dtype
             if here and record["gflop"] and record["gflop"] >= gflop / 10:
                 rates.append(record["seconds"] / record["gflop"])
     return statistics.median(rates) if rates else None
+
+
+def expected_seconds(work: Sequence[tuple[torch.dtype, float]], folder: Path, jobs: int) -> float:
+    """Return about how long trainings take.
+
+    Args:
+        work: Precision and billion operations of each training.
+        folder: Folder of earlier trials, see [`measured_rate`]. Without one, the speed of a matrix product decides.
+        jobs: Trainings at a time.
+    """
+    seconds = 0.0
+    for dtype in {dtype for dtype, _ in work}:
+        gflops = [gflop for other, gflop in work if other == dtype]
+        if rate := measured_rate(folder, jobs, dtype, statistics.mean(gflops)):
+            seconds += rate * sum(gflops) / jobs
+        else:
+            at_once = max(1, min(torch.cuda.device_count(), jobs))
+            seconds += sum(gflops) / (0.4 * matrix_gflops(dtype) * at_once)
+    return seconds
 
 
 def training_gflop(settings: dict[str, Any], held_out: float, texts: Sequence[str], checkpoint: str) -> float:

@@ -40,10 +40,11 @@ from .trial import (
     RUN,
     Trial,
     convert_run,
+    duration,
+    expected_seconds,
     last_words,
     machine,
-    matrix_gflops,
-    measured_rate,
+    precision,
     read_record,
     read_trial,
     training_gflop,
@@ -226,8 +227,9 @@ class Trials:
     def plan(self, trials: Sequence[Trial]) -> str:
         """Return a line with the number of trainings, how many are done, and about how long the others take."""
         different = {self.path(trial): trial for trial in trials}
-        done, hours = sum(map(self.finished, different.values())), self.estimate(trials) / 3600
-        return f"{len(different)} trainings, {done} of them done; the rest takes about {hours:.1f} h"
+        done = sum(map(self.finished, different.values()))
+        rest = f"; the rest takes about {duration(self.estimate(trials))}" if done < len(different) else ""
+        return f"{len(different)} trainings, {done} of them done{rest}"
 
     def estimate(self, trials: Sequence[Trial]) -> float:
         """Return about how many seconds the unfinished trials will take, with `jobs` at a time.
@@ -236,10 +238,8 @@ class Trials:
         smaller. If there are none, it uses the speed of a matrix product, measured now.
         """
         todo = {self.path(trial): trial for trial in trials if not self.finished(trial)}
-        work = sum(self._gflop(trial) for trial in todo.values())
-        if rate := measured_rate(self.folder, self.jobs, work / max(1, len(todo))):
-            return rate * work / self.jobs
-        return work / (0.4 * matrix_gflops() * max(1, min(torch.cuda.device_count(), self.jobs)))
+        work = [(precision(self.settings(trial)), self._gflop(trial)) for trial in todo.values()]
+        return expected_seconds(work, self.folder, self.jobs)
 
     def _gflop(self, trial: Trial) -> float:
         """Return about how many billion operations the training takes, counting 6 per weight and token."""
@@ -266,8 +266,8 @@ class Trials:
         if done:
             print(f"{done} of {total} trainings are done already", flush=True)
         if waiting:
-            hours = self.estimate(list(waiting.values())) / 3600
-            print(f"{len(waiting)} trainings to do, about {hours:.1f} h; logs in {self.folder}/*/log.txt", flush=True)
+            took = duration(self.estimate(list(waiting.values())))
+            print(f"{len(waiting)} trainings to do, about {took}; logs in {self.folder}/*/log.txt", flush=True)
         with tqdm(total=total, initial=done, desc="trainings", unit="training", smoothing=0) as bar:
 
             def one(path: Path, trial: Trial, *how: Any) -> None:

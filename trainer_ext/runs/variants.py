@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..flag_parser import recipe_arguments
-from ..recipe_file import check_recipe, read_recipe
+from ..recipe_file import DRIVER_FLAGS, Flags, VariantsFile, check_recipe, read_recipe
 from ..recipes import RecipeParser
 from .run import CLASSIFY_ARGUMENTS
-from .variants_file import DRIVER_FLAGS, Flags, VariantsFile
 
 # Programs that can train a trial, chosen by the key `program` among its flags: module name, and dataclasses of its
 # flags. All but run_classify are in trainer_ext. The first dataclass may have `extra_columns`, the columns that the

@@ -1,6 +1,10 @@
-"""Load a saved model and its tokenizer safely, and encode a corpus: damaged files give a one-line error."""
+"""Load a saved model and its tokenizer safely, encode a corpus, and save a classifier as a whole folder.
+
+Damaged files give a one-line error.
+"""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +20,7 @@ from texts_emodeberta import beginning
 
 from ..data.corpus import Corpus
 from ..errors import InputError, first_line
+from ..files import open_to_readers
 from ..recipes import DEFAULT_ACCESS, HubAccess
 from .checkpoint_source import resolve_checkpoint
 
@@ -194,3 +199,25 @@ def check_config(name: str | Path, config: PretrainedConfig) -> None:
         )
     if not isinstance(architectures or [], list) or not all(isinstance(one, str) for one in architectures or []):
         raise InputError(f"{name}: architectures in its config.json is {architectures!r:.80}; want a list of names")
+
+
+# ---- Save a classifier as a whole folder ----
+HANDLER = Path(__file__).parents[1] / "release" / "handler.py"
+# Endpoints install these first; the transformers on their image may be too old for the code in the folder.
+REQUIREMENTS = "transformers>=5.4,<6\n"
+
+
+def save_classifier(folder: Path, model: PreTrainedModel, *tokenizers: PreTrainedTokenizerBase) -> None:
+    """Save a classifier into a folder, which may exist.
+
+    Args:
+        tokenizers: Those of an ensemble, in the order of its `tokenizer_of_member`, else one. The first is next to the
+            weights, number n in the subfolder `tokenizer_n`.
+    """
+    model.save_pretrained(folder)
+    for number, tokenizer in enumerate(tokenizers):
+        tokenizer.save_pretrained(folder / f"tokenizer_{number}" if number else folder)
+    shutil.copyfile(HANDLER, folder / "handler.py")
+    (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):
+        open_to_readers(weights)

@@ -123,10 +123,10 @@ class TokenBudgetSampler(BatchRebalanceSampler):
 
     Texts are shuffled, and sorted by length within windows. Every text comes once per epoch. The order depends only on
     the seed and the epoch, so all processes agree on it and a resumed run sees the same batches. `Trainer` needs the
-    same number of batches in all epochs. It is that of the epoch that needs most, and the other epochs split their
-    largest batches.
+    same number of batches in all epochs. So all epochs have as many as the one that needs most; the
+    others split their largest batches.
 
-    The base class is there only because `Trainer` accepts a batch sampler of no other kind.
+    It has this base class because `Trainer` accepts no other kind of batch sampler.
 
     Args:
         lengths: Number of tokens of each text.
