@@ -44,14 +44,14 @@ GPU_TERAFLOPS = 40  # what a GPU of 24 GB may reach in bf16, about a quarter of 
 
 
 def config(sizes: dict, vocabulary: int) -> EmoDebertaConfig:
-    """DeBERTa's options; heads of 64, feed-forward layers of four times the width."""
+    """Return a configuration with DeBERTa's options, heads of 64, and feed-forward layers of four times the width."""
     width = sizes["hidden_size"]
     shape = {"num_attention_heads": width // HEAD_WIDTH, "intermediate_size": 4 * width, "vocab_size": vocabulary}
     return EmoDebertaConfig(**DEBERTA | shape | sizes, num_labels=7)
 
 
 def one_step(width: int, layers: int, length: int) -> int:
-    """Peak bytes of one step, after a small one that makes gradients and optimizer state."""
+    """Return the peak bytes of one step, after a small one that makes gradients and optimizer state."""
     torch.manual_seed(0)
     sizes = {"hidden_size": width, "num_hidden_layers": layers}
     model = EmoDebertaForSequenceClassification(config(sizes, 1000)).train()
@@ -79,7 +79,7 @@ class StepTimes(TrainerCallback):
 
 
 def real_steps(name: str) -> dict:
-    """Optimizer steps of one of [`MODELS`] on the GPU, under its recipe's flags, on texts of full length.
+    """Time optimizer steps of one of [`MODELS`] on the GPU, under its recipe's flags, on texts of full length.
 
     Returns:
         The highest memory that tensors took, weights and all; what the allocator held; the median step's seconds, and
@@ -121,7 +121,7 @@ def real_steps(name: str) -> dict:
 
 
 def measure(results: Results, device: torch.device) -> None:
-    """On CPU bytes a token and layer, and their two coefficients; on a GPU the models' own steps."""
+    """Measure bytes per token and layer, with their two coefficients, on a CPU, or the models' own steps on a GPU."""
     if device.type == "cuda":
         for name in MODELS:
             settings = {"steps": TIMED_STEPS, "machine": machine(device)}
@@ -162,7 +162,7 @@ def _in_a_process(*arguments: int | str) -> int | dict:
 
 
 def plan(name: str, coefficients: dict) -> dict[str, float]:
-    """Parameters, gigabytes and seconds by arithmetic, of one of [`MODELS`]."""
+    """Return parameters, gigabytes and seconds of one of [`MODELS`], by arithmetic."""
     _, sizes, texts, length, rank, checkpointing = MODELS[name]
     of_model = config(sizes, VOCABULARY)
     with torch.device("meta"):

@@ -34,7 +34,7 @@ ROWS_PER_SHARD = 1000
 
 
 def rate(texts: list[str], rounds: int, device: torch.device) -> dict:
-    """Both sides in float32, MiniLM's size, random weights."""
+    """Return both sides, in float32, of MiniLM's size, with random weights."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))
     tokenizer.model_max_length = 512
     tokenizer.backend_tokenizer.no_truncation()
@@ -71,7 +71,7 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 
 
 def make_model(folder: Path, shape: dict = TINY) -> None:
-    """A classifier of 500 words with random weights, in the folder `model`."""
+    """Make a classifier of 500 words with random weights, in the folder `model`."""
     make_checkpoint(folder / "words")
     tokenizer = AutoTokenizer.from_pretrained(folder / "words")
     tokenizer.model_max_length = 512
@@ -81,7 +81,7 @@ def make_model(folder: Path, shape: dict = TINY) -> None:
 
 
 def growth(rows: int) -> dict:
-    """Seconds a row, and mean resident size in each tenth of the run."""
+    """Return the seconds per row, and the mean resident size in each tenth of the run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder)
@@ -111,7 +111,7 @@ def growth(rows: int) -> dict:
 
 
 def members(texts: list[str], counts: list[int], rounds: int, device: torch.device) -> dict:
-    """Time of an ensemble over its number of members, each of MiniLM's size, in units of one member alone."""
+    """Return an ensemble's time over that of as many single models, each of MiniLM's size."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))
     tokenizer.model_max_length = 512
     tokenizer.backend_tokenizer.no_truncation()
@@ -145,7 +145,7 @@ def members(texts: list[str], counts: list[int], rounds: int, device: torch.devi
 
 
 def measure(results: Results, data_dir: str | None, full: bool, device: torch.device) -> None:
-    """Rate, growth and members."""
+    """Measure the rate, how memory and time grow with the rows, and ensembles by number of members."""
     shown, count, rounds = machine(device), 300 if full else 40, 3 if full else 1
     texts, source = mixed_texts(data_dir, count)
     settings = {"texts": source, "count": count, "rounds": rounds, "machine": shown}

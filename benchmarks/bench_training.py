@@ -191,7 +191,7 @@ VOCABULARY = 128_100
 
 @torch.no_grad()
 def publish(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    """F as its authors published it: a float mask for each parameter from `torch.distributions`."""
+    """Mask as the authors of F published it: by a float mask for each parameter from `torch.distributions`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

@@ -38,7 +38,7 @@ SIZES = {
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock time of one call, the device's queue emptied before and after."""
+    """Return the seconds that one call takes, with the device's queue empty before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -51,7 +51,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def alternate(
     sides: dict[str, Callable[[], object]], rounds: int, device: torch.device, warm_ups: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the sides take turns, so that a slower minute slows all of them."""
+    """Return the seconds of each side in each round. Sides take turns, so that a slower minute slows all of them."""
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + warm_ups):
         for side, run in sides.items():
@@ -62,21 +62,21 @@ def alternate(
 
 
 def ratio(peer: list[float], ours: list[float]) -> dict:
-    """Peer / ours, round by round: above 1 is faster than the peer."""
+    """Return the peer's time over ours, by round. Above 1, ours is faster."""
     ratios = [a / b for a, b in zip(peer, ours, strict=True)]
     return {"ratio": round(statistics.median(ratios), 3), "range": [round(min(ratios), 3), round(max(ratios), 3)]}
 
 
 def measures_memory(device: torch.device) -> bool:
-    """On CPU only Linux tells a process's highest resident size of a stretch."""
+    """Return whether the peak memory of a part of the run can be measured. On a CPU, only Linux reports it."""
     return device.type == "cuda" or Path("/proc/self/clear_refs").exists()
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Highest memory during `run()` less that before it: the allocator's on CUDA, else the process's resident size."""
+    """Return how far memory rises during `run()`: that of CUDA's allocator, else the process's resident size."""
 
     def resident(key: str) -> int:
-        """`VmRSS` now, `VmHWM` the highest since it was last reset."""
+        """Return the process's bytes: `VmRSS` now, `VmHWM` at most since the last reset."""
         return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))
 
     gc.collect()
@@ -106,7 +106,7 @@ def memory_of_sides(module: str, device: torch.device) -> dict:
 
 
 def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
-    """Best rate of a matrix product, over shapes that a transformer's layers have."""
+    """Return the best rate of a matrix product, over shapes that a transformer's layers have."""
     best = 0.0
     for rows, inner, columns in ((1024, 768, 768), (1024, 3072, 768), (2048, 768, 3072), (2048, 2048, 2048)):
         a = torch.randn(rows, inner, device=device, dtype=dtype)
@@ -117,8 +117,11 @@ def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def encoder_gflop(lengths: list[int], size: dict) -> float:
-    """Of the matrix products that a forward pass over texts of these lengths cannot avoid: projections, feed-forward,
-    scores, context, and both position scores (one product for each pair of tokens)."""
+    """Return the operations of the matrix products that a forward pass over texts of these lengths cannot avoid.
+
+    These are projections, feed-forward, scores, context, and both position scores (one product for each pair of
+    tokens).
+    """
     width, inner, layers = size["hidden_size"], size["intermediate_size"], size["num_hidden_layers"]
     dense = sum(lengths) * (4 * width * width + 2 * width * inner)
     pairs = sum(length * length for length in lengths) * 4 * width
@@ -126,7 +129,7 @@ def encoder_gflop(lengths: list[int], size: dict) -> float:
 
 
 def machine(device: torch.device) -> dict:
-    """What ran."""
+    """Return what ran: processor, cores, threads and torch."""
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -144,14 +147,14 @@ def machine(device: torch.device) -> dict:
 
 
 def machine_slug(device: torch.device) -> str:
-    """For a file name."""
+    """Return the machine's name as part of a file name."""
     described = machine(device)
     words = re.sub(r"[^a-z0-9]+", "-", described["name"].lower()).strip("-")
     return words if device.type == "cuda" else f"{words}-{described['cores']}-cores"
 
 
 def mixed_texts(data_dir: str | None, count: int) -> tuple[list[str], str]:
-    """One third essays, two thirds comments, shuffled; and what they are.
+    """Return texts, one third essays and two thirds comments, shuffled, and what they are.
 
     From WASSA 2022 and GoEmotions where `data_dir` has them, else the project's own essays and sentences of them.
     """
@@ -181,7 +184,7 @@ class Results:
         self.content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def part(self, name: str, settings: dict, measure: Callable[[], dict]) -> dict:
-        """`measure()`, unless the file holds this part with the same settings."""
+        """Call `measure()` and keep the result, unless the file has this part with the same settings."""
         settings = json.loads(json.dumps(settings))
         if self.content.get(name, {}).get("settings") != settings:
             script = Path(sys.argv[0]).stem

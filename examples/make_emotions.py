@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def read_rows(data_dir: str) -> dict[str, list[Row]]:
-    """All rows with exactly one of the seven labels, by split."""
+    """Return all rows with exactly one of the seven labels, by split."""
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for source, split in [("go_emotions", split) for split in SPLITS] + [("xed", "train")]:
         corpus, target_of = read_emotion_corpus(source, data_dir, split=split), read_label_map(source).target_of
@@ -146,22 +146,22 @@ def read_rows(data_dir: str) -> dict[str, list[Row]]:
 
 
 def says(label: str, text: str) -> bool:
-    """Whether the text has one of the words that say the emotion."""
+    """Return whether the text has one of the words that name the emotion."""
     return any(re.search(pattern, text.lower()) for pattern in PATTERNS[label])
 
 
 def split_of_sentence(text: str) -> str:
-    """Which split a sentence of XED belongs to."""
+    """Return the split that a sentence of XED belongs to."""
     return {0: "validation", 1: "test"}.get(hashed("split", text) % 10, "train")
 
 
 def hashed(purpose: str, text: str) -> int:
-    """A number that depends on the text, but for case and punctuation, and on what it is for."""
+    """Return a number that depends on the text, without case and punctuation, and on what the number is for."""
     return int(hashlib.sha256(f"{purpose}:{normalised(text)}".encode()).hexdigest(), 16)
 
 
 def without_repeats(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Each text once, in the split that comes last, and none whose labels differ."""
+    """Return each text once, in the last split that has it, without texts whose labels differ."""
     labels = defaultdict(set)
     for row in (row for rows in splits.values() for row in rows):
         labels[normalised(row.text)].add(row.label)
@@ -178,7 +178,7 @@ def without_repeats(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def by_agreement(rows: list[Row]) -> list[Row]:
-    """Leave out XED's rows with whose labels a classifier of GoEmotions' rows agrees least."""
+    """Leave out the rows of XED whose labels seem least likely to a classifier trained on GoEmotions."""
     first, second = ([row for row in rows if row.source == source] for source in SOURCES)
     classifier = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2),
@@ -196,7 +196,7 @@ def by_agreement(rows: list[Row]) -> list[Row]:
 
 
 def choose(splits: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """The rows of the file: balanced classes, and no copies across splits."""
+    """Return the rows of the file, with balanced classes and no copies across splits."""
     guard = LeakageGuard("later splits, and the other files of this folder")
     for path in OTHERS:
         texts = read_texts(path)
@@ -221,7 +221,7 @@ def of_class(rows: list[Row], split: str) -> list[Row]:
 
 
 def write(splits: dict[str, list[Row]], path: Path) -> None:
-    """One parquet file with the columns id, split, source, label, text, and the attribution in its metadata."""
+    """Write a parquet file with the columns id, split, source, label and text, and the attribution as metadata."""
     rows = [(row.id, split, row.source, row.label, row.text) for split, of_split in splits.items() for row in of_split]
     names = ["id", "split", "source", "label", "text"]
     table = pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], names=names)

@@ -82,7 +82,7 @@ class Classifier:
 
     @property
     def waiting(self) -> int:
-        """How many callers have texts that wait."""
+        """Return how many callers have texts that wait."""
         return len(self._callers)
 
     def __call__(self, texts: list[str]) -> list[dict[str, Any]]:
@@ -223,7 +223,7 @@ class Classifier:
         return self.labels.index(entry["label"]) if entry["label"] in self.labels else 0
 
     def _read(self, tokenizer: Any, texts: list[str], encoded: Any) -> list[tuple[int, int, str | None]]:
-        """Of each text: its tokens, how many of them are read, and a warning if the model does not know most of it."""
+        """Return for each text its tokens, how many of them are read, and a warning if most of it is unknown."""
         spans = encoded.get("offset_mapping") or [None] * len(texts)
         return [
             (len(ids), tokenizer.model_max_length, self._language.warning(text, ids, span, tokenizer.unk_token_id))

@@ -57,8 +57,13 @@ def fill(page: str, text: str, blocks: dict[str, list[str]]) -> str:
 
 
 def shown(command: str) -> str:
-    """Return a command in Markdown, with FOLDER for the folder of the corpora, which differs between machines."""
-    return f"`{re.sub(r'--data_dir [^ ]+', '--data_dir FOLDER', command)}`"
+    """Return a command in Markdown that can be typed on any machine.
+
+    FOLDER stands for the folder of the corpora. Of a path outside the clone, a run records only the last part, as
+    `.../name`. It becomes `outputs/name`.
+    """
+    command = re.sub(r"--data_dir [^ ]+", "--data_dir FOLDER", command)
+    return f"`{re.sub(r'(?<=[ =])[.]{3}/', 'outputs/', command)}`"
 
 
 def table(header: list[str], rows: list[list[object]]) -> list[str]:

@@ -16,13 +16,13 @@ FIELD = {"ELECTRA ensemble, Mundra et al. 2021": 0.588}
 OURS = (
     ("fuse/wassa2022/fusion.json", "selected", "late fusion of MiniLMs, 22M parameters each"),
     ("fuse/base/fusion.json", "selected", "late fusion of three MiniLMs and one MPNet"),
-    ("compare/base_folds/comparison.json", "MPNet", "one MPNet, 110M parameters, after supervised transfer"),
+    ("compare/base_folds/comparison.json", "MPNet", "one MPNet, 110M parameters, after supervised transfer (one seed)"),
     (
         "compare/transfer_seeds/comparison.json",
         "stage on both, class-balanced",
-        "one MiniLM, after supervised transfer",
+        "one MiniLM, after supervised transfer (mean of three seeds)",
     ),
-    ("compare/transfer_seeds/comparison.json", "none", "one MiniLM, fine-tuned only"),
+    ("compare/transfer_seeds/comparison.json", "none", "one MiniLM, fine-tuned only (mean of three seeds)"),
     ("fuse/wassa2022/fusion.json", "TF-IDF + logistic regression", "TF-IDF and logistic regression"),
 )
 

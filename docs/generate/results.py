@@ -121,14 +121,14 @@ def baselines(content: dict) -> list[str]:
 
 
 def comparisons(folder: Path) -> dict[str, list[str]]:
-    """Return the block of docs/comparisons.md: the page that `run_compare.py` writes for each comparison."""
+    """Return the block of docs/comparisons.md: what `run_compare.py` writes for each comparison, without row ids."""
     lines = []
     for name, content in read(folder, "compare/*/comparison.json").items():
         variants = [row | {"name": in_full(row["name"])} for row in content["variants"]]
         command = shown(content["command"]).strip("`")
         page = comparison_page(content | {"name": name, "variants": variants, "command": command})
         page = page.replace("\n![macro F1 and differences](comparison.png)\n", "")
-        page += errors_section(content["errors"] | {"of": in_full(content["errors"]["of"])})
+        page += errors_section(content["errors"] | {"of": in_full(content["errors"]["of"])}, ids=False)
         lines += [*re.sub(r"^#", "##", page, flags=re.MULTILINE).splitlines(), ""]
     return {"comparisons": lines}
 

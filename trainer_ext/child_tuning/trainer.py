@@ -23,7 +23,18 @@ from .network import MASKS, ChildNetwork
 # ---- Trainer ------------------------------------------------------------------------------------------------------
 @dataclass
 class ChildTuningArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with unchanged defaults, plus the settings of Child-Tuning."""
+    """`transformers.TrainingArguments` with unchanged defaults, plus the settings of Child-Tuning.
+
+    Attributes:
+        child_tuning: The variant: `none`, `F` (a new random child at every step) or `D` (one fixed child).
+        child_tuning_p: Share of the weights in the child network, in (0, 1]. With 1, training is plain.
+        child_tuning_target: What is masked: `gradient` (as published), or `update` (the paper's equation 2).
+        child_tuning_scope: Which parameters D masks: `encoder` (as published) or `all`.
+        child_tuning_seed: Seed of F's masks. `None` takes the training seed.
+
+    Raises:
+        ChildTuningError: If a setting is not valid.
+    """
 
     child_tuning: Literal["none", "F", "D"] = field(
         default="none",

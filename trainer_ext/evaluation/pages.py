@@ -131,10 +131,19 @@ def search_page(content: dict) -> str:
     return "\n".join(lines)
 
 
-def errors_section(content: dict) -> str:
-    """Return the error analysis as a section of a comparison's page, from its JSON: row ids and figures, no texts."""
+def errors_section(content: dict, ids: bool = True) -> str:
+    """Return the error analysis as a section of a comparison's page, from its JSON: row ids and figures, no texts.
+
+    Without `ids`, the rows of a confusion are only counted, and contested rows are left out.
+    """
     lines = [f"\n## Errors of {in_markdown(content['of'])}\n"]
-    if "confusions" in content:
+    if "confusions" in content and not ids:
+        counted = [
+            [row["gold"], row["predicted"], f"{row['share_of_gold']:.0%}", str(row["number_of_rows"])]
+            for row in content["confusions"]
+        ]
+        lines += [*table(["gold", "predicted", "of gold", "rows"], counted), ""]
+    elif "confusions" in content:
         confused = []
         for row in content["confusions"]:
             more = row["number_of_rows"] - len(row["rows"])

@@ -127,14 +127,14 @@ def upstream_of(
 
 
 def languages_of(asked: Sequence[str], sources: Iterable[str], bases: Sequence[Upstream]) -> list[str]:
-    """Return the languages of a model's texts: as asked, else the corpora's, else those of the checkpoints.
+    """Return the languages of a model's texts: those of the flag, else of the corpora, else of the checkpoints.
 
-    A checkpoint with several languages does not say in which of them the texts are, so it does not count.
+    A checkpoint with several languages is not used, because the texts may be in any of them.
 
     Args:
-        asked: The flag's.
+        asked: Languages that `--language` names.
         sources: Names of the corpora.
-        bases: What the model started from.
+        bases: Checkpoints that the model started from.
     """
     sources = set(sources)
     if asked:

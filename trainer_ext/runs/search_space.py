@@ -170,7 +170,7 @@ def _in_full(value: Any) -> Any:
 
 
 def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> SearchRecipe:
-    """Return what to search.
+    """Return a search: the values to try, the settings that stay as they are, and the folds.
 
     Args:
         path: A search file or a recipe of run_classify.py. `None`: there are only flags.
@@ -178,7 +178,7 @@ def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> Search
         cv_folds: Number of folds; overrides the file's.
 
     Raises:
-        InputError: if something does not fit; the message says what would.
+        InputError: If a key, a flag or a range is not valid.
     """
     source, file, recipe = str(path or "the flags"), SearchFile(), {}
     if path is not None:
