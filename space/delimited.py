@@ -15,6 +15,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 # Meaning of a quote: decided by the file's first rows (auto), as in RFC 4180 (minimal), an ordinary character (none).
 QUOTING = ("auto", "minimal", "none")
+QUOTING_HELP = (
+    "Meaning of a double quote in csv and tsv. minimal: it encloses a text with separators, line breaks or doubled "
+    "quotes. none: it is an ordinary character. auto (the default): whichever fits the file's first rows."
+)
 LONGEST_ROW = 2**24  # characters
 _SAMPLE = 2**22  # characters to read for `auto`
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t;,|"}

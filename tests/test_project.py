@@ -305,3 +305,16 @@ def test_tests_for_the_gpu_alone_are_refused_in_one_line_without_one():
         pytest.skip("there is one")
     with pytest.raises(pytest.UsageError, match="no CUDA device here, so no test of the GPU can run"):
         conftest.pytest_configure(SimpleNamespace(option=SimpleNamespace(markexpr="gpu")))
+
+
+def test_no_fixture_of_a_file_hides_one_that_all_tests_share():
+    """A file that two were joined in would run half of its tests with the other half's fixture, or skip them."""
+    shared = fixtures(ROOT / "tests" / "conftest.py")
+    hidden = {path.name: fixtures(path) & shared for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not {name: names for name, names in hidden.items() if names}
+
+
+def fixtures(path: Path) -> set[str]:
+    """Return the names of the fixtures that a file defines."""
+    functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return {node.name for node in functions if any("fixture" in ast.unparse(d) for d in node.decorator_list)}

@@ -628,7 +628,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def device():
+def flash_device():
     """The device its kernels run on: CUDA, or the CPU by Triton's interpreter."""
     if flash() is None:
         pytest.skip("disentangled-flash or triton is not installed")
@@ -648,23 +648,23 @@ def device():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
-def test_its_results_and_gradients_are_torchs(name, dtype, device):
-    if dtype == torch.bfloat16 and device == CPU:
+def test_its_results_and_gradients_are_torchs(name, dtype, flash_device):
+    if dtype == torch.bfloat16 and flash_device == CPU:
         pytest.skip("Triton's interpreter reads bf16 as integers")
     size, lengths, buckets, span = CASES[name]
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    packing = Packing.for_gpu(mask.to(device))
+    packing = Packing.for_gpu(mask.to(flash_device))
     packing.add(None, dtype)
-    rows = rows_on_gpu(packing.length, span, buckets, 512, device)
+    rows = rows_on_gpu(packing.length, span, buckets, 512, flash_device)
     generator, reach = torch.Generator().manual_seed(0), 2 * min(packing.length, span)
     terms = {"p2c only": ("p2c",), "c2p only": ("c2p",)}.get(name, ("p2c", "c2p"))
     shapes = (sum(lengths), 6 * size), (reach, len(terms) * 2 * size)
-    parts = [(torch.randn(shape, generator=generator) / size**0.25).to(device, dtype) for shape in shapes]
+    parts = [(torch.randn(shape, generator=generator) / size**0.25).to(flash_device, dtype) for shape in shapes]
     projected, table = (part.requires_grad_() for part in parts)
     found = []
     for attend, given in ((flash_attention, table), (attend_at_once, table * 0.5)):
         result = attend(projected, given, terms, rows, packing, 2, 0.5, 0.0)
-        weights = torch.linspace(-1, 1, result.numel(), device=device).view(result.shape).to(dtype)
+        weights = torch.linspace(-1, 1, result.numel(), device=flash_device).view(result.shape).to(dtype)
         found.append([result, *torch.autograd.grad((result * weights).sum(), (projected, table))])
     limit = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}[dtype]
     for ours, wanted in zip(*found, strict=True):
@@ -672,14 +672,14 @@ def test_its_results_and_gradients_are_torchs(name, dtype, device):
 
 
 @pytest.mark.gpu
-def test_its_gradient_under_dropout_is_the_derivative(device):
-    packing = Packing.for_gpu((torch.arange(20) < torch.tensor([[20], [9]])).to(device))
+def test_its_gradient_under_dropout_is_the_derivative(flash_device):
+    packing = Packing.for_gpu((torch.arange(20) < torch.tensor([[20], [9]])).to(flash_device))
     packing.add(None, torch.float32)
-    rows = rows_on_gpu(packing.length, 16, 8, 512, device)
+    rows = rows_on_gpu(packing.length, 16, 8, 512, flash_device)
     generator = torch.Generator().manual_seed(0)
-    parts = [(torch.randn(shape, generator=generator) / 2).to(device) for shape in ((29, 192), (32, 128))]
+    parts = [(torch.randn(shape, generator=generator) / 2).to(flash_device) for shape in ((29, 192), (32, 128))]
     parts = [part.requires_grad_() for part in parts]
-    weights = torch.randn(29, 64, generator=generator).to(device)
+    weights = torch.randn(29, 64, generator=generator).to(flash_device)
 
     def total(*given):
         torch.manual_seed(5)
@@ -687,25 +687,25 @@ def test_its_gradient_under_dropout_is_the_derivative(device):
 
     gradients = torch.autograd.grad(total(*parts), parts)
     for index, gradient in enumerate(gradients):
-        step = torch.randn(gradient.shape, generator=generator).to(device) / 100
+        step = torch.randn(gradient.shape, generator=generator).to(flash_device) / 100
         with torch.no_grad():
             up, down = (total(*parts[:index], parts[index] + sign * step, *parts[index + 1 :]) for sign in (1, -1))
         assert ((up - down) / 2).item() == pytest.approx((gradient * step).sum().item(), rel=0.02, abs=1e-3)
 
 
 @pytest.mark.gpu
-def test_a_whole_model_is_the_librarys(device, one_grid, monkeypatch):
-    if device == CPU:
+def test_a_whole_model_is_the_librarys(flash_device, one_grid, monkeypatch):
+    if flash_device == CPU:
         monkeypatch.setattr(gpu_emodeberta, "flash_works", lambda *what: True)
     else:
-        assert flash_works(device, torch.float32, 32)
+        assert flash_works(flash_device, torch.float32, 32)
     monkeypatch.setattr(gpu_emodeberta, "FLASH_FROM", 0)
     options = OPTIONS["v2-xxlarge"] | {"hidden_size": 64, "num_attention_heads": 2} | NO_DROPOUT
-    batch = {key: value.to(device) for key, value in padded_batch(20).items()}
+    batch = {key: value.to(flash_device) for key, value in padded_batch(20).items()}
     kept, found = batch["attention_mask"].bool(), []
     for model, implementation in zip(both(options), ("eager", "disentangled"), strict=True):
         model.set_attn_implementation(implementation)
-        states = model.to(device).train()(**batch).last_hidden_state[kept]
+        states = model.to(flash_device).train()(**batch).last_hidden_state[kept]
         states.square().sum().backward()
         found.append((states, {key: p.grad for key, p in model.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(found[1][0], found[0][0], atol=1e-4, rtol=0)

@@ -612,6 +612,7 @@ def test_a_signal_ends_the_run_at_once_with_a_line(name, status):
         "import run_score\n"
         "from trainer_ext.scoring.cluster import _ended_by_signals\n"
         "assert 'torch' not in sys.modules\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         f"with _ended_by_signals():\n    os.kill(os.getpid(), signal.{name})\n"
         "    while True:\n        try:\n            time.sleep(60)\n"
         "        except KeyboardInterrupt:\n            pass\n"

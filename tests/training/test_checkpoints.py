@@ -608,28 +608,28 @@ RANK = 2
 
 
 @pytest.fixture
-def batch():
+def labelled():
     ids = torch.randint(5, 100, (4, 30), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "labels": torch.tensor([0, 1, 2, 0])}
 
 
-def test_it_starts_as_the_model_and_merges_into_one(v3_folder, batch):
+def test_it_starts_as_the_model_and_merges_into_one(v3_folder, labelled):
     torch.manual_seed(0)
     model = warm_start(str(v3_folder), num_labels=3).eval()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    logits = model(**batch).logits
+    logits = model(**labelled).logits
     add_lora(model, RANK)
-    torch.testing.assert_close(model(**batch).logits, logits, rtol=0, atol=0)
+    torch.testing.assert_close(model(**labelled).logits, logits, rtol=0, atol=0)
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(3):
-        model(**batch).loss.backward()
+        model(**labelled).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        trained = model(**batch).logits
+        trained = model(**labelled).logits
         merge_lora(model)
-        torch.testing.assert_close(model(**batch).logits, trained, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(**labelled).logits, trained, rtol=1e-4, atol=1e-4)
     assert (trained - logits).abs().max() > 0.1
     after = model.state_dict()
     assert after.keys() == before.keys()
