@@ -155,7 +155,12 @@ class EmoDebertaConfig(DebertaV2Config):
                 raise ValueError("class_weights must be non-negative, and not all zero")
 
     def validate_size(self):
-        """Check numbers that take memory although no weight has them; `@strict` calls this after every construction."""
+        """Check numbers that take memory although no weight has them, and that there is a layer.
+
+        `@strict` calls this after every construction.
+        """
+        if self.num_hidden_layers < 1:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; want 1 or more")
         for name, most in (("num_hidden_layers", 1_000), ("max_position_embeddings", 2**20)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} is {getattr(self, name)}; want at most {most:,}")

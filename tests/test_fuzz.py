@@ -378,6 +378,7 @@ def test_a_model_with_another_configuration_classifies_or_is_refused(model, data
     ("name", "value", "says"),
     [
         ("vocab_size", 20_000_000, "weights lack deberta.embeddings.word_embeddings.weight"),
+        ("num_hidden_layers", 0, "num_hidden_layers is 0; want 1 or more"),
         ("num_hidden_layers", 100_000, "num_hidden_layers is 100000; want at most 1,000"),
         ("max_position_embeddings", 300_000_000, "max_position_embeddings is 300000000; want at most 1,048,576"),
     ],
