@@ -91,7 +91,7 @@ class EmoDebertaConfig(DebertaV2Config):
         abstain_below: If a text has one label: the pipeline and bulk scoring give no label below this probability.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: If a value has another type or is outside these ranges, or for
+        huggingface_hub.errors.StrictDataclassError: if a value has another type or is outside these ranges, or for
             `problem_type="regression"`. Its `__cause__` says what is wrong in one line.
     """
 
@@ -208,7 +208,7 @@ class EmoDebertaEnsembleConfig(PreTrainedConfig):
         temperature: Divides the logits of the fused distribution; above 1 makes the ensemble less certain.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: If values have another type or do not fit each other.
+        huggingface_hub.errors.StrictDataclassError: if values have another type or do not fit each other.
     """
 
     model_type = "emodeberta-ensemble"

@@ -107,7 +107,7 @@ def check_recipe(content: dict[str, Any], schema: type[S], path: Path) -> S:
     """Return the content of a recipe as an instance of the schema.
 
     Raises:
-        InputError: If a key is unknown or missing, or a value is not valid.
+        InputError: if a key is unknown or missing, or a value is not valid.
     """
     try:
         return schema.model_validate(content)

@@ -33,7 +33,7 @@ class ChildTuningArguments(TrainingArguments):
         child_tuning_seed: Seed of F's masks. `None` takes the training seed.
 
     Raises:
-        ChildTuningError: If a setting is not valid.
+        ChildTuningError: if a setting is not valid.
     """
 
     child_tuning: Literal["none", "F", "D"] = field(

@@ -68,7 +68,7 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
     """Read a recipe. Command-line `flags` override the flags that the members share.
 
     Raises:
-        InputError: If a key, a flag or a member is not valid.
+        InputError: if a key, a flag or a member is not valid.
     """
     barred = (DRIVER_FLAGS | DATA_FLAGS) - {"seed"}
     settings, members, file = read_variants(path, FusionFile, barred)

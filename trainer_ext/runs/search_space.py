@@ -178,7 +178,7 @@ def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> Search
         cv_folds: Number of folds; overrides the file's.
 
     Raises:
-        InputError: If a key, a flag or a range is not valid.
+        InputError: if a key, a flag or a range is not valid.
     """
     source, file, recipe = str(path or "the flags"), SearchFile(), {}
     if path is not None:
