@@ -13,10 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 import yaml
 from filelock import FileLock
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+
+from trainer_ext import precision
 
 ROOT = Path(__file__).parents[1]
 ESSAYS = ROOT / "examples" / "essays.tsv"
@@ -92,6 +95,18 @@ def once(tmp_path_factory, name: str, make) -> tuple[Path, subprocess.CompletedP
             assert done.returncode == 0, done.stderr[-4000:]
             record.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
     return folder, subprocess.CompletedProcess(*json.loads(record.read_text()))
+
+
+def note_of_times(home: Path, float32_ms: float, bf16_ms: float) -> dict[str, str]:
+    """Write what this machine's measurement of both precisions would leave in a cache folder, and return who reads it.
+
+    A test that compares two processes digit by digit must not depend on which precision is faster where it runs.
+    """
+    note = home / "emodeberta" / "precision.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    machine = precision.machine(torch.device("cpu"))
+    note.write_text(json.dumps({machine: {"float32_ms": float32_ms, "bf16_ms": bf16_ms}}))
+    return {"XDG_CACHE_HOME": str(home)}
 
 
 def write_comparison(folder, v3_folder) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from support import ESSAY_FLAGS, ESSAYS, ROOT, TINY, XXLARGE_STYLE, call, check_card
+from support import ESSAY_FLAGS, ESSAYS, ROOT, TINY, XXLARGE_STYLE, call, check_card, note_of_times
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     BertForSequenceClassification,
@@ -848,8 +848,6 @@ def test_a_run_resumes_in_its_own_precision_on_another_machine(began, cache, tmp
 
 def test_a_killed_run_goes_on_as_it_began_and_records_why(v3_folder, tmp_path):
     """Started in one precision, finished where the other is faster; the machine's note decides which that is."""
-    cache = tmp_path / "cache" / "emodeberta" / "precision.json"
-    cache.parent.mkdir(parents=True)
     flags = [
         *ESSAY_FLAGS,
         "--keep_checkpoints",
@@ -863,10 +861,9 @@ def test_a_killed_run_goes_on_as_it_began_and_records_why(v3_folder, tmp_path):
         3,
     ]
     flags += ["--max_eval_samples", 20, "--max_predict_samples", 20]
-    env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "ACCELERATE_MIXED_PRECISION": "no"}
 
     def run(times: dict, *more: object) -> subprocess.CompletedProcess:
-        cache.write_text(json.dumps({precision.machine(CPU): times}))
+        env = note_of_times(tmp_path / "cache", **times) | {"ACCELERATE_MIXED_PRECISION": "no"}
         return forked.run(ROOT / "run_classify.py", *flags, *more, cwd=tmp_path, env=env, check=False)
 
     bf16, float32 = {"float32_ms": 9.0, "bf16_ms": 3.0}, {"float32_ms": 2.0, "bf16_ms": 8.0}
