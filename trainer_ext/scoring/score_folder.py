@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -29,6 +30,16 @@ MANIFEST = "manifest.json"
 FORMATS = ("parquet", "csv", "jsonl")
 _RECORDS = ".shards"  # a shard whose record is there is finished
 _LOCKS = ".locks"  # a folder for each share of the shards, which the process that writes it claims
+
+
+class ShardScores(Protocol):
+    """What a shard's rows were given: [`trainer_ext.scoring.scorer.Scores`], whose file imports torch."""
+
+    truncated: np.ndarray
+
+    def labels(self, names: list[str]) -> list[str | list[str] | None]: ...
+
+    def table(self, rows: list[Row], names: list[str], first: int, ids: bool, kind: str) -> pa.Table: ...
 
 
 class _Model(Schema, extra="ignore"):
@@ -241,11 +252,8 @@ class ScoreFolder:
         finally:
             release(mine)
 
-    def write(self, number: int, rows: list[Row], scores: Any) -> None:
+    def write(self, number: int, rows: list[Row], scores: ShardScores) -> None:
         """Write a shard and its record.
-
-        Args:
-            scores: [`trainer_ext.scoring.scorer.Scores`]. That file imports torch, which reading does without.
 
         Raises:
             OSError: if the disk is full, for example; earlier files stay.

@@ -61,7 +61,7 @@ class Scores:
     thresholds: list[float] | None = None
     abstain_below: float | None = None
 
-    def labels(self, names: list[str]) -> list[Any]:
+    def labels(self, names: list[str]) -> list[str | list[str] | None]:
         """Return each row's label, or the list of its labels; `None` for an error, or if none is probable enough."""
         missing = np.isnan(self.probabilities).any(axis=1)
         values = np.nan_to_num(self.probabilities, nan=-1.0)
