@@ -1,6 +1,6 @@
 """`run_score.py --engine ray` against `run_score.py`: overhead, a killed node, and the driver's memory.
 
-    python -m benchmarks.bench_cluster         # about ten minutes on two free cores
+    python -m benchmarks.bench_cluster         # about twenty minutes on two free cores
     python -m benchmarks.bench_cluster --rows 100000 --rounds 1
 
 Writes into results/bench/<machine>.json. The rows are generated and the model is tiny, so that reading, moving and
@@ -181,9 +181,9 @@ def main() -> None:
 
         def of_minilm() -> dict:
             make_model(folder, SIZES["MiniLM"])
-            return overhead(folder, few, 1)
+            return overhead(folder, few, args.rounds)
 
-        part = results.part("cluster, overhead at MiniLM's size", settings | {"rows": few}, of_minilm)
+        part = results.part("cluster, overhead at MiniLM's size", wanted | {"rows": few}, of_minilm)
         print(f"{few:,} rows at MiniLM's size, Ray takes more: {part['ray_takes_more']}", flush=True)
 
 

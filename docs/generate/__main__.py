@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # What makes the blocks of each page.
 PAGES = {
     "README.md": indexes.readme_blocks,
+    "docs/guide/cluster.md": scaling.cluster_blocks,
+    "docs/guide/review.md": indexes.review_blocks,
     "docs/comparisons.md": results.comparisons,
     "docs/performance.md": lambda folder: performance.blocks(folder) | scaling.blocks(folder),
     "docs/results.md": results.blocks,

@@ -169,3 +169,23 @@ def macro_f1(figures: dict) -> str:
 def span(minutes: list[float]) -> str:
     """Return the smallest and the largest number of minutes, or one number where they are the same."""
     return " to ".join(dict.fromkeys((f"{min(minutes):.0f}", f"{max(minutes):.0f}")))
+
+
+def review_blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the block of the guide on reviews: how many of the changed labels are near the top of the list."""
+    content = json.loads((folder / "review.json").read_text())
+    corpora: dict[str, list[dict]] = {}
+    for run in content["runs"]:
+        corpora.setdefault(run["corpus"], []).append(run)
+    places = list(content["mean"])
+    rows = [
+        [
+            {"both": "GoEmotions and XED", "go_emotions": "GoEmotions", "xed": "XED"}.get(corpus, corpus),
+            f"{runs[0]['rows']:,}",
+            *(" and ".join(f"{run['found'][place]:.0%}" for run in runs) for place in places),
+            " and ".join(f"{run['bound']['first 10%']:.0%}" for run in runs),
+        ]
+        for corpus, runs in corpora.items()
+    ]
+    rows.append(["mean", "", *(f"{content['mean'][place]:.0%}" for place in places), ""])
+    return {"review": table(["corpus", "rows", *places, "bound, 10%"], rows)}

@@ -1,5 +1,6 @@
-"""Make the blocks of docs/performance.md on larger backbones from the files in results/bench/."""
+"""Make the blocks on larger backbones and on clusters from the files in results/bench/."""
 
+import statistics
 from pathlib import Path
 
 from benchmarks.bench_scaling import (
@@ -135,6 +136,32 @@ def billion(contents: dict[str, dict]) -> list[str]:
         "",
         "On the GPU, a forward pass is taken as a third of the training step below.",
     ]
+
+
+def cluster_blocks(folder: Path) -> dict[str, list[str]]:
+    """Return the block of the guide on clusters: Ray's time and the driver's memory, next to processes without Ray."""
+    content = next(content for _, content in machines(folder) if "cluster, overhead" in content)
+    rows = []
+    for model, part in (("tiny", "cluster, overhead"), ("MiniLM's size", "cluster, overhead at MiniLM's size")):
+        found = content[part]
+        more = [found["ray_takes_more"][key] for key in ("seconds", "seconds_from_first_to_last_shard")]
+        seconds = [statistics.median(run["seconds"] for run in found[side]) for side in ("processes", "ray")]
+        cells = [model, f"{found['settings']['rows']:,}", *(f"{median:.0f}" for median in seconds)]
+        rows.append([*cells, *(f"{share:+.1%}" for share in more)])
+    one, driver = content["cluster, overhead"], content["cluster, driver"]
+    few, many = (f"{int(count):,}" for count in driver["megabytes"])
+    name, rounds = one["settings"]["machine"]["name"], one["settings"]["rounds"]
+    return {
+        "cluster": [
+            f"`{one['command']}` on {name}, medians of {rounds} rounds:"
+            if rounds > 1
+            else f"`{one['command']}` on {name}, one round:",
+            "",
+            *table(["model", "rows", "processes, seconds", "Ray, seconds", "in all", "first to last shard"], rows),
+            "",
+            f"The driver's memory for {many} rows is {driver['ratio']:.2f} of that for {few}.",
+        ]
+    }
 
 
 def steps(source: str, content: dict, plans: dict[str, dict]) -> list[str]:
