@@ -17,7 +17,7 @@ submitted:
 If it is stopped or killed, run the same command again. Finished stages are skipped (remove a stage's folder to repeat
 it). An interrupted stage resumes from its last checkpoint. Trainings of run_compare.py and run_fuse.py are kept in
 outputs/trials. A folder that another command or another recipe made is an error. After each stage, the remaining time
-is estimated from the time so far.
+is estimated from the time so far. submission.json lists the stages with their minutes and the machine.
 """
 
 from trainer_ext.front_door import check_flags
@@ -49,10 +49,12 @@ from trainer_ext.files import RESULTS, SETTINGS, file_digest, handed_on, lock, r
 from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
 from trainer_ext.runs.provenance import command_line, flags_of, recipe_digest, without_secrets
 from trainer_ext.runs.run import NOT_SETTINGS
+from trainer_ext.runs.trial import machine
 
 ROOT = Path(__file__).resolve().parent
 # Flags that do not change what a stage writes.
 IGNORED = NOT_SETTINGS | {"jobs", "trials_dir", "members_dir", "results_dir"}
+STAGES = "stages.json"
 logger = logging.getLogger("run_reproduce")
 
 
@@ -125,7 +127,7 @@ class Stage:
 def main() -> None:
     args = parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    machine, stages, submission_dir, submission = read_stages(args.recipe)
+    minutes_on, stages, submission_dir, submission = read_stages(args.recipe)
     left = [stage for stage in stages if not stage.finished]
     others = {stage.name: made for stage in stages if (made := stage.made_otherwise())}
     for stage in stages:
@@ -133,7 +135,7 @@ def main() -> None:
         state = "another run" if stage.name in others else state
         print(f"{state:>13}  {stage.name}: {shlex.join(stage.command)} -> {stage.output_dir}/")
     planned = [stage for stage in stages if stage in left or stage.name in others]
-    print(f"{len(planned)} of {len(stages)} stages to run, about {_hours(planned, 1.0)} on {machine}")
+    print(f"{len(planned)} of {len(stages)} stages to run, about {_hours(planned, 1.0)} on {minutes_on}")
     if others:
         print("another run: the folder was made by another command; move or remove it first")
     if args.plan:
@@ -152,12 +154,13 @@ def main() -> None:
             stage, *left = left
             logger.info(f"\n==== {stage.name} ====")
             start = time.monotonic()
+            note_start(outputs / STAGES, stage)
             run_stage(stage, args.data_dir, held)
             spent, expected = spent + time.monotonic() - start, expected + stage.minutes * 60
             if left:
                 logger.info(f"{len(left)} stages left, about {_hours(left, spent / expected)} at this rate")
         if submission:
-            collect_submission(submission_dir, submission)
+            collect_submission(submission_dir, submission, noted(outputs / STAGES, stages))
 
 
 def _hours(stages: list[Stage], rate: float) -> str:
@@ -181,13 +184,32 @@ def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
         raise InputError(f"stage {stage.name}: {script} ended with exit status {done.returncode}; see above")
 
 
-def collect_submission(folder: Path, files: dict[str, str]) -> None:
+def note_start(path: Path, stage: Stage) -> None:
+    """Add a stage that starts to the JSON file of stages."""
+    command = shlex.join(map(shown, without_secrets(stage.command)))
+    line = {"command": command, "started": round(time.time()), "machine": machine()}
+    write_json(path, read_object(path) | {stage.name: line})
+
+
+def noted(path: Path, stages: list[Stage]) -> dict[str, dict]:
+    """Return what is known of each finished stage, with its minutes from its last start, whoever saw it end."""
+    lines = read_object(path)
+    known = [stage for stage in stages if stage.finished and stage.name in lines]
+    for stage in known:
+        lines[stage.name]["minutes"] = round(
+            ((stage.output_dir / RESULTS).stat().st_mtime - lines[stage.name]["started"]) / 60, 1
+        )
+    return {stage.name: lines[stage.name] for stage in known}
+
+
+def collect_submission(folder: Path, files: dict[str, str], stages: dict[str, dict] | None = None) -> None:
     """Copy each model's predictions_EMO.tsv into `folder`, and write submission.json about the models.
 
-    submission.json has each file's model and hash, and the model's figures on labelled validation rows.
+    submission.json has each file's model and hash, the model's figures on labelled validation rows, and the stages.
 
     Args:
         files: By file name in `folder`, the model's folder.
+        stages: As [`noted`] returns them.
 
     Raises:
         InputError: if a line is not a label, or the files have different numbers of lines.
@@ -214,6 +236,7 @@ def collect_submission(folder: Path, files: dict[str, str]) -> None:
         found[name]["validation"] = validation_figures(Path(source))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     content = {"command": command_line(), "commit": commit.stdout.strip() or None, "files": found}
+    content["stages"] = stages or {}
     write_json(folder / "submission.json", content)
     logger.info(f"submission: {', '.join(found)} in {folder}/")
 

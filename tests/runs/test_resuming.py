@@ -294,6 +294,11 @@ def test_killed_it_goes_on_and_leaves_the_submission(v3_folder, tmp_path):
     described = json.loads((tmp_path / "results" / "submission.json").read_text())
     assert described["files"]["predictions_EMO.tsv"]["model"] == "outputs/second"
     assert len(described["commit"]) == 40
+    assert described["stages"].keys() == content["stages"].keys()
+    for line in described["stages"].values():
+        assert line["command"].startswith("run_classify.py --train_file ")
+        assert str(tmp_path) not in line["command"]
+        assert 0 < line["minutes"] < 10
     figures = json.loads((tmp_path / "outputs" / "second" / "all_results.json").read_text())
     of_second = described["files"]["predictions_EMO.tsv"]["validation"]
     assert of_second["rows"] == figures["validation_rows"]
