@@ -9,7 +9,8 @@ The files are train, validation and test, in this order. The page shows how many
     wrong     an id, a score, a date or the text in the label column, or a single class: run_classify.py stops, too
     warnings  label names that differ by case, spaces, accents or a letter; classes with few rows or in one split only;
               copies and near-copies across splits and within them; equal texts with different labels; writers in
-              several splits; texts that are cut; other scripts and languages; most rows in one class
+              several splits; texts that are cut; other scripts and languages; most rows in one class; labels
+              that the words say nothing about, as of another column
     notes     the same where it is usual, and lengths
     flags     what to give to run_classify.py
 

@@ -72,7 +72,9 @@ def test_the_examples_raise_no_warning(path):
 
 def test_integers_and_many_labels_of_few_rows_apart_are_fine(check, rows):
     numbers = rows.assign(label=rows["label"].astype("category").cat.codes)
-    assert not worst(check(numbers))
+    found = check(numbers)
+    assert not worst(found)
+    assert "are numbers (0, 1, 2, 3, 4, 5, 6), and the model will" in found["labels_are_numbers"][0].message
     assert not worst(check(rows.assign(label=[str(i % 28) for i in range(len(rows))])))
 
 
@@ -161,6 +163,33 @@ def test_another_column_than_the_label_stops_a_small_training_too(check, rows, c
     forty = rows[:40].assign(number=[f"n{i}" for i in range(40)], score=[i / 100 + 0.01 for i in range(40)])
     with pytest.raises(InputError, match=message):
         check(forty.assign(body=forty["text"]), label_column_name=column)
+
+
+def test_a_label_that_no_word_tells_is_probably_another_column(check):
+    """Shuffled labels have the same counts. One wrong label in five is poor data, but the right column."""
+    table = pandas.read_parquet(EMOTIONS)
+    for source, of_source in table[table["split"] == "train"].groupby("source"):
+        rows = of_source.sample(500, random_state=1)[["text", "label"]].reset_index(drop=True)
+        shuffled = rows["label"].sample(frac=1, random_state=1, ignore_index=True)
+        poor = rows["label"].where(rows.index % 5 > 0, shuffled)
+        assert "labels_not_in_the_words" not in check(rows) | check(rows.assign(label=poor)), source
+        found = check(rows.assign(city=shuffled), label_column_name="city")
+        assert "if column 'city' is the wrong one, name another" in found["labels_not_in_the_words"][0].message
+
+
+def test_words_are_found_where_no_space_is_between_them(check):
+    """Japanese words for joy and sadness among other letters."""
+    draw = random.Random(0)
+    kana = [chr(each) for each in range(0x3042, 0x3080)]
+
+    def text(word: str) -> str:
+        return "".join(draw.choices(kana, k=9)) + word + "".join(draw.choices(kana, k=9))
+
+    labels = [draw.choice(["joy", "sadness"]) for _ in range(400)]
+    texts = [text("嬉" if label == "joy" else "悲") for label in labels]
+    assert "labels_not_in_the_words" not in check(pandas.DataFrame({"text": texts, "label": labels}))
+    draw.shuffle(labels)
+    assert "labels_not_in_the_words" in check(pandas.DataFrame({"text": texts, "label": labels}))
 
 
 def test_classes_with_few_rows_or_in_one_split_are_named(check, rows):
