@@ -286,7 +286,26 @@ def submission_table(fused: dict, submissions: dict) -> list[str]:
                 ]
             )
         made += ["", f"[`results/{path}`](../results/{path}): made by {shown(command)} at commit {commit[:7]}."]
+        if "again" in submissions[path]:
+            made += ["", *again_table(submissions[path], {file: name for file, (name, _) in files.items()})]
     return [*table(["", "cross-validated macro F1", "dev macro F1", "test predictions"], rows), *made]
+
+
+def again_table(first: dict, names: dict[str, str]) -> list[str]:
+    """Return what another run of a submission's recipe gave, next to the first."""
+    again = first["again"]
+    minutes = sum(stage["minutes"] for stage in again["stages"].values())
+    machines = " and ".join(dict.fromkeys(stage["machine"] for stage in again["stages"].values()))
+    rows = []
+    for file, name in names.items():
+        scores = [f"{run['files'][file]['validation']['macro_f1']:.3f}" for run in (first, again)]
+        rows.append([name, *scores, f"{again['files'][file]['lines_as_before']} of {first['files'][file]['rows']}"])
+    return [
+        f"The same recipe again, from nothing and in one go, at commit {again['commit'][:7]}: {minutes:.0f} minutes on "
+        f"{machines}.",
+        "",
+        *table(["", "dev macro F1, first run", "this run", "equal test predictions"], rows),
+    ]
 
 
 def one_fusion(name: str, content: dict) -> list[str]:
