@@ -185,24 +185,23 @@ def run_stage(stage: Stage, data_dir: str | None, held: int) -> None:
 
 
 def note_start(path: Path, stage: Stage) -> None:
-    """Add a stage that starts to the JSON file of stages."""
+    """Add a stage that starts to the JSON file of stages, by its folder: recipes may share names of stages."""
     command = shlex.join(map(shown, without_secrets(stage.command)))
     line = {"command": command, "started": round(time.time()), "machine": machine()}
-    write_json(path, read_object(path) | {stage.name: line})
+    write_json(path, read_object(path) | {str(stage.output_dir): line})
 
 
 def noted(path: Path, stages: list[Stage]) -> dict[str, dict]:
     """Return what is known of each finished stage, with its minutes from its last start, whoever saw it end."""
-    lines = read_object(path)
-    known = [stage for stage in stages if stage.finished and stage.name in lines]
-    for stage in known:
-        lines[stage.name]["minutes"] = round(
-            ((stage.output_dir / RESULTS).stat().st_mtime - lines[stage.name]["started"]) / 60, 1
-        )
-    return {stage.name: lines[stage.name] for stage in known}
+    lines, known = read_object(path), {}
+    for stage in stages:
+        if stage.finished and (line := lines.get(str(stage.output_dir))):
+            seconds = (stage.output_dir / RESULTS).stat().st_mtime - line["started"]
+            known[stage.name] = line | {"minutes": round(seconds / 60, 1)}
+    return known
 
 
-def collect_submission(folder: Path, files: dict[str, str], stages: dict[str, dict] | None = None) -> None:
+def collect_submission(folder: Path, files: dict[str, str], stages: dict[str, dict]) -> None:
     """Copy each model's predictions_EMO.tsv into `folder`, and write submission.json about the models.
 
     submission.json has each file's model and hash, the model's figures on labelled validation rows, and the stages.
@@ -235,8 +234,7 @@ def collect_submission(folder: Path, files: dict[str, str], stages: dict[str, di
         found[name] = {"model": source, "rows": rows[name], "sha256": file_digest(folder / name)}
         found[name]["validation"] = validation_figures(Path(source))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    content = {"command": command_line(), "commit": commit.stdout.strip() or None, "files": found}
-    content["stages"] = stages or {}
+    content = {"command": command_line(), "commit": commit.stdout.strip() or None, "files": found, "stages": stages}
     write_json(folder / "submission.json", content)
     logger.info(f"submission: {', '.join(found)} in {folder}/")
 

@@ -153,9 +153,7 @@ def cluster_blocks(folder: Path) -> dict[str, list[str]]:
     name, rounds = one["settings"]["machine"]["name"], one["settings"]["rounds"]
     return {
         "cluster": [
-            f"`{one['command']}` on {name}, medians of {rounds} rounds:"
-            if rounds > 1
-            else f"`{one['command']}` on {name}, one round:",
+            f"`{one['command']}` on {name}; medians, rounds: {rounds}.",
             "",
             *table(["model", "rows", "processes, seconds", "Ray, seconds", "in all", "first to last shard"], rows),
             "",

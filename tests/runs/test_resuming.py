@@ -308,6 +308,19 @@ def test_killed_it_goes_on_and_leaves_the_submission(v3_folder, tmp_path):
     assert "0 of 2 stages to run" in forked.run(*arguments, cwd=tmp_path).stdout
 
 
+def test_minutes_of_a_stage_are_its_folders(tmp_path):
+    """Two recipes may have a stage of one name; and the one that ran last says nothing about the other."""
+    first, second = (run_reproduce.Stage("student", ["run_classify.py"], tmp_path / name, 1) for name in "ab")
+    log = tmp_path / "stages.json"
+    run_reproduce.note_start(log, first)
+    first.output_dir.mkdir()
+    (first.output_dir / "all_results.json").write_text("{}")
+    os.utime(first.output_dir / "all_results.json", (time.time() + 600, time.time() + 600))
+    run_reproduce.note_start(log, second)
+    assert run_reproduce.noted(log, [first])["student"]["minutes"] == pytest.approx(10, abs=0.2)
+    assert run_reproduce.noted(log, [second]) == {}  # it has not ended
+
+
 def test_a_folder_that_another_command_made_is_no_stage(v3_folder, tmp_path, monkeypatch, capsys):
     """The stage's flags and one more, another value, and the same with another recipe."""
     monkeypatch.chdir(tmp_path)
@@ -375,11 +388,11 @@ def test_a_submission_holds_labels_and_as_many_lines_in_each_file(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "predictions_EMO.tsv").write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match="want as many lines in each"):
-        run_reproduce.collect_submission(tmp_path / "out", {"1": str(tmp_path / "a"), "2": str(tmp_path / "b")})
+        run_reproduce.collect_submission(tmp_path / "out", {"1": str(tmp_path / "a"), "2": str(tmp_path / "b")}, {})
     with pytest.raises(ValueError, match="line 2: 'bliss'; want one of"):
-        run_reproduce.collect_submission(tmp_path / "out", {"1": str(tmp_path / "c")})
+        run_reproduce.collect_submission(tmp_path / "out", {"1": str(tmp_path / "c")}, {})
     with pytest.raises(ValueError, match="not there"):
-        run_reproduce.collect_submission(tmp_path / "out", {"1": str(tmp_path / "d")})
+        run_reproduce.collect_submission(tmp_path / "out", {"1": str(tmp_path / "d")}, {})
     assert not (tmp_path / "out").exists()
 
 
