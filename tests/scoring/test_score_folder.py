@@ -113,9 +113,12 @@ BROKEN = {
         ],
     ),
     "x.txt": (
-        b"first\n\n \t\nb\xffd\nnull\x00inside\nlast",
-        ["first", None, None, None, "null\x00inside", "last"],
-        ["line 2: the text is empty", "line 3: the text is empty", "line 4: the text is not UTF-8"],
+        b"first\n\n \t\nb\xffd\nnull\x00inside\n\xe2\x80\x8b\n\x00\x1b\nlast",
+        ["first", None, None, None, "null\x00inside", None, None, "last"],
+        [
+            *("line 2: the text is empty", "line 3: the text is empty", "line 4: the text is not UTF-8"),
+            *("line 6: the text is empty", "line 7: the text is empty"),  # nothing in them can be seen
+        ],
     ),
 }
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
+from texts_emodeberta import is_text
+
 from ..data.delimited import Record, UnreadableTable, broken
 from ..data.rows import (
     COMPRESSIONS,
@@ -155,7 +157,7 @@ class TextSource:
         """Check that a file has not changed since it was described: by size and times, and else by its SHA-256.
 
         Raises:
-            UnreadableFile: if it is not, and what was read of it may be of both.
+            UnreadableFile: if it has changed, so that the rows read so far may be of both versions.
         """
         if number >= len(self._paths):
             return  # standard input, or a revision of a dataset
@@ -226,9 +228,7 @@ class TextSource:
         if problem is None:
             if not isinstance(text, str):
                 problem = f"{column} is {'missing' if text is None else f'a {type(text).__name__}'}; want a text"
-            elif not text.strip():
-                problem = "the text is empty"
-            elif wrong := broken(text):
+            elif wrong := broken(text) or (None if is_text(text) else "empty"):
                 problem = f"the text is {wrong}"
         if problem is not None:
             return Row(None, known, f"{name}, {record.place}: {problem}", number)
