@@ -24,12 +24,12 @@ from transformers.utils import logging
 try:
     from .gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
-    from .layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse
+    from .layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse, has_hooks
     from .packing_emodeberta import Packing, PositionRows, bias_buckets, is_traced, relative_rows, rows_on_gpu
 except ImportError:
     from gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
-    from layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse
+    from layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse, has_hooks
     from packing_emodeberta import Packing, PositionRows, bias_buckets, is_traced, relative_rows, rows_on_gpu
 
 logger = logging.get_logger(__name__)
@@ -80,7 +80,7 @@ class EmoDebertaSelfAttention(DisentangledSelfAttention):
             return super().forward(
                 hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings
             )
-        dropout = self.dropout.p if self.training else 0.0
+        dropout = self.dropout.p if self.dropout.training else 0.0
         if attention_mask.one_grid:
             return self.attend_at_once(hidden_states, rel_embeddings, relative_pos, attention_mask, dropout), None
         query = self.query_proj(hidden_states) * self.scale
@@ -214,11 +214,6 @@ def bit_sums(weight: torch.Tensor) -> torch.Tensor:
     return rows.view(whole).sum(1, dtype=torch.int64)
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks of torch, or of accelerate, which fetch its weights."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
-
-
 class EmoDebertaEncoder(DebertaV2Encoder):
     """The encoder of `transformers`. Under `sdpa`, its layers see no padding and it keeps only the states asked for."""
 
@@ -327,7 +322,8 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         rows = relative_rows(*positions, device)
         if is_traced():
             return PositionRows(rows, rows.flip(0)), [self.get_rel_embedding()] * len(self.layer)
-        if self.training or torch.is_grad_enabled() or self._is_sharded():
+        drops = any(layer.attention.self.pos_dropout.training for layer in self.layer)
+        if drops or torch.is_grad_enabled() or self._is_sharded():
             rows = rows - (span - reach)
             reached = self.get_rel_embedding()[span - reach : span + reach]
             return PositionRows(rows, rows.flip(0)), [reached] * len(self.layer)

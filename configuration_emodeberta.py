@@ -1,4 +1,4 @@
-"""Configuration of EmoDeBERTa. Shipped inside every saved model, so it depends only on `transformers`."""
+"""Configuration of EmoDeBERTa. Ships in every saved model, so it needs only `transformers` and what that needs."""
 
 from copy import deepcopy
 from typing import Literal
@@ -32,7 +32,8 @@ ENSEMBLE_AUTO_MAP = {
 }
 # Settings of a training that are not part of the trained model.
 LOSS = ("class_weights", "label_smoothing")
-# Settings fitted on validation rows after a training. A new training from the checkpoint starts without them.
+# Settings fitted on validation rows after a training. run_classify.py starts a training without them. Loaded with other
+# labels or another problem type, a checkpoint loses them.
 CALIBRATION = ("calibration_temperature", "label_thresholds", "abstain_below")
 # The same for `pipeline("text-classification", …)`.
 CUSTOM_PIPELINES = {
@@ -116,8 +117,17 @@ class EmoDebertaConfig(DebertaV2Config):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Return the configuration as the library does, but without the loss settings that older folders contain."""
-        return super().from_dict({key: value for key, value in config_dict.items() if key not in LOSS}, **kwargs)
+        """Return the configuration as the library does, but without the loss settings that older folders contain.
+
+        If `num_labels`, the number of names in `id2label` or `problem_type` is another than in the dictionary, the
+        settings that were fitted on validation rows are left out, too.
+        """
+        before = config_dict.get("id2label") or range(2)
+        count = kwargs.get("num_labels") or len(kwargs.get("id2label") or before)
+        kind = config_dict.get("problem_type")
+        changed = count != len(before) or kwargs.get("problem_type", kind) != kind
+        left_out = {*LOSS, *(CALIBRATION if changed else ())}
+        return super().from_dict({key: value for key, value in config_dict.items() if key not in left_out}, **kwargs)
 
     def to_dict(self) -> dict:
         """Return the library's dictionary without the loss settings, what was not fitted, and the classes that

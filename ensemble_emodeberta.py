@@ -132,12 +132,11 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
         inputs |= other_tokenizers
         logits = torch.stack([member(**own).logits for member, own in self.with_inputs(inputs)])
         fused = fuse(logits.softmax(dim=-1), self.config.fusion, self.config.weights)
-        outputs = EnsembleOutput(
-            logits=to_logits(fused, self.config.temperature),
-            member_logits=logits.transpose(0, 1) if output_member_logits else None,
-        )
+        of_ensemble, loss = to_logits(fused, self.config.temperature), None
         if labels is not None:
-            outputs.loss = classification_loss(outputs.logits, labels, self.members[0].config, num_items_in_batch)
+            loss = classification_loss(of_ensemble, labels, self.members[0].config, num_items_in_batch)
+        of_members = logits.transpose(0, 1) if output_member_logits else None
+        outputs = EnsembleOutput(loss=loss, logits=of_ensemble, member_logits=of_members)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
 

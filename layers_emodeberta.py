@@ -45,6 +45,17 @@ def is_plain(module: nn.Module) -> bool:
     return module.bias is not None and type(module.weight) is nn.Parameter
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks of torch, or of accelerate, which fetch its weights."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
+
+
+def first_state(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the state of each text's first token, [CLS], `(batch, hidden)`. Padding may be on either side."""
+    first = attention_mask.bool().int().argmax(dim=1)
+    return states.gather(1, first[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
+
+
 def compute_dtype(states: torch.Tensor) -> torch.dtype:
     """Return the dtype of matrix products: autocast's, or that of the states."""
     kind = states.device.type
@@ -199,8 +210,12 @@ class EmoDebertaIntermediate(DebertaV2Intermediate):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dense = self.dense
-        if type(self.intermediate_act_fn) is Gelu and can_fuse(hidden_states, dense):
+        if type(self.intermediate_act_fn) is not Gelu:
+            return super().forward(hidden_states)
+        if can_fuse(hidden_states, dense):
             return DenseGelu.apply(hidden_states, dense.weight, dense.bias)
+        if has_hooks(dense):  # which may keep what `Gelu` overwrites
+            return F.gelu(dense(hidden_states))
         return super().forward(hidden_states)
 
 
@@ -208,7 +223,7 @@ class EmoDebertaOutput(DebertaV2Output):
     """The library's end of each half of a layer: a linear layer, dropout, the residual connection, normalisation."""
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        dense, norm, dropout = self.dense, self.LayerNorm, self.dropout.p if self.training else 0.0
+        dense, norm, dropout = self.dense, self.LayerNorm, self.dropout.p if self.dropout.training else 0.0
         if dropout < 1 and can_fuse(hidden_states, dense, norm):
             parameters = (dense.weight, dense.bias, norm.weight, norm.bias)
             return DenseAddNorm.apply(hidden_states, input_tensor, *parameters, norm.eps, dropout)

@@ -18,19 +18,20 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 )
 
 try:  # all files are imported here, because transformers 5.4 copies these but not what they import in turn
-    from .attention_emodeberta import EmoDebertaEncoder, has_hooks
+    from .attention_emodeberta import EmoDebertaEncoder
     from .configuration_emodeberta import EmoDebertaConfig
     from .gpu_emodeberta import AttentionChoice
     from .kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
-    from .layers_emodeberta import EmoDebertaOutput  # noqa: F401
+    from .layers_emodeberta import first_state, has_hooks
     from .packing_emodeberta import is_traced
     from .pipeline_emodeberta import EmotionPipeline
     from .texts_emodeberta import token_budget_batches  # noqa: F401
 except ImportError:
-    from attention_emodeberta import EmoDebertaEncoder, has_hooks
+    from attention_emodeberta import EmoDebertaEncoder
     from configuration_emodeberta import EmoDebertaConfig
     from gpu_emodeberta import AttentionChoice
     from kernels_emodeberta import Dropout, Tie, TiedLogits, TiedLookup
+    from layers_emodeberta import first_state, has_hooks
     from packing_emodeberta import is_traced
     from pipeline_emodeberta import EmotionPipeline
 
@@ -161,7 +162,7 @@ class EmoDebertaModel(AttentionChoice, DebertaV2Model):
         embedded = self.embeddings(input_ids, token_type_ids, position_ids, attention_mask, inputs_embeds)
         outputs = self.encoder(embedded, attention_mask, output_hidden_states, output_attentions)
         hidden = outputs.last_hidden_state
-        pooled = hidden[:, 0] if config.pooling == "cls" else masked_mean(hidden, attention_mask)
+        pooled = (first_state if config.pooling == "cls" else masked_mean)(hidden, attention_mask)
         outputs = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooled,

@@ -29,6 +29,7 @@ WINDOW = 2048
 # Options of the tokenizers that a call may also have.
 TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
 TOKENIZER_OPTIONS += ("return_token_type_ids", "split_special_tokens", "truncation", "verbose")
+_WHOLE = (None, False, "do_not_truncate")  # values of `truncation` with which a text is not cut
 # A tokenizer keeps the last caller's length and stride, so threads take turns, whichever pipeline they call.
 TOKENIZING = threading.Lock()
 
@@ -54,10 +55,11 @@ class EmotionPipeline(TextClassificationPipeline):
             on CPU, where larger batches do not fit in the cache, and 65,536 on an accelerator. `batch_size` is not
             used.
         abstain_below: Return the label `None` if the best label is less probable than this. Default: that of the
-            configuration, unless `top_k` is given; 0 always returns a label.
+            configuration, unless `top_k` or another `function_to_apply` is given; 0 always returns a label.
         thresholds: For a model with several classes per text: by label, the probability from which it counts (0.5 for
             labels not named). A result is then the list of labels that count, most probable first. Default: those of
-            the configuration, if it has any and neither `top_k` nor `abstain_below` is given.
+            the configuration, if it has any and none of `top_k`, `abstain_below` and another `function_to_apply` is
+            given.
         return_members: For an ensemble: each result is one dictionary with `label` and `score`, `scores` of all
             labels, `members` (label and score of each, by name) and `disagreement`, the share of the members that
             have another label.
@@ -97,7 +99,8 @@ class EmotionPipeline(TextClassificationPipeline):
         if isinstance(apply, str) and apply.upper() not in ClassificationFunction.__members__:
             raise ValueError(f"function_to_apply is {apply!r}; want sigmoid, softmax or none")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        preprocess.setdefault("truncation", True)
+        if not hasattr(self, "_preprocess_params"):  # in the constructor, whose options hold for every call
+            preprocess.setdefault("truncation", True)
         if unknown := sorted(preprocess.keys() - set(TOKENIZER_OPTIONS)):
             own = ("stride", "tokens_per_batch", "abstain_below", "thresholds", "return_members", "batch_size")
             options = (*own, "function_to_apply", "top_k", "text_pair", "num_workers", *TOKENIZER_OPTIONS)
@@ -123,8 +126,9 @@ class EmotionPipeline(TextClassificationPipeline):
             labels = list(self.model.config.id2label.values())
             if unknown := sorted(set(thresholds) - set(labels)):
                 raise ValueError(f"thresholds: {unknown[0]!r} is not a label; the labels are {', '.join(labels)}")
-            if abstain_below is not None:
-                raise ValueError("thresholds and abstain_below exclude each other")
+            for other, given in (("abstain_below", abstain_below is not None), ("top_k", "top_k" in kwargs)):
+                if given:
+                    raise ValueError(f"thresholds and {other} exclude each other")
             postprocess["thresholds"] = thresholds
         if tokens_per_batch is not None:
             if tokens_per_batch < 1:
@@ -144,9 +148,15 @@ class EmotionPipeline(TextClassificationPipeline):
         """Return the parameters with the model's own thresholds, where the caller did not ask for something else."""
         config = self.model.config
         thresholds, abstain_below = getattr(config, "label_thresholds", None), getattr(config, "abstain_below", None)
+        several = config.problem_type == "multi_label_classification"
+        function = "sigmoid" if several else "softmax"
+        if postprocess.get("function_to_apply", function) != function:  # the scores are no probabilities
+            if given := sorted(postprocess.keys() & {"thresholds", "abstain_below"}):
+                raise ValueError(f"{given[0]} is for probabilities; leave out function_to_apply")
+            return postprocess
         if postprocess.keys() & {"top_k", "thresholds", "abstain_below"}:
             return postprocess
-        if config.problem_type == "multi_label_classification":
+        if several:
             if thresholds is None:
                 return postprocess
             return postprocess | {"thresholds": {config.id2label[i]: value for i, value in enumerate(thresholds)}}
@@ -158,7 +168,7 @@ class EmotionPipeline(TextClassificationPipeline):
 
     def preprocess(self, inputs, **options):
         """Return the tokens of one text, or of another input that the library's pipeline takes."""
-        if isinstance(inputs, str) and options.get("truncation"):
+        if isinstance(inputs, str) and options.get("truncation") not in _WHOLE:
             inputs = beginning(inputs, self.tokenizer, self._limit(options))
         return super().preprocess(inputs, **options)
 
@@ -199,7 +209,10 @@ class EmotionPipeline(TextClassificationPipeline):
         """Return the predictions for a text or several; see the class for inputs and outputs."""
         kwargs = {key: value for key, value in kwargs.items() if key not in ("batch_size", "num_workers")}
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
-        postprocess = self._with_defaults(self._postprocess_params | postprocess)
+        own = self._postprocess_params
+        if "top_k" in kwargs:  # which asks for something else than thresholds given to the constructor
+            own = {name: value for name, value in own.items() if name != "thresholds"}
+        postprocess = self._with_defaults(own | postprocess)
         if isinstance(inputs, dict) and isinstance(inputs.get("text"), list | tuple):  # a batch of columns
             inputs, text_pair = inputs["text"], inputs.get("text_pair", text_pair)
         iterable = (hasattr(inputs, "__iter__") or hasattr(inputs, "__len__")) and not isinstance(inputs, type)
@@ -242,7 +255,7 @@ class EmotionPipeline(TextClassificationPipeline):
         with TOKENIZING:
             for tokenizer in self.tokenizers:
                 room = options.get("max_length") or tokenizer.model_max_length
-                cuts = options.get("truncation") and "stride" not in options
+                cuts = options.get("truncation") not in _WHOLE and "stride" not in options
                 encoded.append(
                     tokenizer([beginning(text, tokenizer, room) for text in texts] if cuts else texts, **options)
                 )

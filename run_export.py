@@ -41,6 +41,7 @@ from trainer_ext.training.saved_model import check_config, load_whole, reading
 ESSAYS = SHIPPED / "examples" / "essays.tsv"
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one
 EQUAL_DECISIONS = 0.995
+REPORT = "export.json"
 
 
 def main() -> None:
@@ -70,8 +71,10 @@ def main() -> None:
     texts = read_texts(args.check_file, args.text_column_name)
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
     before = [path for path in output_dir.glob("*") if not path.name.startswith(".")]
+    if other := [path.name for path in before if path.name != REPORT and ".onnx" not in path.suffixes]:
+        raise InputError(f"{output_dir}: is in use, {other[0]} is of no export; give another --output_dir")
     if before and not args.overwrite_output_dir:
-        raise InputError(f"{output_dir} exists; give --overwrite_output_dir or another --output_dir")
+        raise InputError(f"{output_dir}: holds an export; give another --output_dir, or --overwrite_output_dir")
     check_free(output_dir)
     model, tokenizer = load(args.model)
 
@@ -94,9 +97,9 @@ def main() -> None:
         if report["equal_decisions"] < EQUAL_DECISIONS:
             (staging / "model_int8.onnx").unlink()
         reports["model_int8.onnx"] = report
-    write_json(staging / "export.json", {"texts": len(texts), "against PyTorch, float32": reports})
+    write_json(staging / REPORT, {"texts": len(texts), "against PyTorch, float32": reports})
     for path in before:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.unlink()
     open_to_readers(staging)
     for path in staging.iterdir():
         path.rename(output_dir / path.name)

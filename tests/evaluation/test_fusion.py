@@ -322,6 +322,12 @@ def test_an_ensemble_saves_and_loads(fused, tmp_path, device):
     inputs = {name: values.to(device) for name, values in inputs.items()}
     with torch.no_grad():
         want = model.eval()(**{name: values.cpu() for name, values in inputs.items()}, output_member_logits=True)
+        labels = torch.tensor([0, 1])
+        first, *others = model(
+            **{name: values.cpu() for name, values in inputs.items()}, labels=labels, return_dict=False
+        )
+        torch.testing.assert_close(first, torch.nn.functional.cross_entropy(want.logits, labels))  # as in the library
+        torch.testing.assert_close(others, [want.logits])
         for dtype, within in ((torch.float32, 1e-5), *([(torch.float16, 2e-2)] if device.type == "cuda" else [])):
             found = again.to(device, dtype).eval()(**inputs, output_member_logits=True)
             torch.testing.assert_close(found.logits.cpu(), want.logits, atol=within, rtol=within)

@@ -206,6 +206,47 @@ def test_dropout_reaches_the_attention(device):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("part", ["attention_probs_dropout_prob", "hidden_dropout_prob"])
+def test_dropout_may_be_on_in_evaluation_and_off_in_training(part):
+    """By its own mode, as in the library: on for Monte Carlo dropout, and off to fine-tune without it."""
+    _, model = both(TINY | NO_DROPOUT | {part: 0.5})
+    batch = padded_batch(41)
+    with torch.no_grad():
+        wanted = model.eval()(**batch)[0]
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train()
+        first, second = (model(**batch)[0] for _ in range(2))
+        assert not torch.equal(first, second)
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+        torch.testing.assert_close(model(**batch)[0], wanted)
+
+
+def test_position_dropout_follows_its_own_mode_too():
+    """Projections that were kept have none."""
+    _, model = both(TINY | NO_DROPOUT | {"hidden_dropout_prob": 0.5})
+    batch = padded_batch(41)
+    model.eval()
+    for layer in model.encoder.layer:
+        layer.attention.self.pos_dropout.train()
+    with torch.no_grad():
+        assert not torch.equal(model(**batch)[0], model(**batch)[0])
+
+
+def test_a_hook_may_keep_what_it_saw():
+    """GELU in place would change it."""
+    _, model = both(TINY | NO_DROPOUT)
+    model.eval()
+    dense, seen = model.encoder.layer[0].intermediate.dense, {}
+    dense.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs[0], output=output))
+    with torch.no_grad():
+        model(**padded_batch(41))
+        torch.testing.assert_close(seen["output"], torch.nn.functional.linear(seen["inputs"], dense.weight, dense.bias))
+
+
 @pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
 def test_it_compiles(name):
     eager, ours = both(OPTIONS[name])

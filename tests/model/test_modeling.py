@@ -100,6 +100,19 @@ def test_pooler_output_is_masked_mean_or_first_token(model, batch):
         assert torch.equal(outputs.pooler_output, outputs.last_hidden_state[:, 0])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_may_be_on_the_left(model, batch, pooling):
+    model.config.pooling = pooling
+    shifts = batch["attention_mask"].shape[1] - batch["attention_mask"].sum(1)
+    assert shifts.max() > 0
+    left = {
+        name: torch.stack([row.roll(int(shift)) for row, shift in zip(values, shifts, strict=True)])
+        for name, values in batch.items()
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(model(**left).logits, model(**batch).logits, atol=1e-5, rtol=0)
+
+
 def test_padding_does_not_change_logits(model, batch):
     alone = {key: value[:1, : int(batch["attention_mask"][0].sum())] for key, value in batch.items()}
     with torch.no_grad():

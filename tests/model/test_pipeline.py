@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import resource
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -84,6 +85,18 @@ def test_a_long_text_is_cut_to_the_same_tokens_before_it_is_tokenised(classify, 
 def test_options_may_be_given_at_construction(classify, parts):
     options = {"stride": 4, "abstain_below": 0.9, "tokens_per_batch": 300}
     assert EmotionPipeline(**parts, **options)(TEXTS[:5]) == classify(TEXTS[:5], **options)
+
+
+@pytest.mark.parametrize("option", [False, "do_not_truncate"])
+def test_a_text_is_read_whole_on_request(option, classify, parts, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "model_max_length", 16)
+    long = TEXTS[3]
+    ids = tokenizer([long])["input_ids"]
+    assert len(ids[0]) > 100
+    with torch.no_grad():
+        want = float(parts["model"](torch.tensor(ids)).logits.softmax(dim=-1).max())
+    for results in (classify([long], truncation=option), EmotionPipeline(**parts, truncation=option)([long])):
+        assert results[0]["score"] == pytest.approx(want, abs=1e-5)
 
 
 class Map(torch.utils.data.Dataset):
@@ -394,6 +407,50 @@ def test_thresholds_choose_labels(v3_folder, tokenizer):
         assert got == [entry for entry in row if entry["score"] >= want[entry["label"]]]
     with pytest.raises(ValueError, match="'hope' is not a label"):
         classify(TEXTS, thresholds={"hope": 0.5})
+    with pytest.raises(ValueError, match="thresholds and top_k exclude each other"):
+        classify(TEXTS, thresholds={"fear": 0.5}, top_k=1)
+    made_with = EmotionPipeline(model=model, tokenizer=tokenizer, thresholds={"fear": 0.5})
+    assert made_with(TEXTS[:20], top_k=None) == every
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+def test_the_models_thresholds_are_for_probabilities(v3_folder, tokenizer, kind):
+    """A logit below a threshold may be of a probability above it."""
+    several = kind == "multi_label_classification"
+    fitted = {"label_thresholds": [0.0, 0.0, 0.0]} if several else {"abstain_below": 1.0}
+    model = warm_start(str(v3_folder), num_labels=3, problem_type=kind).eval()
+    classify = EmotionPipeline(model=model, tokenizer=tokenizer)
+    logits = classify(TEXTS[:3], function_to_apply="none")
+    for name, value in fitted.items():
+        setattr(model.config, name, value)
+    assert classify(TEXTS[:3], function_to_apply="none") == logits
+    own = classify(TEXTS[:3])
+    assert own == classify(TEXTS[:3], function_to_apply="sigmoid" if several else "softmax")
+    assert [len(row) for row in own] == [3] * 3 if several else [row["label"] for row in own] == [None] * 3
+    given = {"thresholds": {}} if several else {"abstain_below": 0.5}
+    with pytest.raises(ValueError, match="is for probabilities; leave out function_to_apply"):
+        classify(TEXTS[:3], function_to_apply="none", **given)
+
+
+def test_settings_fitted_for_other_labels_are_left_out(v3_folder, tmp_path):
+    """A head for more labels would otherwise not load, or not be saved after its training."""
+    several = "multi_label_classification"
+    model = warm_start(str(v3_folder), num_labels=3, problem_type=several)
+    model.config.label_thresholds, model.config.calibration_temperature = [0.2, 0.3, 0.4], 1.5
+    model.save_pretrained(tmp_path)
+
+    def loaded(**options) -> EmoDebertaConfig:
+        model = EmoDebertaForSequenceClassification.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **options)
+        model.save_pretrained(tmp_path / "again")
+        return model.config
+
+    for same in ({}, {"num_labels": 3}, {"id2label": {0: "a", 1: "b", 2: "c"}}, {"problem_type": several}):
+        config = loaded(**same)
+        assert (config.label_thresholds, config.calibration_temperature) == ([0.2, 0.3, 0.4], 1.5)
+    others = ({"num_labels": 5}, {"id2label": {0: "a", 1: "b"}}, {"problem_type": "single_label_classification"})
+    for other in others:
+        config = loaded(**other)
+        assert (config.label_thresholds, config.calibration_temperature) == (None, None)
 
 
 def test_thresholds_are_for_several_classes(classify):
@@ -407,7 +464,7 @@ ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "
 
 
 BIASED = {"position_bias_buckets": 32}
-CALIBRATED = ABSOLUTE | {"calibration_temperature": 1.7}
+CALIBRATED = ABSOLUTE | {"calibration_temperature": 1.7, "pooling": "cls"}
 
 
 @pytest.mark.parametrize("options", [TINY, XXLARGE_STYLE, UNSHARED, CALIBRATED, ABSOLUTE | BIASED, UNSHARED | BIASED])
@@ -444,8 +501,21 @@ def test_a_trained_folder_is_exported_and_checked(finished, tmp_path):
     kept = "model_int8.onnx" in written
     assert kept == (int8["equal_decisions"] >= 0.995) == (done.returncode == 0)
     assert kept or "int8 is not written" in done.stderr
-    with pytest.raises(InputError, match="exists; give --overwrite_output_dir"):
+    with pytest.raises(InputError, match=r"holds an export; give another --output_dir, or --overwrite_output_dir"):
         call(run_export.main, folder, "--output_dir", tmp_path / "onnx")
+    call(run_export.main, folder, "--output_dir", tmp_path / "onnx", "--overwrite_output_dir")
+    assert {path.name for path in (tmp_path / "onnx").glob("[!.]*")} == {"export.json", "model.onnx"}
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite_output_dir",)])
+def test_an_export_replaces_nothing_but_an_export(finished, flags, tmp_path):
+    """The model's own folder least of all."""
+    shutil.copytree(finished[0], tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path / "model", tmp_path):
+        with pytest.raises(InputError, match=r"is in use, .* is of no export; give another --output_dir"):
+            call(run_export.main, tmp_path / "model", "--output_dir", folder, *flags)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
