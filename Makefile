@@ -77,7 +77,7 @@ demo: $(DEMO) $(if $(filter outputs/quickstart,$(EMODEBERTA_MODEL)),outputs/quic
 outputs/quickstart/config.json: | $(BASE)
 	$(BIN)/python run_classify.py recipes/quickstart.yaml
 
-reproduce: $(BASE)  ## the paper's system from the corpora (EMODEBERTA_DATA=folder) to the submission; hours, resumable
+reproduce: $(BASE)  ## the paper's system on MiniLM, from the corpora (EMODEBERTA_DATA=folder) to the first submission; hours, resumable
 	$(BIN)/python run_reproduce.py recipes/wassa2022_full.yaml $(ARGS)
 
 clean:  ## remove the virtual environment and caches; outputs/ stays

@@ -14,9 +14,9 @@ The files are train, validation and test, in this order. The page shows how many
     notes     the same where it is usual, and lengths
     flags     what to give to run_classify.py
 
-A near-copy has six words or more. Of these one in eight may differ from the other text, and of ten words or more one
-in five; or ten words or more are part of a longer text. Case, punctuation, emoji, links and user names do not count.
-A text that was written anew is not found.
+A near-copy has at least six words, and at most one word in eight differs from the other text. From ten words on, it is
+one in five. A text of ten words or more is also a near-copy if a longer text contains most of it. Case, punctuation,
+emoji, links and user names do not count. A text that was reworded throughout is not found.
 
 Rows are named by number (the header is row 1), or by --id_column_name. No text is printed. run_classify.py makes the
 same checks when it starts.

@@ -17,11 +17,11 @@ The YAML file lists the variants. Each is a set of flags of run_classify.py, or 
     reference: mean of the token states   # the row to compare the others with; optional, by default the first
     seeds: [1]                         # optional, like cv_folds and columns; the flags below override them
 
-All other flags are those of run_classify.py (see its --help) and apply to all variants. Each training is a process of
-its own, stored in --trials_dir under a hash of what decides its result. Finished trainings are skipped, killed ones
-resume. Rows are divided into folds by writer (--group_column) and class. Each row is scored by a model that did not
-train on its writer. A variant with --select best_on_dev chooses its epoch on 20% of its training writers, never on the
-held-out fold.
+All other flags are those of run_classify.py (see its --help) and apply to every variant that does not set them. Each
+training is a process of its own, stored in --trials_dir under a hash of what decides its result. Finished trainings
+are skipped, killed ones resume. Rows are divided into folds by writer (--group_column) and class. Each row is scored
+by a model that did not train on its writer. A variant with --select best_on_dev chooses its epoch on 20% of its
+training writers, never on the held-out fold.
 
 The results are:
 

@@ -296,12 +296,14 @@ def write_shards(folder: ScoreFolder, args: argparse.Namespace, dtype: str, engi
         except InputError as error:  # that the first process may not meet
             raise ProcessError(str(error)) from error
         except MemoryError as error:
-            other = " and another --output, for those there were made with as many" if folder.finished() else ""
+            other = (
+                " and another --output, because the shards in this one used the same value" if folder.finished() else ""
+            )
             raise ProcessError(f"out of memory; give fewer --tokens_per_batch{other} ({first_line(error)})") from error
         except OSError as error:
             raise ProcessError(
                 f"{folder.folder}: cannot write a shard ({error.strerror or first_line(error)}); "
-                f"{len(folder.finished())} are there and stay valid; start again in the same way when that is put right"
+                f"{len(folder.finished())} are there and stay valid; fix that, then run the same command again"
             ) from error
     return number + 1
 
@@ -334,7 +336,7 @@ def summarise(folder: ScoreFolder, shards: int, abstains: bool, args: argparse.N
         print(f"{manifest['errors']:,} rows have an error instead of a label; the first: {manifest['first_error']}")
     if manifest["truncated"]:
         print(f"{manifest['truncated']:,} texts are longer than the model reads and were cut")
-    print(f"saved to {folder.folder}/, manifest.json tells the shards")
+    print(f"saved to {folder.folder}/; manifest.json lists the shards")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ Give a recipe of run_classify.py, flags alone, or a YAML file that says what to 
       class_weights: [none, balanced]
     cv_folds: 5                        # optional
 
-Without a file, the columns are chosen, and the search starts from the rate, batches and epochs that run_classify.py
-takes for these rows. Without `search:`, learning rate, epochs and batch size are searched around the recipe's own
-values, and with them the head (classifier_hidden_size, pooling), class weights and Child-Tuning. All other flags on
-the command line are those of run_classify.py (see its --help) and apply to all configurations.
+Without a file, the columns are chosen. The search starts from the rate, batch size and epochs that run_classify.py
+uses when there are no validation rows (3 to 10 epochs). Without `search:`, learning rate, epochs and batch size are
+searched around the recipe's own values, and with them the head (classifier_hidden_size, pooling), class weights and
+Child-Tuning. All other flags on the command line are those of run_classify.py (see its --help) and apply to all
+configurations.
 
 The recipe's own values are trained first. Optuna then proposes configurations. Each is trained fold by fold, and
 stopped where its gain is below the median of those that were finished. Each training is a process of its own, kept in

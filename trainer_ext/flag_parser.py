@@ -65,7 +65,7 @@ def refuse(unknown: Sequence[str], known: Iterable[str]) -> None:
     The error names the first such argument and suggests a flag that looks similar.
 
     Args:
-                unknown: The arguments that the parser did not know; may be empty.
+        unknown: The arguments that the parser did not know; may be empty.
         known: All flags of the script.
     """
     if unknown:

@@ -399,7 +399,7 @@ def test_a_child_is_found_on_a_stream(endless, train, dataset):
 
 @pytest.mark.parametrize("endless", [True, False])
 def test_a_stream_that_can_be_read_once_is_refused_for_d_and_trains_with_f(endless, train, dataset):
-    with pytest.raises(ChildTuningError, match="want a dataset that starts again for each iteration"):
+    with pytest.raises(ChildTuningError, match="want one that restarts at each iteration"):
         train(train_dataset=Stream(rows_of(dataset), endless, once=True), child_tuning="D", max_steps=3)
     stream = Stream(rows_of(dataset), endless, once=True)
     assert train(train_dataset=stream, child_tuning="F", max_steps=3).state.global_step == 3
@@ -650,7 +650,7 @@ def test_parameters_added_later_are_masked_or_asked_for(variant):
         assert 0.2 < (parameter != 0).float().mean() < 0.4
 
 
-def test_parameters_unfrozen_after_d_found_its_child_are_asked_for():
+def test_parameters_unfrozen_after_d_found_its_child_are_asked_for(tmp_path):
     """Without information, none of their entries would be in the child, and nothing would train them."""
     first, second = (torch.nn.Parameter(torch.zeros(100)) for _ in range(2))
     second.requires_grad_(False)
@@ -659,8 +659,12 @@ def test_parameters_unfrozen_after_d_found_its_child_are_asked_for():
     first.grad = torch.ones(100)
     child.optimizer.step()
     second.requires_grad_(True)
-    with pytest.raises(ChildTuningError, match=r"call find\(\) again after requires_grad_"):
-        child.optimizer.step()
+    child.save(tmp_path / "masks.safetensors")
+    resumed = ChildNetwork(torch.optim.SGD([first, second], lr=1.0), "D", 0.3, scope="all")
+    resumed.load(tmp_path / "masks.safetensors")
+    for asked in (child, resumed):
+        with pytest.raises(ChildTuningError, match=r"call find\(\) again after requires_grad_"):
+            asked.optimizer.step()
 
 
 @pytest.mark.parametrize("target", ["gradient", "update"])

@@ -123,7 +123,7 @@ def test_checkpoints_of_weights_stay_and_the_run_starts_over(v3_folder, tmp_path
     process.kill()
     left = [path.name for path in checkpoints_of_weights(tmp_path / "killed")]
     said = run("killed").stderr
-    assert f"{', '.join(left)}: weights alone (--save_only_model), from which no training resumes" in said
+    assert f"{', '.join(left)}: weights only (--save_only_model), so training cannot resume from them" in said
     assert "cut short" not in said
     assert same_weights(tmp_path / "straight", tmp_path / "killed")
     for path in checkpoints_of_weights(tmp_path / "killed"):

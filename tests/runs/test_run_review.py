@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from support import ESSAYS, call
 
 import run_review
-from trainer_ext.baselines.review_models import encoder_at_hand, group_folds
+from trainer_ext.baselines.review_models import encoder_at_hand, quick_group_folds
 from trainer_ext.data.load import load_corpus
 from trainer_ext.data.review_list import read_list
 from trainer_ext.errors import InputError
@@ -110,14 +110,14 @@ def test_several_labels_are_reviewed(tmp_path):
 
 def test_rows_of_a_group_are_in_one_fold():
     groups, classes = [f"group {i // 2}" for i in range(60)], np.arange(60) // 2 % 2
-    folds = group_folds(groups, classes, 5)
+    folds = quick_group_folds(classes, groups, 5)
     assert (folds[::2] == folds[1::2]).all()
     assert set(folds) == set(range(5))
-    assert set(group_folds(groups[:12], classes[:12], None)) == set(range(3))
+    assert set(quick_group_folds(classes[:12], groups[:12], None)) == set(range(3))
     with pytest.raises(InputError, match=r"--cv_folds is 50; want 2 to 15"):
-        group_folds(groups, classes, 50)
+        quick_group_folds(classes, groups, 50)
     with pytest.raises(InputError, match="want two labels with two different texts or more"):
-        group_folds(groups[:6], classes[:6], None)
+        quick_group_folds(classes[:6], groups[:6], None)
 
 
 def test_a_handful_of_rows_will_do_and_copies_do_not_vouch_for_one_another(bert_folder, tmp_path):

@@ -62,7 +62,7 @@ def quick_predictions(
     rows, classes = corpus.splits["train"], corpus.classes("train")
     texts = np.array(rows["text"][:], dtype=object)
     groups = rows["group"] if "group" in rows.column_names else text_groups(texts)
-    of_row = group_folds(groups, classes, folds)
+    of_row = quick_group_folds(classes, groups, folds)
     vectors = vectors_of(texts.tolist())
     characters = {
         "analyzer": "char_wb",
@@ -77,14 +77,14 @@ def quick_predictions(
     ]
 
 
-def group_folds(groups: Sequence[str], classes: np.ndarray, folds: int | None) -> np.ndarray:
+def quick_group_folds(classes: np.ndarray, groups: Sequence[str], folds: int | None) -> np.ndarray:
     """Return the fold of each row, `(rows,)`, with the rows of a group in one fold and similar shares of classes.
 
-    Unlike [`trainer_ext.data.folds.cross_validation_folds`], it takes no time for thousands of groups.
+    Unlike [`trainer_ext.data.folds.group_folds`], it takes no time for thousands of groups.
 
     Args:
-        groups: Of each row; for example of texts that are copies.
         classes: Class ids `(rows,)`, or 0/1 `(rows, labels)`.
+        groups: Of each row; for example of texts that are copies.
         folds: Number of folds; by default 10, or fewer for fewer rows.
 
     Raises:

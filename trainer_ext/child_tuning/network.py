@@ -188,6 +188,7 @@ class ChildNetwork:
         self.step += 1
 
     def _mask_drawn(self, gradient: torch.Tensor, draws: "Draws") -> None:
+        """Mask a gradient with drawn masks. Of a tall matrix (an embedding's), only rows with a gradient draw."""
         if gradient.dim() != 2 or len(gradient) < MANY_ROWS:
             keep(gradient, self._counted(draws), kept_levels(self.p) / 2**16)
             return
@@ -277,11 +278,16 @@ class ChildNetwork:
         for index in list(information):
             self.masks[index] = information.pop(index) >= threshold
 
+    @property
+    def _told(self) -> dict[str, str]:
+        """What a file of masks says, and must be equal to read it."""
+        return {"p": str(self.p), "scope": self.scope}
+
     def save(self, path: str | os.PathLike) -> None:
         """Write this process's masks of D to a safetensors file."""
         kept = {str(index): mask for index, mask in enumerate(self.masks or ()) if mask is not None}
         partial = f"{os.fspath(path)}.partial"
-        save_file(kept, partial, metadata={"p": str(self.p), "scope": self.scope})
+        save_file(kept, partial, metadata=self._told | {"frozen": " ".join(map(str, self._frozen))})
         os.replace(partial, path)
 
     def load(self, path: str | os.PathLike) -> None:
@@ -297,14 +303,15 @@ class ChildNetwork:
         except SafetensorError as error:
             raise ChildTuningError(f"{path}: not whole ({error}); Child-Tuning D does not resume without it") from error
         with opened as file:
-            if file.metadata() != {"p": str(self.p), "scope": self.scope}:
-                raise ChildTuningError(f"{path}: the child network of {file.metadata()}, not of {self.p}, {self.scope}")
+            made = file.metadata() or {}
+            if {name: made.get(name) for name in self._told} != self._told:
+                raise ChildTuningError(f"{path}: the child network of {made}, not of {self._told}")
             for key in file.keys():  # noqa: SIM118
                 mask = file.get_tensor(key)
                 if int(key) >= len(parameters) or mask.shape != local_part(parameters[int(key)]).shape:
                     raise ChildTuningError(f"{path}: the child network of another model (parameter {key})")
                 masks[int(key)] = mask.to(local_part(parameters[int(key)]).device)
-        self.masks = masks
+        self.masks, self._frozen = masks, [int(index) for index in made.get("frozen", "").split()]
 
 
 def _dense(gradient: torch.Tensor) -> torch.Tensor:

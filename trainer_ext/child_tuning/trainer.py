@@ -89,10 +89,8 @@ class ChildTuningTrainer(Trainer):
 
     Raises:
         ChildTuningError: if `args` is not a `ChildTuningArguments`, or under DeepSpeed, whose optimizer has no hooks.
-            When
-            training begins: if the optimizer changes weights outside of its steps (LOMO, layer-wise GaLore and APOLLO),
-                or
-            for D if the training data can be read only once.
+            When training begins: if the optimizer changes weights outside its steps (LOMO, layer-wise GaLore and
+            APOLLO), or for D if the training data can be read only once.
     """
 
     def __init__(self, *args, **kwargs):
@@ -155,8 +153,8 @@ class ChildTuningTrainer(Trainer):
                 firsts.append(next(iter(self.train_dataset), None))
         if not _same(*firsts):
             raise ChildTuningError(
-                "Child-Tuning D reads the training data once before it trains, and these resume where they were left, "
-                "or differ; want a dataset that starts again for each iteration, or --child_tuning F"
+                "Child-Tuning D reads the training data twice, but this dataset does not start over with the same "
+                "rows; want one that restarts at each iteration, or --child_tuning F"
             )
 
     def _losses(self, model: nn.Module, batches: int | None) -> Iterator[torch.Tensor]:

@@ -193,9 +193,9 @@ def copies(texts: Sequence[str]) -> list[tuple[int, int]]:
     """Return pairs of texts of which the first is a copy of the second, each text once as a copy at most.
 
     The first of a pair has the higher index. Exact copies differ in case, punctuation, links, user names and the width
-    of letters only. Near-copies have at least six words, of which one in eight may be changed, or from ten words on one
-    in five; or one contains the other, as in [`trainer_ext.data.leakage.LeakageGuard`]. Only texts that share a run of
-    three words are compared, so a copy with changes everywhere is missed.
+    of letters only. Near-copies have at least six words, and at most one word in eight differs, or one in five from ten
+    words on. A text of ten words or more is also a near-copy if a longer one contains most of it. Only texts that share
+    a run of three words are compared, so a copy with changes everywhere is missed.
 
     Args:
         texts: Their order decides which of two is the copy.

@@ -183,7 +183,6 @@ def load_corpus(
         dataset_config_name: Configuration of a Hub dataset.
         data_dir: Folder with the built-in corpora.
         files: Path by split (`train`, `validation`, `test`): .csv, .tsv, .json, .jsonl or .parquet.
-        quoting: Of csv and tsv; see `trainer_ext.data.delimited.delimited_rows`.
         split_names: Split names of a Hub dataset, if not `train`, `validation` and `test`.
         text_column: Column with the text, by default `text`. Several columns, separated by commas, are joined.
         text_delimiter: Separates the joined columns.

@@ -254,8 +254,7 @@ def drawn_as_text(names: Iterable[str]) -> Iterator[list[str]]:
 
     Yields:
         The names as they should be drawn: on one line, at most 60 characters each. A character that no installed font
-            has
-        is replaced by its escape code, and a warning is logged.
+        has is replaced by its escape code, and a warning is logged.
     """
     lines = [line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…" for line in map(one_line, names)]
     families, missing = _fonts_for(frozenset("".join(lines)))

@@ -57,7 +57,8 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     would also upload its pickled arguments.
 
     Raises:
-        InputError: if the model or the folder is not named, or the checkpoint to resume from is missing.
+        InputError: if the model or the folder is not named, the checkpoint to resume from is missing, or nothing is
+            trained that could be published.
     """
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
@@ -70,6 +71,8 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
         raise InputError(f"--output_dir {output_dir}: is --model_name_or_path, which stays as it is; give another")
     if not trains(args) and args.world_size > 1:
         raise InputError("--do_eval and --do_predict without --do_train are for one process; run_score.py takes many")
+    if args.push_to_hub and not trains(args):
+        raise InputError("--push_to_hub publishes after a training; run_publish.py publishes a finished folder")
     args.output_dir = str(output_dir / CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False
@@ -91,7 +94,9 @@ def check_training(args: TrainingArguments) -> None:
             raise InputError(f"--{name} is {value}; want {wanted}")
     for name, usual in _USUAL.items():
         if getattr(args, name) != usual:
-            raise InputError(f"--{name}: what is predicted is evaluated whole, once training is done; leave it out")
+            raise InputError(
+                f"--{name}: not supported, because evaluation needs all predictions in one piece; leave it out"
+            )
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise InputError(f"--num_train_epochs is {args.num_train_epochs}; want more than 0, or --max_steps")
     try:
@@ -258,6 +263,8 @@ def _check_combinations(model_args: ModelArguments, run_args: RunArguments, args
         if run_args.pretrained_share:
             raise InputError("--pretrained_share under FSDP is not supported; leave it out, or use DDP")
     if run_args.select == "average" and model_args.lora_rank is not None:
-        raise InputError("--select average is of weights; the mean of low-rank factors is another model's")
+        raise InputError(
+            "--select average and --lora_rank: the mean of low-rank factors is another model's; leave one out"
+        )
     if run_args.select == "average" and args.save_only_model:
         raise InputError("--select average needs whole checkpoints; leave out --save_only_model")

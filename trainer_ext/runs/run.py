@@ -311,8 +311,8 @@ class Run:
                     logger.info(f"{name} was cut short and is removed")
                 if weights := checkpoints_of_weights(self.folder):
                     logger.warning(
-                        f"{', '.join(path.name for path in weights)}: weights alone (--save_only_model), from which "
-                        "no training resumes; they stay until checkpoints of this start replace them"
+                        f"{', '.join(path.name for path in weights)}: weights only (--save_only_model), so "
+                        "training cannot resume from them; this run's checkpoints will replace them"
                     )
         resume = self.args.resume_from_checkpoint or next(map(str, reversed(checkpoints(self.folder))), None)
         if resume:

@@ -130,9 +130,9 @@ def cluster(model: tuple[str, str | None, str | None], gpus_per_worker: float | 
 def _ended_by_signals() -> Iterator[Callable[[], None]]:
     """End this process at once on Ctrl-C or SIGTERM within a `with` block. A Ray that it started ends with it.
 
-    Yields what takes SIGTERM back from Ray.
+    Yield a function that takes SIGTERM back after Ray has installed its own handler.
 
-    A thread does so, because an exception that a handler raises in the middle of Ray's code is lost, or aborts.
+    A thread ends the process, because an exception of a handler in the middle of Ray's code is lost, or aborts.
     """
     if threading.current_thread() is not threading.main_thread():  # which gets the signals
         yield lambda: None

@@ -153,7 +153,10 @@ class EpochLines(TrainerCallback):
             _log(f"kept: {when}, with {name} {state.best_metric:.{digits}f} on validation")
 
     def _want_loss(self, state: TrainerState, control: TrainerControl) -> None:
-        """Log the training loss if it was not since the last evaluation, in this epoch; as a resumed run does, too."""
+        """Request a log of the training loss, unless this epoch logged one after its last evaluation.
+
+        It reads the saved log, so a resumed run logs at the same steps.
+        """
         before = math.ceil(state.epoch) - 1
         for entry in reversed(state.log_history):
             if entry["epoch"] <= before or "eval_loss" in entry:
