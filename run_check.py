@@ -32,7 +32,7 @@ if __name__ == "__main__":
 import logging
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ from trainer_ext.data.folds import check_trainable
 from trainer_ext.data.load import DataArguments, corpus_arguments, load_corpus
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
-from trainer_ext.files import write_json
+from trainer_ext.files import check_no_input, read_object, write_json
 from trainer_ext.recipes import HubAccess, RecipeParser, flag
 
 # Flags of run_classify.py that say what to do with the rows, not what they are.
@@ -94,18 +94,22 @@ def main() -> None:
         logging.getLogger(f"trainer_ext.data.{reader}").addHandler(notes)
     source_args, args = parse(sys.argv[1:])
     data_args = DataArguments(**vars(source_args))
+    output = Path(args.json) if args.json else None
+    data = [data_args.train_file, data_args.validation_file, data_args.test_file, data_args.dataset_name]
+    if output:
+        check_json(output, data[:3])
     try:
         access = HubAccess(cache_dir=args.cache_dir, token=args.token)
         tables = choose_columns(data_args, access)
         corpus = load_corpus(**corpus_arguments(data_args, access), tables=tables)
         check_trainable(corpus)
     except InputError as error:
-        if args.json:
-            write_json(Path(args.json), {"findings": [asdict(Finding("wrong", "rows", str(error)))]})
+        if output and any(data):
+            write_json(output, {"findings": [asdict(Finding("wrong", "rows", str(error)))]})
         raise
     found = [*findings(corpus, data_args, args.class_weights, token_counter(args)), *notes.found]
-    if args.json:
-        write_json(Path(args.json), record(corpus, found))
+    if output:
+        write_json(output, record(corpus, found))
     print("\n".join(page(corpus, found)))
     if wrong := [finding.message for finding in found if finding.level == "wrong"]:
         raise InputError(f"{corpus.source}: {wrong[0]}")
@@ -126,6 +130,19 @@ def parse(argv: list[str]) -> tuple[SourceArguments, CheckArguments]:
             raise InputError(f"{file}: is the {split} file, and --{split}_file names another; give one of the two")
         flags.append(f"--{split}_file={file}")
     return parser.parse([*flags, *argv])
+
+
+def check_json(output: Path, files: Sequence[str | None]) -> None:
+    """Check that the file of `--json` can be written, and replaces at most the record of an earlier check.
+
+    Raises:
+        InputError: if not.
+    """
+    check_no_input("--json", output, files)
+    if output.exists() and "findings" not in read_object(output):
+        raise InputError(f"--json {output}: exists, and is not the record of a check; give another, or remove it")
+    if not output.parent.is_dir():
+        raise InputError(f"--json {output}: there is no folder {output.parent}; want one that exists")
 
 
 def token_counter(args: CheckArguments) -> Callable[[list[str]], list[int]] | None:

@@ -56,6 +56,7 @@ from trainer_ext.data.review_list import FORMATS, Listed, read_list, write_list
 from trainer_ext.errors import InputError, run_command
 from trainer_ext.escape import one_line
 from trainer_ext.evaluation.error_analysis import Review, check_installed, review
+from trainer_ext.files import check_no_input
 from trainer_ext.flag_parser import MINILM, MPNET
 from trainer_ext.recipes import RecipeParser, flag
 from trainer_ext.runs.held_out import Opinion, aligned, load_predicted, read_held_out, several_labels
@@ -97,6 +98,8 @@ def main() -> None:
     if not args.output:
         raise InputError("give --output, the file for the list (or, with --apply, for the corrected data)")
     check_output(Path(args.output), WRITABLE if args.apply else FORMATS[args.format], args.overwrite)
+    data = (data_args.train_file, data_args.validation_file, data_args.test_file)
+    check_no_input("--output", Path(args.output), (*data, args.apply))
     if args.apply:
         apply(args, data_args)
         return
@@ -143,8 +146,10 @@ def check_output(path: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     if path.suffix not in suffixes:
         wanted = "a folder" if suffixes == FORMATS["argilla"] else f"a name with {', '.join(suffixes)}"
         raise InputError(f"--output {path}: want {wanted}")
-    if path.exists() and not overwrite:
-        raise InputError(f"--output {path}: exists; give another, or --overwrite to replace it")
+    written = (path, path.with_suffix(".xml")) if suffixes == FORMATS["label_studio"] else (path,)
+    if not overwrite and (there := next((each for each in written if each.exists()), None)):
+        beside = "" if there == path else f"the file beside it, {there.name}, "
+        raise InputError(f"--output {path}: {beside}exists; give another, or --overwrite to replace it")
 
 
 # ---- The list -----------------------------------------------------------------------------------------------------
@@ -203,8 +208,6 @@ def apply(args: ReviewArguments, data_args: DataArguments) -> None:
     split, path = the_file(data_args)
     choose_columns(data_args)
     output = Path(args.output)
-    if output.resolve() == path.resolve():
-        raise InputError(f"--output {output}: is the data itself, which stay as they are; give another")
     said = read_list(Path(args.apply))
     rows = rows_of(split, path, data_args)
     splits = {of for of, _ in rows.keys} | {""} | ({split} if rows.keys and not rows.keys[0][0] else set())

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,16 @@ def read_object(path: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def check_no_input(flag: str, output: Path, inputs: Iterable[str | None]) -> None:
+    """Check that the file of a flag is not one of the input files, which stay as they are.
+
+    Raises:
+        InputError: if it is.
+    """
+    if any(path and output.resolve() == Path(path).resolve() for path in inputs):
+        raise InputError(f"{flag} {output}: is one of the files to read, which stay as they are; give another")
 
 
 def begun_settings(checkpoints: Path) -> dict:

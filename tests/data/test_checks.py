@@ -318,6 +318,25 @@ def test_what_is_wrong_ends_the_check_and_is_in_the_record(tmp_path, rows):
         call(run_check.main, tmp_path / "a.csv", "--train_file", tmp_path / "b.csv")
 
 
+def test_the_record_replaces_nothing_but_an_earlier_record(tmp_path, rows, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows.to_json("mine.json", orient="records")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for flags, problem in (
+        (["mine.json", "--json", "./mine.json"], r"--json mine\.json: is one of the files to read, .*; give another"),
+        (["--json", "mine.json"], r"--json mine\.json: exists, and is not the record of a check; give another"),
+        (["mine.json", "--json", "notes.txt"], r"notes\.txt: exists, and is not"),
+        (["mine.json", "--json", "no/such.json"], r"no/such\.json: there is no folder no; want one that exists"),
+        (["--json", "new.json"], "no data: give"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            call(run_check.main, *flags)
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):
+        call(run_check.main, "mine.json", "--json", "found.json")
+
+
 def test_a_training_makes_the_same_checks_before_it_begins(tmp_path, rows, bert_folder, caplog):
     rows = rows.assign(day=[f"2023-01-{i % 28 + 1:02}" for i in range(len(rows))])
     rows.loc[7, "label"] = "angerr"

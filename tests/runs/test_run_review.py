@@ -265,6 +265,9 @@ def test_a_predicted_row_that_is_not_in_the_data_is_told(planted):
         (["--output", "list.csv", "--format", "argilla"], r"--output list\.csv: want a folder"),
         (["--output", "list.csv", "--top", 0], "--top is 0; want at least 1"),
         (["--output", "list.csv", "--predictions", "none"], "none: no such file or folder"),
+        (["--output", "old.json", "--format", "label_studio"], r"the file beside it, old\.xml, exists; give another"),
+        (["--output", "old.csv", "--train_file", "./old.csv", "--overwrite"], r"old\.csv: is one of the files to read"),
+        (["--output", "old.csv", "--apply", "old.csv", "--overwrite"], r"old\.csv: is one of the files to read"),
         (["--output", "new.csv", "--apply", "list.csv"], "give one file of the data: --train_file"),
         (["--output", "new.csv", "--apply", "list.csv", "--train_file", "none.csv"], r"none\.csv: no such file"),
     ],
@@ -272,5 +275,8 @@ def test_a_predicted_row_that_is_not_in_the_data_is_told(planted):
 )
 def test_flags_that_do_not_fit_are_one_line(flags, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in ("old.xml", "old.csv"):
+        (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match=says):
         call(run_review.main, *flags)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.xml": "mine", "old.csv": "mine"}
