@@ -147,6 +147,8 @@ def test_labels_of_a_table_keep_their_type():
         assert integer_labels(integers.astype({"label": dtype}), "label", ["0", "1"]) == [0, 1]
     named = Dataset.from_pandas(integers).cast_column("label", ClassLabel(names=["dark", "light"]))
     assert integer_labels(named, "label", ["dark", "light"]) == ["dark", "light"]
+    stars = Dataset.from_pandas(integers).cast_column("label", ClassLabel(names=["1", "0"]))
+    assert integer_labels(stars, "label", ["1", "0"]) == ["1", "0"]
     assert integer_labels("file.csv", None, ["0", "1"]) == ["0", "1"]
 
 

@@ -341,6 +341,22 @@ def test_the_label_names_of_a_parquet_file_are_used(tmp_path):
     assert (corpus.label_names, corpus.splits["train"]["labels"][:]) == (["x", "y", "z"], [[1, 0, 1], [0, 0, 0]])
 
 
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["-1", "0", "1"], ["2", "1", "0"], ["1.0", " 0 ", "x"]])
+@pytest.mark.parametrize("label_set", [None, "reversed"])
+def test_an_integer_of_a_column_of_classes_is_a_position_whatever_their_names(names, label_set, tmp_path):
+    label_names = names[::-1] if label_set else None
+    ids = [names[::-1].index(name) if label_set else i for i, name in enumerate(names)]
+    features = {"text": Value("string"), "one": ClassLabel(names=names), "many": List(ClassLabel(names=names))}
+    rows = {"text": ["a", "b", "c"], "one": [0, 1, 2], "many": [[0], [1, 2], []]}
+    Dataset.from_dict(rows, features=Features(features)).to_parquet(tmp_path / "a.parquet")
+    files = {"train": str(tmp_path / "a.parquet")}
+    one = load_corpus(files=files, label_column="one", label_names=label_names)
+    assert (one.label_names, one.splits["train"]["labels"][:]) == (label_names or names, ids)
+    many = load_corpus(files=files, label_column="many", label_names=label_names)
+    hot = [[float(i in chosen) for i in range(3)] for chosen in ([ids[0]], ids[1:], [])]
+    assert many.splits["train"]["labels"][:] == hot
+
+
 # ---- Columns: which are chosen ---------------------------------------------------------------------------------------
 NEWS = [f"They closed gate number {index} and told us nothing" for index in range(60)]
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from datasets import ClassLabel
 from pandas.api.extensions import ExtensionDtype
 from sklearn.utils.validation import column_or_1d
 
@@ -148,6 +149,9 @@ def integer_labels(rows: Any, label_column: str | None, names: Sequence[str]) ->
         table = rows.to_pandas() if hasattr(rows, "to_pandas") else rows
         for column in table.columns if label_column is None else {label_column} & set(table.columns):
             values = table[column].dropna()
+            feature = (getattr(rows, "features", None) or {}).get(column)
+            if isinstance(feature, ClassLabel) and feature.names != [str(i) for i in range(feature.num_classes)]:
+                continue  # its integers are positions among other numbers
             integers = pd.api.types.infer_dtype(values.astype(object)) == "integer"  # whatever the column's type
             if integers and set(map(str, values.unique())) <= set(names):
                 return [int(name) for name in names]

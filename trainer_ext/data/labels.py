@@ -65,6 +65,11 @@ def read_labels(
     by_table = {split: _class_names(tables[split], label_columns[0]) for split in labelled}
     features = list(dict.fromkeys(name for names in by_table.values() for name in names))
     every = [(split, i, value) for split, rows in labelled.items() for i, value in enumerate(rows)]
+
+    def name_of(value: object, split: str, i: int) -> str:
+        known = by_table[split] or features or label_names
+        return _label(value, tables[split], i, known, positions=bool(by_table[split]))
+
     if _mostly_lists(value for _, _, value in every):
         for split, i, value in every:
             if not isinstance(value, list):
@@ -81,10 +86,7 @@ def read_labels(
                 vectors[split].append([_number(number, tables[split], i) for number in value])
             return _from_vectors(tables, vectors, list(label_names or map(str, range(width))))
         values = {
-            split: [
-                [_label(label, tables[split], i, by_table[split] or features or label_names) for label in row]
-                for i, row in enumerate(rows)
-            ]
+            split: [[name_of(label, split, i) for label in row] for i, row in enumerate(rows)]
             for split, rows in labelled.items()
         }
         names = list(label_names or features) or _sorted_labels(
@@ -102,12 +104,7 @@ def read_labels(
         return hot, names, "multi_label_classification"
 
     _report_spaces(tables, every)
-    values = {
-        split: [
-            _label(value, tables[split], i, by_table[split] or features or label_names) for i, value in enumerate(rows)
-        ]
-        for split, rows in labelled.items()
-    }
+    values = {split: [name_of(value, split, i) for i, value in enumerate(rows)] for split, rows in labelled.items()}
     names = list(label_names or features) or _sorted_labels({name for rows in values.values() for name in rows})
     if not label_names and not features and len(every) >= _MANY_ROWS and len(names) > len(every) / 2:
         raise InputError(
@@ -199,8 +196,12 @@ def _number(value: object, table: Table, index: int) -> float:
     return number
 
 
-def _label(value: object, table: Table, index: int, names: Sequence[str] | None) -> str:
-    """Return the name of a label; if the names are known, an integer is a position among them."""
+def _label(value: object, table: Table, index: int, names: Sequence[str] | None, positions: bool = False) -> str:
+    """Return the name of a label; if the names are known, an integer that is not one of them is a position among them.
+
+    Args:
+        positions: Whether every integer is a position, as in a `ClassLabel` column, even if a name is written like it.
+    """
     if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
         raise InputError(f"{table.where(index)}: no label; want one, or remove the row")
     if isinstance(value, list):
@@ -210,7 +211,8 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
     text = str(value).strip()
     if not text:
         raise InputError(f"{table.where(index)}: no label; want one, or remove the row")
-    if names and text in names:
+    is_position = positions and isinstance(value, int)
+    if names and text in names and not is_position:
         return text
     if len(text) > _LONGEST_LABEL or len(text.splitlines()) > 1:
         raise InputError(
@@ -223,7 +225,7 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None)
             f"{table.where(index)}: label is {text}; want a name or an integer (if the column is a score, name "
             "another with --label_column_name)"
         )
-    if names and text not in names and _INTEGER.fullmatch(text):
+    if names and (is_position or text not in names) and _INTEGER.fullmatch(text):
         if not 0 <= int(text) < len(names):
             raise InputError(f"{table.where(index)}: label is {text}; want 0 to {len(names) - 1} ({', '.join(names)})")
         return names[int(text)]
