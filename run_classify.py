@@ -70,7 +70,7 @@ def main(plots: bool = True) -> None:
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(parser.precision)
     defaults = Defaults.begin(parser, model_args, data_args, trains(args))
-    output_dir = complete_arguments(model_args, run_args, args)
+    output_dir = complete_arguments(model_args, transfer_args, run_args, args)
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 

@@ -193,7 +193,7 @@ def complete_arguments(
     Raises:
         InputError: if a flag is out of range, or flags exclude each other.
     """
-    output_dir = complete_folders(args, model_args.model_name_or_path)
+    output_dir = complete_folders(args, model_args, data_args)
     if is_sharded(args):
         raise InputError("FSDP is not supported here, where the word embeddings also make the logits; use DDP")
     if not trains(args):

@@ -495,6 +495,39 @@ def test_an_export_waits_for_nobody(finished, tmp_path):
         other.kill()
 
 
+READS = ("model_name_or_path", "tokenizer_name", "resume_from_checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("main", "flag", "more"),
+    [
+        *((main, flag, ()) for main in (script.main, run_mlm.main, mtl.main) for flag in READS),
+        (script.main, "distill_from", ()),
+        (script.main, "model_name_or_path", ("--do_predict",)),
+    ],
+)
+def test_what_is_read_is_not_overwritten(main, flag, more, v3_folder, tmp_path, monkeypatch):
+    """A checkpoint of the run in the output folder, which is named in another way."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(v3_folder, "out/checkpoints/checkpoint-1")
+    Path("out/all_results.json").write_text("{}")
+    Path("rows.csv").write_text("text,label\nThe road is open.,joy\nNobody came.,fear\n")
+    before = sorted(Path("out").rglob("*"))
+    start = ("--model_name_or_path", v3_folder, "--train_file", "rows.csv", "--use_cpu", "--overwrite_output_dir")
+    read = (f"--{flag}", tmp_path / "out" / "checkpoints" / "checkpoint-1", *more)
+    with pytest.raises(InputError, match=f"would remove .*checkpoint-1, which --{flag} reads; give another"):
+        call(main, *start, *read, "--output_dir", "out/../out")
+    assert sorted(Path("out").rglob("*")) == before
+
+
+def test_a_name_on_the_hub_is_no_folder_to_overwrite(v3_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("text,label\nThe road is open.,joy\nNobody came.,fear\n")
+    flags = ("--model_name_or_path", v3_folder, "--tokenizer_name", "owner/name", "--use_cpu", "--overwrite_output_dir")
+    with pytest.raises(InputError, match="is in use"):
+        call(script.main, *flags, "--train_file", "rows.csv", "--output_dir", ".")
+
+
 OLD = ("README.md", "all_results.json", "config.json", "model.safetensors", "tokenizer.json", "onnx/model.onnx")
 
 

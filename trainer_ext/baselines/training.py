@@ -47,7 +47,7 @@ def begin(
     """
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(chosen)
-    output_dir = complete_folders(args, model_args.model_name_or_path)
+    output_dir = complete_folders(args, model_args)
     if args.hub_model_id:
         raise InputError("--push_to_hub: a baseline is for comparison and is not published; leave the flag out")
     corpus = load_corpus(

@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -11,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..data.corpus import Corpus
+from ..data.label_maps import TransferArguments
 from ..data.load import DataArguments
 from ..errors import InputError, first_line
 from ..files import CHECKPOINTS
@@ -29,6 +31,8 @@ _USUAL = {
     "batch_eval_metrics": False,
     "label_names": None,
 }
+# Flags that name a folder to read.
+_FOLDERS_READ = ("model_name_or_path", "tokenizer_name", "distill_from", "resume_from_checkpoint")
 _AT_LEAST_0 = (lambda value: 0 <= value < math.inf), "0 or more"
 _AT_LEAST_1 = (lambda value: value >= 1), "at least 1"
 _SHARE = (lambda value: 0 <= value < 1), "0 or more, and less than 1"
@@ -50,16 +54,21 @@ _RANGES = {
 }
 
 
-def complete_folders(args: TrainingArguments, model_name_or_path: str | None) -> Path:
+def complete_folders(args: TrainingArguments, *parts: Any) -> Path:
     """Return the output folder, and set `args.output_dir` to its subfolder for checkpoints.
 
     `args.hub_model_id` becomes the repository to publish to, or `None`. `Trainer` itself publishes nothing, because it
     would also upload its pickled arguments.
 
+    Args:
+        parts: The script's other dataclasses of flags; one has `model_name_or_path`, one `overwrite_output_dir`.
+
     Raises:
-        InputError: if the model or the folder is not named, the checkpoint to resume from is missing, or nothing is
-            trained that could be published.
+        InputError: if the model or the folder is not named, the checkpoint to resume from is missing, overwriting would
+            remove what is read, or nothing is trained that could be published.
     """
+    flags = {name: value for part in parts for name, value in vars(part).items()}
+    model_name_or_path = flags["model_name_or_path"]
     if not model_name_or_path:
         raise InputError("give --model_name_or_path, a folder or a Hub id, for example microsoft/deberta-v3-base")
     if not args.output_dir:
@@ -69,6 +78,8 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     output_dir = Path(args.output_dir)
     if output_dir.resolve() == Path(model_name_or_path).resolve():
         raise InputError(f"--output_dir {output_dir}: is --model_name_or_path, which stays as it is; give another")
+    if flags["overwrite_output_dir"]:
+        _check_nothing_read_inside(output_dir, flags | {"resume_from_checkpoint": args.resume_from_checkpoint})
     if not trains(args) and args.world_size > 1:
         raise InputError("--do_eval and --do_predict without --do_train are for one process; run_score.py takes many")
     if args.push_to_hub and not trains(args):
@@ -81,6 +92,15 @@ def complete_folders(args: TrainingArguments, model_name_or_path: str | None) ->
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False
     return output_dir
+
+
+def _check_nothing_read_inside(output_dir: Path, flags: dict[str, Any]) -> None:
+    for name in _FOLDERS_READ:
+        folder = Path(flags.get(name) or "")
+        if flags.get(name) and folder.exists() and folder.resolve().is_relative_to(output_dir.resolve()):
+            raise InputError(
+                f"--overwrite_output_dir would remove {folder}, which --{name} reads; give another --output_dir"
+            )
 
 
 def check_training(args: TrainingArguments) -> None:
@@ -111,7 +131,9 @@ def check_training(args: TrainingArguments) -> None:
             raise InputError(f"--optim {OptimizerNames(args.optim).value}: {first_line(error)}") from error
 
 
-def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args: TrainingArguments) -> Path:
+def complete_arguments(
+    model_args: ModelArguments, transfer_args: TransferArguments, run_args: RunArguments, args: TrainingArguments
+) -> Path:
     """Do what [`complete_folders`] does, check the flags of run_classify.py together, and set `Trainer`'s arguments.
 
     Returns:
@@ -120,14 +142,10 @@ def complete_arguments(model_args: ModelArguments, run_args: RunArguments, args:
     Raises:
         InputError: if a flag is out of range, or flags exclude each other.
     """
-    output_dir = complete_folders(args, model_args.model_name_or_path)
+    output_dir = complete_folders(args, model_args, transfer_args, run_args)
     _check_ranges(run_args)
     _check_batches(run_args, args)
     _check_combinations(model_args, run_args, args)
-    if args.resume_from_checkpoint and run_args.overwrite_output_dir:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if output_dir.resolve() in checkpoint.resolve().parents:
-            raise InputError(f"--overwrite_output_dir would remove {checkpoint}; leave one of the two out")
     apply_selection(run_args, args)
     return output_dir
 
