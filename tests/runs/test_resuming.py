@@ -162,6 +162,24 @@ def test_settings_that_decide_nothing_learnt_do_not_bind(classify, tmp_path):
         classify("again", *flags, *others)
 
 
+def test_a_named_checkpoint_binds_as_that_of_the_folder_does(classify, tmp_path):
+    flags = ["--max_steps", 4, "--save_steps", 2]
+    straight = classify("straight", *flags)
+    resume = ["--resume_from_checkpoint", straight / "checkpoints" / "checkpoint-2"]
+    assert same_weights(straight, classify("again", *flags, *resume, "--per_device_eval_batch_size", 3))
+    labels = json.loads((straight / "config.json").read_text())["id2label"].values()
+    for name, change in (
+        ("label_set", ["--label_set", *reversed(labels)]),
+        ("classifier_hidden_size", ["--classifier_hidden_size", 16]),
+    ):
+        said = f"checkpoint-2: is of a run with another {name}.*; give the same to go on, or leave --resume_from_check"
+        with pytest.raises(InputError, match=said):
+            classify("other", *flags, *resume, *change)
+    assert not (tmp_path / "other").exists()
+    shutil.move(straight / "checkpoints" / "run.json", tmp_path)  # as if the checkpoint were of another program
+    classify("other", *flags, *resume, "--learning_rate", "1e-4")
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 @pytest.mark.parametrize("name", ["rng_state_1.pth", "rng_state_0.pth", "optimizer.pt", "scheduler.pt"])
 def test_a_checkpoint_without_every_processs_random_state_is_passed_over(damage, name, two_processes, tmp_path):

@@ -661,6 +661,7 @@ def test_an_ensemble_predicts_texts_without_labels(fused, tmp_path):
         (["--do_predict"], "nothing to predict: give --test_file"),
         (["--do_eval", "--validation_file", "rows.csv"], "rows.csv, row 2: label 'glee' is not one of anger"),
         (["--do_eval", "--output_dir", "MODEL"], "is --model_name_or_path, which stays as it is"),
+        (["--do_predict", "--resume_from_checkpoint", "x"], "--resume_from_checkpoint is for a training; give the"),
         (["--do_predict", "--push_to_hub"], "--push_to_hub publishes after a training; run_publish.py publishes"),
     ],
 )

@@ -65,7 +65,7 @@ def complete_folders(args: TrainingArguments, *parts: Any) -> Path:
 
     Raises:
         InputError: if the model or the folder is not named, the checkpoint to resume from is missing, overwriting would
-            remove what is read, or nothing is trained that could be published.
+            remove what is read, or nothing is trained that could be resumed or published.
     """
     flags = {name: value for part in parts for name, value in vars(part).items()}
     model_name_or_path = flags["model_name_or_path"]
@@ -84,6 +84,8 @@ def complete_folders(args: TrainingArguments, *parts: Any) -> Path:
         raise InputError("--do_eval and --do_predict without --do_train are for one process; run_score.py takes many")
     if args.push_to_hub and not trains(args):
         raise InputError("--push_to_hub publishes after a training; run_publish.py publishes a finished folder")
+    if args.resume_from_checkpoint and not trains(args):
+        raise InputError("--resume_from_checkpoint is for a training; give the checkpoint as --model_name_or_path")
     args.output_dir = str(output_dir / CHECKPOINTS)
     args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
     args.push_to_hub = False

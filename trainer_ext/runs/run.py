@@ -200,12 +200,13 @@ def check_usable(folder: Path, settings: dict, overwrite: bool) -> None:
     if (folder / RESULTS).exists() and not not_made(folder):
         raise InputError(f"{folder}: holds a finished run; give another --output_dir, or --overwrite_output_dir")
     if checkpoints(folder) or checkpoints_of_weights(folder):
-        changed = changed_settings(begun_settings(folder / CHECKPOINTS), settings)
-        if changed:
-            raise InputError(
-                f"{folder}: holds an unfinished run with another {', '.join(changed)}; give the same to go on, another "
-                "--output_dir, or --overwrite_output_dir"
-            )
+        before, otherwise = begun_settings(folder / CHECKPOINTS), "another --output_dir, or --overwrite_output_dir"
+        _check_unchanged(f"{folder}: holds an unfinished run", before, settings, otherwise)
+
+
+def _check_unchanged(what: str, before: dict, settings: dict, otherwise: str) -> None:
+    if changed := changed_settings(before, settings):
+        raise InputError(f"{what} with another {', '.join(changed)}; give the same to go on, {otherwise}")
 
 
 def not_made(folder: Path) -> list[str]:
@@ -281,7 +282,8 @@ class Run:
         defaults: Flags that were filled in, for run.json.
 
     Raises:
-        InputError: as [`check_usable`], or if another process is writing to the folder.
+        InputError: as [`check_usable`], if another process is writing to the folder, or if the checkpoint that is named
+            to resume from is of a run with other settings.
     """
 
     def __init__(
@@ -295,6 +297,10 @@ class Run:
     ):
         settings = {**settings, PROCESSES: args.world_size}
         check_usable(folder, settings, flags.overwrite_output_dir)
+        if checkpoint := args.resume_from_checkpoint:
+            before, otherwise = begun_settings(Path(checkpoint).parent), "or leave --resume_from_checkpoint out"
+            if PROCESSES in before:  # else the checkpoint is from another program
+                _check_unchanged(f"{checkpoint}: is of a run", before, settings, otherwise)
         if args.process_index == 0:  # this process claims the folder for all processes of the run
             check_free(folder)
         self.folder, self.settings, self.args = folder, settings, args
