@@ -41,7 +41,7 @@ from trainer_ext.release import hub
 from trainer_ext.release.licence import restricted_upstream
 from trainer_ext.release.run_card import write_pretraining_card
 from trainer_ext.runs.checkpoints import checkpoint_digest
-from trainer_ext.runs.flags import complete_folders, trains
+from trainer_ext.runs.flags import check_whole_batch, complete_folders, trains
 from trainer_ext.runs.run import Run, training_settings
 from trainer_ext.training.callbacks import PERPLEXITY, ReturnMemory, watch_epochs
 from trainer_ext.training.large_models import is_sharded
@@ -122,6 +122,8 @@ def main() -> None:
             fixed = Masking(tokenizer, data_args.mlm_probability, whole_words, args.seed, stream="evaluation")
             validation = masked_validation(MaskedTexts(tokenise(corpus.validation, tokenising, data_args), fixed), args)
         rows = tokenise(corpus.train, tokenising, data_args)
+    if trains(args) and not data_args.streaming:
+        check_whole_batch(len(rows), data_args.tokens_per_batch, args)
     train = MaskedStream(rows, masking) if data_args.streaming else MaskedTexts(rows, masking)
     callback = ReturnMemory() if data_args.streaming else MaskAnew(train)
 

@@ -387,6 +387,11 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
         (["--optim", "stable_adamw"], "text,label\nx,joy\ny,fear\n", "--optim stable_adamw: You need to install"),
         (["--output_dir="], "text,label\nx,joy\ny,fear\n", "give --output_dir"),
         (["--max_train_samples", "0"], "text,label\nx,joy\ny,fear\n", "want at least 1"),
+        (
+            ["--dataloader_drop_last"],
+            "text,label\nx,joy\ny,fear\n",
+            "2 training rows are less than one batch of 8, so nothing would be trained; leave it out",
+        ),
         (["--data_die", "x"], "text,label\nx,joy\ny,fear\n", "did you mean --data_dir?"),
     ],
 )

@@ -25,7 +25,7 @@ from ..evaluation.predictions import (
 from ..files import digest
 from ..precision import Choice
 from ..recipes import HubAccess
-from ..runs.flags import complete_folders
+from ..runs.flags import check_whole_batch, complete_folders
 from ..runs.run import Run, training_settings
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def begin(
     if data_args.cv_folds is not None:
         corpus = hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
     corpus = limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
+    check_whole_batch(len(corpus.splits["train"]), None, args)
     if not corpus.is_labelled("validation"):
         args.eval_strategy = IntervalStrategy.NO
     settings = training_settings(model_args, data_args, args) | {

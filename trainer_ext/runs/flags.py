@@ -201,6 +201,7 @@ def check_corpus(corpus: Corpus, data_args: DataArguments, run_args: RunArgument
             f"--push_to_hub: {corpus.source} is for {corpus.licence}; if its terms let you publish what saw it, "
             "give --publish_restricted"
         )
+    check_whole_batch(len(corpus.splits["train"]), run_args.tokens_per_batch, args)
     run_args.check_terms(corpus.source, corpus.licence)
     if run_args.card_examples < 0:
         raise InputError(f"--card_examples is {run_args.card_examples}; want 0 or more")
@@ -227,6 +228,23 @@ def check_corpus(corpus: Corpus, data_args: DataArguments, run_args: RunArgument
         if run_args.select == "best_on_dev":
             raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
         args.eval_strategy = IntervalStrategy.NO
+
+
+def check_whole_batch(rows: int, tokens_per_batch: int | None, args: TrainingArguments) -> None:
+    """Check that `--dataloader_drop_last` leaves a batch to train on.
+
+    Args:
+        rows: Number of training rows.
+
+    Raises:
+        InputError: if there are fewer rows than all processes take at a time.
+    """
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and tokens_per_batch is None and rows < batch:
+        raise InputError(
+            f"--dataloader_drop_last: {rows} training rows are less than one batch of {batch}, so nothing would be "
+            "trained; leave it out, or give a smaller --per_device_train_batch_size"
+        )
 
 
 def warn_of_clipping(model: nn.Module, args: TrainingArguments) -> None:
