@@ -203,11 +203,11 @@ DATA_FLAGS = {
     "validation_split_name", "split_column_name", "text_column_name", "text_column_delimiter", "label_column_name",
     "group_column_name", "id_column_name", "label_set",
 }  # fmt: skip
-# Flags that belong to the script that starts many trainings.
+# Flags that belong to the script that starts many trainings, or to a single one.
 DRIVER_FLAGS = {
     "seed", "cv_folds", "cv_fold", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "push_to_hub",
     "hub_model_id", "tfidf_baseline", "token", "hub_token", "max_eval_samples", "max_predict_samples", "calibrate",
-    "target_accuracy",
+    "target_accuracy", "extra_tests",
 }  # fmt: skip
 
 

@@ -590,6 +590,7 @@ def test_a_students_teachers_saw_neither_its_fold_nor_the_row(comparison, tmp_pa
         ({"student": {"polling": "cls"}}, "student: unknown key 'polling'; did you mean 'pooling'"),
         ({"student": {"select": "best_on_dev"}}, "student: select best_on_dev is for single models"),
         ({"members": {"mean": {}}}, "one member; an ensemble needs at least two"),
+        ({"settings": {"extra_tests": ["x.csv"]}}, "extra_tests is not for what run_fuse.py's members share"),
         ({"final": {"seed": 2}}, "final: seed is the same for all members"),
         ({"final": {"train_on_validatoin": True}}, "final: unknown key 'train_on_validatoin'; did you mean"),
     ],

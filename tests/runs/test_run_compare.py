@@ -290,6 +290,8 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}}, ("--train_file", "no.csv"), "no.csv: no such file"),
         ({"variants": {"a": {}}}, ("--target_file", "mine.csv"), "target_file would take rows out of the folds"),
         ({"variants": {"a": {}}}, ("--seed", "3"), "seed is not for"),
+        ({"variants": {"a": {}}}, ("--extra_tests", "mine.csv"), "extra_tests is not for run_compare.py's variants"),
+        ({"variants": {"a": {"extra_tests": ["x.csv"]}}}, (), "a: extra_tests is the same for all variants"),
         ({"variants": {"a": {}}}, ("--cv_folds", "0"), "no labelled validation split"),
         ({"variants": {"a": {}}}, ("--cv_folds", "91"), "91 folds of 90 groups"),
         ({"variants": {"a": {}}}, ("--columns", "lenght"), "no column 'lenght'"),

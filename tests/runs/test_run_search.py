@@ -353,6 +353,7 @@ def test_what_does_not_fit_is_one_line_that_says_where(content, says, tmp_path, 
         (["--trials", "3", "gone.yaml"], "gone.yaml: no such recipe"),
         (["gone.yaml", "--trials", "3"], "gone.yaml: no such recipe"),
         (["--trials", "3", "--cv_folds", "1"], "--cv_folds 1; a search needs 2 folds or more"),
+        (["--trials", "3", "--extra_tests", "x.csv"], "extra_tests is not for a search's trainings"),
         (["--trials", "3", "--push_to_hub"], "push_to_hub is not for a search's trainings"),
     ],
 )

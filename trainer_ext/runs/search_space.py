@@ -19,7 +19,7 @@ from .variants import inner_validation, resolve
 # Flags that are paths, with respect to the working directory. `best.yaml` has them in full.
 _PATHS = {
     "model_name_or_path", "tokenizer_name", "cache_dir", "data_dir", "train_file", "validation_file", "test_file",
-    "transfer_datasets", "target_file", "distill_from", "extra_tests",
+    "transfer_datasets", "target_file", "distill_from",
 }  # fmt: skip
 _FIXED = DRIVER_FLAGS | DATA_FLAGS  # a search may not change them
 _BUDGET = re.compile(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?")
