@@ -102,10 +102,11 @@ def classify_table(classifier: Classifier, path: Path, column: str) -> Path:
     """
     table = read_table(path)
     header = table.header
-    column = column.strip() or ("text" if "text" in header else header[0] if len(header) == 1 else "")
-    if column not in header:
-        wanted = f"no column {_names([column])}" if column else 'no column "text"'
-        raise wrong(f"The file has {wanted}; its columns are {_names(header)}.")
+    if column not in header:  # where a name may have blanks around it
+        wanted = column.strip() or ("text" if len(header) > 1 else header[0])
+        column = next((name for name in header if name.strip() == wanted.strip()), None)
+        if column is None:
+            raise wrong(f"The file has no column {_names([wanted])}; its columns are {_names(header)}.")
     probabilities = [f"probability_{name}" for name in classifier.labels]
     added = ["predicted_label", "predicted_score", "sure", *probabilities, "note", "error"]
     added = [free(name, {*header, *added}) if name in header else name for name in added]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ESSAYS, ROOT, call
 
+from trainer_ext.data.columns import choose_columns
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.data.emotion_corpora import LICENCE, WASSA_LABELS, normalised, read_emotion_corpus
 from trainer_ext.data.folds import (
@@ -165,6 +166,62 @@ def test_an_unlabelled_test_split_stays_unlabelled(write):
     for content in ('{"text": "z"}', '{"text": "z", "label": ""}', '{"text": "z", "label": -1}'):
         corpus = load_corpus(files={"train": train, "test": write("t.jsonl", content)})
         assert corpus.splits["test"].column_names == ["id", "text"]
+    corpus = load_corpus(files={"train": train, "test": write("t.csv", "text,label\nx,-1\ny,\n")})
+    assert corpus.splits["test"].column_names == ["id", "text"]
+    assert corpus.label_names == ["fear", "joy"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_minus_one_in_a_test_split_is_a_label_where_it_is_one_elsewhere(name, write):
+    rows = {"train": [-1, 0, 1], "test": [-1, -1]}
+    files = {}
+    for split, labels in rows.items():
+        lines = [f'{{"text": "x", "label": {label}}}' if name == "a.jsonl" else f"x,{label}" for label in labels]
+        head = [] if name == "a.jsonl" else ["text,label"]
+        files[split] = write(f"{split}-{name}", "\n".join([*head, *lines]))
+    corpus = load_corpus(files=files)
+    assert corpus.label_names == ["-1", "0", "1"]
+    assert corpus.splits["test"]["labels"][:] == [0, 0]
+
+
+def test_a_column_may_be_missing_in_the_first_row(write):
+    """Of a test split, too, which would else count as unlabelled."""
+    train = write("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": "y", "label": "fear", "who": "a"}\n')
+    test = write("t.jsonl", '{"text": "z"}\n{"text": "y", "label": "joy"}\n')
+    with pytest.raises(InputError, match=r"t\.jsonl, row 1: no label; want one, or remove the row"):
+        load_corpus(files={"train": train, "test": test})
+    with pytest.raises(InputError, match="row 1: no who; want the writer"):
+        load_corpus(files={"train": train}, group_column="who")
+    args = DataArguments(train_file=write("b.jsonl", '{"text": "x y z"}\n' + '{"text": "a b c", "mood": "joy"}\n' * 3))
+    tables = choose_columns(args)
+    with pytest.raises(InputError, match="row 1: no label"):
+        load_corpus(**corpus_arguments(args), tables=tables)
+
+
+@pytest.mark.parametrize("options", [{"label_names": ["joy", "joy", "sad"]}, {"label_column": "joy,joy"}])
+def test_a_label_named_twice_is_refused(options, write):
+    """Nobody could load the model."""
+    train = write("a.csv", "text,label,joy\nx,joy,1\ny,sad,0\n")
+    with pytest.raises(InputError, match="label 'joy' is named twice; want each once"):
+        load_corpus(files={"train": train}, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "says"),
+    [
+        ('{"text": "TOLD", "label": "a"}', {"split_column": "text"}, "row 1: text is a text of 53 characters"),
+        ('{"text": "TOLD", "label": "a"}\n' * 2, {"id_column": "text"}, "row 2: text a text of 53 characters is also"),
+        ('{"text": "x", "label": "TOLD"}', {"label_names": ["a", "b"]}, "row 1: label 'I never told anyone"),
+        ('{"text": ["TOLD"], "label": "a"}', {}, "row 1: text is a list; want a text"),
+        ('{"text": ["TOLD"], "label": ["a"]}', {}, "has a list per column; want an object per row"),
+        ('{"text": {"0": "TOLD"}, "label": {"0": "a"}}', {}, "has an object per column; want an object per row"),
+    ],
+)
+def test_a_message_shows_no_whole_text(content, options, says, write):
+    text = "I never told anyone what happened that night in 1998."
+    message = message_of(write("a.jsonl", content.replace("TOLD", text)), **options)
+    assert says in message
+    assert "that night" not in message
 
 
 # ---- What is wrong, where, and what would be right ----------------------------------------------------------------

@@ -182,6 +182,7 @@ def test_a_row_that_cannot_be_read_has_its_error_and_the_others_their_answers(sp
         (b"text\nfine\n\xff\xfe\nfine again\n", ["", "Row 3: not UTF-8", ""]),
         (b'"text"\nfine\n"a" b\n', ["", "Row 3: ',' expected after"]),
         ("text\nfine\n\u200b\n😡\n".encode(), ["", "There is no text here", ""]),
+        (b"n, text\n1,fine\n", [""]),  # a blank before the name
     ):
         (tmp_path / "in.csv").write_bytes(content)
         with open(client.predict(handle_file(tmp_path / "in.csv"), "text", api_name="/classify_batch")) as file:

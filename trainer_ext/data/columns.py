@@ -67,8 +67,8 @@ def choose_columns(data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS)
         return tables  # reading the corpus says which file is empty
     if None in (data_args.text_column_name, data_args.label_column_name):
         _check_header(first)
-    names = [name for name in first.rows[0] if isinstance(name, str)]
-    shared = [name for name in names if all(name in table.rows[0] for table in tables.values())]
+    names = [name for name in first.columns if isinstance(name, str)]
+    shared = [name for name in names if all(name in table.columns for table in tables.values())]
     taken = {
         name
         for given in (data_args.text_column_name, data_args.label_column_name, data_args.group_column_name)
@@ -125,8 +125,8 @@ def _check_header(table: Table) -> None:
     Raises:
         InputError: if one of them is also a value of its column, and another one is a sentence, a number or a date.
     """
-    values = next((name for name in table.rows[0] if any(row.get(name) == name for row in table.rows)), None)
-    if values is not None and any(_is_value(name) for name in table.rows[0] if name != values):
+    values = next((name for name in table.columns if any(row.get(name) == name for row in table.rows)), None)
+    if values is not None and any(_is_value(name) for name in table.columns if name != values):
         raise InputError(
             f"{table.name}: its first line is a row and no header, for {values!r:.40} is a value of its column, too; "
             "put a line with the names of the columns first"
@@ -171,7 +171,7 @@ def _named(
                 + _joined(what, table, candidates)
             )
     raise InputError(
-        f"{table.name}: no column is surely the {what}; it has {_listed(table.rows[0])}; name it with "
+        f"{table.name}: no column is surely the {what}; it has {_listed(table.columns)}; name it with "
         f"--{what}_column_name" + _joined(what, table, fitting)
     )
 

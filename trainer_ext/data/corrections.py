@@ -251,7 +251,8 @@ def _write(path: Path, found: Corrected, like: Path) -> None:
     names = list(dict.fromkeys(name for row in found.rows for name in row))
     if path.suffix == ".parquet":
         schema = pq.read_schema(like) if format_of(like) == ".parquet" else None
-        pq.write_table(pa.Table.from_pylist(found.rows, schema=schema), path, compression="zstd")
+        rows = [{name: row.get(name) for name in names} for row in found.rows]  # pyarrow takes the first row's names
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
     elif path.suffix in (".csv", ".tsv"):
         delimiter, line_end = _style(like, names) if like.suffix == path.suffix else ("", "")
         delimiter = delimiter or ("," if path.suffix == ".csv" else "\t")
@@ -260,7 +261,7 @@ def _write(path: Path, found: Corrected, like: Path) -> None:
             writer.writerow(names)
             writer.writerows(["" if row.get(name) is None else row[name] for name in names] for row in found.rows)
     else:
-        lines = [json.dumps(row, ensure_ascii=False) for row in found.rows]
+        lines = [json.dumps(row, ensure_ascii=False, default=str) for row in found.rows]
         text = "\n".join(lines) if path.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
         path.write_text(text + "\n", encoding="utf-8")
 

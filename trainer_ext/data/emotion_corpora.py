@@ -257,8 +257,9 @@ def load_wassa2022(data_dir: str | None, group_column: str, extra_columns: Seque
         )
     for row, of_gold in zip(tables["validation"].rows, gold.rows, strict=True):
         row |= {name: of_gold.get(f"column_{number}") for number, name in enumerate(_WASSA_DEV_GOLD_COLUMNS, 1)}
+    tables["validation"].columns |= dict.fromkeys(_WASSA_DEV_GOLD_COLUMNS)
     check_extra_columns(tables, extra_columns)
-    gold_labels = replace(gold, rows=[{"emotion": row.get("column_3")} for row in gold.rows])
+    gold_labels = replace(gold, rows=[{"emotion": row.get("column_3")} for row in gold.rows], columns={"emotion": None})
     columns = {
         split: read_common_columns(table, "essay", group_column, "message_id", extra_columns)
         for split, table in tables.items()

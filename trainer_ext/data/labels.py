@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel
 
 from ..errors import InputError
+from .findings import shown_name
 from .tables import Table, check_column
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,14 @@ def read_labels(
         label_names: The label set in order, or `None` for all labels that occur.
 
     Raises:
-        InputError: if a label is missing or malformed, or is not in the label set.
+        InputError: if a label is missing or malformed, is not in the label set, or is named twice.
     """
+    for names in (label_columns, label_names or ()):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError(f"label {shown_name(twice[0])!r} is named twice; want each once")
     labelled: dict[str, list] = {}
     for split, table in tables.items():
-        if split == "test" and not all(column in table.rows[0] for column in label_columns):
+        if split == "test" and not all(column in table.columns for column in label_columns):
             continue
         for column in label_columns:
             check_column(table, column)
@@ -44,7 +48,7 @@ def read_labels(
             row.get(label_columns[0]) if len(label_columns) == 1 else [row.get(column) for column in label_columns]
             for row in table.rows
         ]
-        if split == "test" and all(value in (None, "", [], -1) for value in raw):  # the Hub hides labels as -1
+        if split == "test" and _are_hidden(raw, [value for rows in labelled.values() for value in rows]):
             continue
         labelled[split] = raw
     if not labelled and label_names and tables.keys() == {"test"}:  # unlabelled rows to predict
@@ -118,6 +122,13 @@ def read_labels(
         for split, rows in values.items()
     }
     return ids, names, "single_label_classification"
+
+
+def _are_hidden(values: list, others: list) -> bool:
+    """Return whether no label of a test split is given: each is empty, or -1 as on the Hub and no label elsewhere."""
+    if not all(value in (None, "", [], -1, "-1") for value in values):
+        return False
+    return not any(value in (-1, "-1") for value in values) or not any(value in (-1, "-1") for value in others)
 
 
 def _report_spaces(tables: dict[str, Table], every: list[tuple[str, int, object]]) -> None:
@@ -246,7 +257,7 @@ def _index_of(name: str, index: dict[str, int], table: Table, row: int) -> int:
     if name not in index:
         close = difflib.get_close_matches(name, index, n=1)
         raise InputError(
-            f"{table.where(row)}: label {name!r} is not one of {', '.join(index)}"
+            f"{table.where(row)}: label {shown_name(name)!r} is not one of {', '.join(index)}"
             + (f"; did you mean {close[0]!r}?" if close else "")
         )
     return index[name]

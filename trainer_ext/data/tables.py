@@ -22,6 +22,8 @@ _SPLIT_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+_WORDS, _CHARACTERS = 4, 60  # in a message, of a name
+
 
 def split_named(value: object) -> str | None:
     """Return the split that a value names, in any case, or `None` if it names none."""
@@ -33,11 +35,13 @@ class Table:
     """The rows of one split, with the position of each row, and the column types of a dataset.
 
     Attributes:
+        columns: Names of the columns, which a row of JSON may lack, in a dictionary that keeps their order.
         numbers, places: Row number and position of each row, as in [`trainer_ext.data.delimited.Record`].
     """
 
     name: str
     rows: list[dict] = field(default_factory=list)
+    columns: dict[str, None] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     features: dict | None = field(default=None, repr=False)
@@ -47,6 +51,8 @@ class Table:
         if wrong := problem or broken(values):
             raise InputError(f"{self.name}, {place}: {wrong}")
         self.rows.append(values)
+        if not values.keys() <= self.columns.keys():
+            self.columns |= dict.fromkeys(values)
         self.numbers.append(number)
         self.places.append(place)
 
@@ -70,9 +76,12 @@ def read_file(path: str | Path, quoting: str = "auto", header: bool = True) -> T
             table.add(record.values, record.number, record.place, record.problem)
     except UnreadableTable as error:
         raise InputError(f"{table.name}: {error}") from error
-    if len(table.rows) == 1 and table.rows[0] and all(isinstance(value, dict) for value in table.rows[0].values()):
+    values = [*table.rows[0].values()] if len(table.rows) == 1 else []
+    objects, lists = (values and all(isinstance(value, kind) for value in values) for kind in (dict, list))
+    if objects or (lists and len(values) > 1):
         raise InputError(
-            f"{table.name}: has an object per column; want one per row (in pandas: to_json(..., orient='records'))"
+            f"{table.name}: has {'an object' if objects else 'a list'} per column; want an object per row (in pandas: "
+            "to_json(..., orient='records'))"
         )
     if format_of(path) == ".parquet":
         schema = pyarrow.parquet.read_schema(path)
@@ -155,17 +164,24 @@ def divide_by_split(tables: dict[str, Table], column: str) -> dict[str, Table]:
         split = split_named(row.get(column))
         if split is None:
             raise InputError(
-                f"{table.where(index)}: {column} is {row.get(column)!r}; want train, validation (or dev) or test"
+                f"{table.where(index)}: {column} is {brief(row.get(column))}; want train, validation (or dev) or test"
             )
         part = divided.setdefault(split, Table(table.name, features=table.features, attribution=table.attribution))
         part.add(row, table.numbers[index], table.places[index], None)
     return divided
 
 
+def brief(value: object) -> str:
+    """Return a value for a message. Of what may be somebody's text, only the type or the length is told."""
+    if isinstance(value, str):
+        is_text = len(value.split()) > _WORDS or len(value) > _CHARACTERS
+        return f"a text of {len(value):,} characters" if is_text else repr(value)
+    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
 def check_column(table: Table, column: str) -> None:
-    present = list(table.rows[0]) if table.rows else []
-    if column not in present:
-        raise no_column(table.name, column, present)
+    if column not in table.columns:
+        raise no_column(table.name, column, list(table.columns))
 
 
 def _as_others(table: Table, indices: Sequence[int]) -> str:
@@ -179,7 +195,7 @@ def _as_others(table: Table, indices: Sequence[int]) -> str:
 def check_extra_columns(tables: dict[str, Table], columns: Sequence[str]) -> None:
     """Check that each column is in at least one split."""
     for column in columns:
-        if not any(table.rows and column in table.rows[0] for table in tables.values()):
+        if not any(column in table.columns for table in tables.values()):
             check_column(next(iter(tables.values())), column)
 
 
@@ -198,7 +214,7 @@ def read_common_columns(
     """
     if not table.rows:
         raise InputError(f"{table.name}: no rows; want at least one")
-    of_text = text_columns(table.name, text_column, list(table.rows[0]))
+    of_text = text_columns(table.name, text_column, list(table.columns))
     for column in (group_column, id_column):
         if column:
             check_column(table, column)
@@ -209,7 +225,7 @@ def read_common_columns(
     for index, row in enumerate(table.rows):
         text, named = text_of(row, of_text, delimiter)
         if not isinstance(text, str):
-            raise InputError(f"{table.where(index)}: {named} is {text!r:.60}; want a text")
+            raise InputError(f"{table.where(index)}: {named} is {brief(text)}; want a text")
         if not text.strip():
             empty = [i for i, each in enumerate(table.rows) if not str(text_of(each, of_text, delimiter)[0]).strip()]
             raise InputError(f"{table.where(index)}: {named} is empty; want a text{_as_others(table, empty)}")
@@ -217,7 +233,7 @@ def read_common_columns(
             raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
         row_id = str(row[id_column] if id_column else table.numbers[index])
         if row_id in seen:
-            raise InputError(f"{table.where(index)}: {id_column} {row_id!r} is also in row {seen[row_id]}")
+            raise InputError(f"{table.where(index)}: {id_column} {brief(row_id)} is also in row {seen[row_id]}")
         seen[row_id] = table.numbers[index]
         columns["id"].append(row_id)
         columns["text"].append(text)
