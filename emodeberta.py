@@ -28,7 +28,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from trainer_ext.errors import InputError
-from trainer_ext.files import free_folder
+from trainer_ext.files import SETTINGS, free_folder, read_object
 from trainer_ext.flag_parser import MINILM
 
 if TYPE_CHECKING:
@@ -141,9 +141,11 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         given = {"train": train, "validation": validation, "test": test}
         with tempfile.TemporaryDirectory(prefix="emodeberta-") as tables:
             files = {f"{split}_file": file_of(rows, split, Path(tables)) for split, rows in given.items()}
-            text, label = column_name(text_column), column_name(label_column)
-            classifier._run(folder, files | {"text_column_name": text, "label_column_name": label}, Path(tables))
+            named = {"text_column_name": column_name(text_column), "label_column_name": column_name(label_column)}
+            classifier._run(folder, files | named, Path(tables))
         classifier._load(str(folder))
+        chosen = read_object(folder / SETTINGS).get("defaults", {})
+        text, label = (chosen.get(flag) if column is None else column for flag, column in named.items())
         classifier._text_column = text
         classifier._name_classes(integer_labels(train, label, classifier._names))
         return classifier
@@ -249,8 +251,8 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         Args:
             texts: A text; texts in a list, an array, a Series or a column of a dataset; or a table (a DataFrame, a
                 `datasets.Dataset`).
-            text_column: The table's column with the text; several, in a list, are joined. Default: that of the
-                training, else the first with a usual name (text, sentence, content, …), else the only one with texts.
+            text_column: The table's column with the text; several, in a list, are joined. Default: that of `train` or
+                `fit`, else the first with a usual name (text, sentence, content, …), else the only one with texts.
             progress: Whether to show a progress bar. Default: for 500 texts and more, in a terminal or a notebook.
 
         Returns:
@@ -329,7 +331,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         from trainer_ext.data.in_memory import label_name, texts_and_labels
 
         check_is_fitted(self)
-        read, y = texts_and_labels(X, y, "score", self._text_column)
+        read, y = texts_and_labels(X, y, "score", self._text_column, self._delimiter())
         known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, y.tolist()))
         if other := sorted(set(given) - known):
             raise InputError(f"score: label {other[0]!r} is not one of {', '.join(sorted(known))}")
@@ -349,7 +351,8 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         from trainer_ext.scoring.scorer import score
         from trainer_ext.scoring.text_stream import Row
 
-        read = texts_of([data] if isinstance(data, str) else data, text_column, self._text_column)
+        texts = [data] if isinstance(data, str) else data
+        read = texts_of(texts, text_column, self._text_column, self._delimiter())
         wrong = [None if is_text(text) else f"{text!r:.60}; want a text" for text in read.values]
         rows = [Row(None if error else str(text), None, error) for text, error in zip(read.values, wrong, strict=True)]
         if progress is None:
@@ -366,6 +369,10 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
             most = self.pipeline_.tokenizer.model_max_length
             warnings.warn(f"{cut} of {len(rows)} texts are longer than {most} tokens and were cut", stacklevel=3)
         return read, scores, errors
+
+    def _delimiter(self) -> str:
+        given = self.flags.get("text_column_delimiter")
+        return " " if given is None else str(given)
 
     def _result(
         self, table: pd.DataFrame, probabilities: np.ndarray, labels: np.ndarray, errors: list[str | None]

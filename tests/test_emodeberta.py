@@ -140,16 +140,40 @@ def test_a_mistake_in_a_call_is_one_line(table, flags, tmp_path, wrong, says):
 def test_labels_of_a_table_keep_their_type():
     integers = pd.DataFrame({"number": [7, 8, 9], "label": [0, 1, 0]})
     assert integer_labels(integers, "label", ["0", "1"]) == [0, 1]
-    assert integer_labels(integers, None, ["0", "1"]) == [0, 1]
+    assert integer_labels(integers, None, ["0", "1"]) == ["0", "1"]
     assert integer_labels(integers, "number", ["0", "1"]) == ["0", "1"]
-    assert integer_labels(Dataset.from_pandas(integers), None, ["0", "1"]) == [0, 1]
+    assert integer_labels(Dataset.from_pandas(integers), "label", ["0", "1"]) == [0, 1]
     for dtype in ("category", "Int8", "object"):
         assert integer_labels(integers.astype({"label": dtype}), "label", ["0", "1"]) == [0, 1]
     named = Dataset.from_pandas(integers).cast_column("label", ClassLabel(names=["dark", "light"]))
     assert integer_labels(named, "label", ["dark", "light"]) == ["dark", "light"]
     stars = Dataset.from_pandas(integers).cast_column("label", ClassLabel(names=["1", "0"]))
     assert integer_labels(stars, "label", ["1", "0"]) == ["1", "0"]
-    assert integer_labels("file.csv", None, ["0", "1"]) == ["0", "1"]
+    assert integer_labels("file.csv", "label", ["0", "1"]) == ["0", "1"]
+
+
+def test_the_columns_that_training_chose_are_those_of_predictions(table, flags, tmp_path):
+    """The label is a column of texts like integers, and another one holds the same integers."""
+    numbers = np.where(table["mood"] == "dark", 1, 2)
+    rows = pd.DataFrame({"answer": table["mood"], "document": table["words"], "stars": numbers})
+    rows = rows.assign(sentiment=rows["stars"].map(str), answer="no text is in here")
+    flags = {**flags, "max_steps": 1, "text_column_delimiter": " / "}
+    classifier = EmotionClassifier.train(rows.drop(columns="answer"), output_dir=tmp_path / "a", **flags)
+    expected = classifier.predict_proba(rows["document"])
+    assert (classifier.predict_proba(rows) == expected).all()
+    assert classifier.classes_.tolist() == ["1", "2"]
+    joined = rows["document"] + " / " + rows["answer"]
+    both = classifier.predict_proba(rows, text_column=["document", "answer"])
+    assert (both == classifier.predict_proba(joined)).all()
+    numbered = rows[["document", "answer"]].set_axis([0, 1], axis=1)
+    for names in ([0, 1], np.array([0, 1]), pd.Index([0, 1]), (0, 1), "0,1"):
+        assert (classifier.predict_proba(numbered, text_column=names) == both).all()
+    for names in ([0, 2], {0, 1}, []):
+        with pytest.raises(InputError, match="the table: no column"):
+            classifier.predict(numbered, text_column=names)
+    classifier._text_column = "document,answer"
+    labels = classifier.predict(joined)
+    assert classifier.score(rows, labels) == 1
 
 
 @pytest.mark.parametrize("y", ["joy", {"a": 1}, {1, 2}, [("a", 1)], [["a"], ["b", "c"]], np.eye(2), None])

@@ -373,6 +373,7 @@ def test_two_flags_train_stop_and_go_on_alike(mine, in_process, tmp_path, caplog
     record = json.loads((tmp_path / "out" / "run.json").read_text())["defaults"]
     assert (record["early_stopping_patience"], record["select"], record["warmup_steps"]) == (2, "best_on_dev", 0.1)
     assert not {"learning_rate", "per_device_train_batch_size", "model_name_or_path"} & record.keys()  # were given
+    assert (record["text_column_name"], record["label_column_name"]) == ("Essay Text", "How they feel")
     assert {"eval_loss", "loss"} <= {key for entry in log_of(tmp_path / "out") for key in entry}
 
     before = log_of(tmp_path / "out")

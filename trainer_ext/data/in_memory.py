@@ -36,7 +36,7 @@ class Texts(NamedTuple):
     table: pd.DataFrame | None
 
 
-def texts_of(data: Any, text_column: Any = None, usual: Any = None) -> Texts:
+def texts_of(data: Any, text_column: Any = None, usual: Any = None, delimiter: str = " ") -> Texts:
     """Return the texts of a list, an array, a Series, a column of a dataset, or of a table.
 
     Args:
@@ -44,6 +44,7 @@ def texts_of(data: Any, text_column: Any = None, usual: Any = None) -> Texts:
         text_column: The table's column with the text, or several, whose texts are joined.
         usual: The same, to take if none is named. If the table lacks it, a usual name decides, else the only column
             with texts.
+        delimiter: What joins the texts of several columns.
 
     Raises:
         InputError: if these are not texts, or the table has no such column.
@@ -57,7 +58,7 @@ def texts_of(data: Any, text_column: Any = None, usual: Any = None) -> Texts:
         parts = data[columns].astype(object)
         rows = parts.where(parts.notna(), None).to_dict("records")
         name = columns[0] if len(columns) == 1 else column_name(columns)
-        return Texts([text_of(row, columns, " ")[0] for row in rows], data.index.tolist(), name, data)
+        return Texts([text_of(row, columns, delimiter)[0] for row in rows], data.index.tolist(), name, data)
     kind = type(data).__name__
     if text_column is not None:
         raise InputError(f"text_column {text_column!r}: is for a table; this is of type {kind}")
@@ -75,22 +76,23 @@ def texts_of(data: Any, text_column: Any = None, usual: Any = None) -> Texts:
 
 def column_name(columns: Any) -> Any:
     """Return a column's name as flags have it: several names are joined by commas."""
-    return ",".join(columns) if isinstance(columns, list | tuple) else columns
+    columns = columns.tolist() if isinstance(columns, np.ndarray | pd.Index) else columns
+    return ",".join(map(str, columns)) if isinstance(columns, list | tuple) else columns
 
 
 def _columns_of(table: pd.DataFrame, text_column: Any, usual: Any) -> list[Any]:
     """Return the columns with the text; a name need not be a string, and several may be joined by commas."""
-    named = [name for name in table.columns if isinstance(name, str)]
+    by_name = {str(name): name for name in reversed(table.columns)}
     if text_column is None and usual is not None:
         with contextlib.suppress(InputError):
             return _columns_of(table, usual, None)
     if text_column is None:
         return [_usual_column(table)]
-    if not isinstance(text_column, list) and text_column in table.columns:
+    if pd.api.types.is_hashable(text_column) and text_column in table.columns:
         return [text_column]
     if not isinstance(name := column_name(text_column), str):
         raise InputError(f"the table: no column {name!r}; it has {', '.join(map(repr, table.columns[:20]))}")
-    return text_columns("the table", name, named)
+    return [by_name[part] for part in text_columns("the table", name, [*map(str, table.columns)])]
 
 
 def _usual_column(table: pd.DataFrame) -> Any:
@@ -141,13 +143,13 @@ def integer_labels(rows: Any, label_column: str | None, names: Sequence[str]) ->
 
     Args:
         rows: What [`file_of`] takes.
-        label_column: If it is `None`, any column of integers that are all labels counts.
+        label_column: Name of the label column, or several joined by commas.
         names: Names of the labels.
     """
     is_table = isinstance(rows, pd.DataFrame) or hasattr(rows, "features")
     if is_table and all(name.removeprefix("-").isdecimal() for name in names):
         table = rows.to_pandas() if hasattr(rows, "to_pandas") else rows
-        for column in table.columns if label_column is None else {label_column} & set(table.columns):
+        for column in [name for name in table.columns if str(name) == str(label_column)]:
             values = table[column].dropna()
             feature = (getattr(rows, "features", None) or {}).get(column)
             if isinstance(feature, ClassLabel) and feature.names != [str(i) for i in range(feature.num_classes)]:
@@ -163,18 +165,18 @@ def label_name(label: Any) -> str:
     return without_fraction(str(label).strip())
 
 
-def texts_and_labels(X: Any, y: Any, what: str, usual: Any = None) -> tuple[Texts, np.ndarray]:
+def texts_and_labels(X: Any, y: Any, what: str, usual: Any = None, delimiter: str = " ") -> tuple[Texts, np.ndarray]:
     """Return texts and their labels, `(rows,)` each.
 
     Args:
-        X, usual: See [`texts_of`].
+        X, usual, delimiter: See [`texts_of`].
         y: See [`labels_of`].
         what: What they are for, for messages.
 
     Raises:
         InputError: as those two, or if there are not as many labels as texts, or none.
     """
-    texts, labels = texts_of(X, usual=usual), labels_of(y)
+    texts, labels = texts_of(X, usual=usual, delimiter=delimiter), labels_of(y)
     if len(texts.values) != len(labels):
         raise InputError(f"{what}: {len(texts.values)} texts and {len(labels)} labels; want one label per text")
     if not len(labels):

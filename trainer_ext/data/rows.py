@@ -142,7 +142,7 @@ def text_of(values: Mapping[str, Any], columns: Sequence[str], delimiter: str) -
     found = [(values.get(column), column) for column in columns if values.get(column) is not None]
     if other := next((each for each in found if not isinstance(each[0], str)), None):
         return other
-    return delimiter.join(text for text, _ in found if text.strip()), ", ".join(columns)
+    return delimiter.join(text for text, _ in found if text.strip()), ", ".join(map(str, columns))
 
 
 def _text_rows(

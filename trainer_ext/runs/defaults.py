@@ -89,6 +89,10 @@ class Defaults:
             named or data_args.train_file or data_args.validation_file or data_args.test_file
         ):
             defaults.tables = choose_columns(data_args, model_args.hub_access())
+        if defaults.own_data:
+            names = [f"{kind}_column_name" for kind in ("text", "label", "group", "id", "split")]
+            columns = {name: getattr(data_args, name) for name in names if name not in defaults.given}
+            defaults.chosen |= {name: column for name, column in columns.items() if column is not None}
         return defaults
 
     def load(self, described: dict[str, Any], train_only: bool = False) -> Corpus:
@@ -148,7 +152,9 @@ class Defaults:
         apply_selection(run_args, args)
 
     def _report(self) -> None:
-        shown = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in self.chosen.items())
+        """Log them, but for the columns, which are logged as they are chosen."""
+        chosen = {name: value for name, value in self.chosen.items() if not name.endswith("_column_name")}
+        shown = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in chosen.items())
         lines = textwrap.wrap(f"defaults: {shown}", 80, subsequent_indent="  ", break_on_hyphens=False)
         logger.info("\n".join(lines))
 
@@ -169,11 +175,10 @@ class Defaults:
         corpus = defaults.load(corpus_arguments(data_args, model_args.hub_access()))
         check_data(corpus, data_args, model_args.class_weights)
         defaults._choose(corpus.only_splits(["train"]), model_args, run_args, args)
-        defaults.chosen = {name: value for name, value in defaults.chosen.items() if name in _SEARCHED_FROM}
+        kept = {name for name in defaults.chosen if name in _SEARCHED_FROM or name.endswith("_column_name")}
+        defaults.chosen = {name: value for name, value in defaults.chosen.items() if name in kept}
         defaults._report()
-        names = {f"{kind}_column_name" for kind in ("text", "label", "group", "id", "split")} - defaults.given
-        columns = {name: value for name in names if (value := getattr(data_args, name)) is not None}
-        return columns | defaults.chosen, corpus
+        return defaults.chosen, corpus
 
     def _fill(self, arguments: Any, **values: Any) -> None:
         """Set the flags that were not given."""
