@@ -36,6 +36,7 @@ if __name__ == "__main__":
     check_flags("run_compare")  # --help and wrong flags end here; the imports below take seconds
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
@@ -52,6 +53,7 @@ from trainer_ext.evaluation.plots import plot_comparison
 from trainer_ext.files import read_object, write_json, write_text
 from trainer_ext.recipe_file import DATA_FLAGS, DRIVER_FLAGS, ComparisonFile
 from trainer_ext.runs.provenance import command_line
+from trainer_ext.runs.run import NOT_SETTINGS
 from trainer_ext.runs.trial import Trial, one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
 from trainer_ext.runs.trials import Trials, add_trials_dir
@@ -68,8 +70,6 @@ def main() -> None:
     output_dir = args.output_dir or Path("results") / "compare" / args.comparison.stem
     if args.variants is not None:
         keep_variants(content, args.variants, args.comparison)
-    if args.variants is not None or args.only_folds is not None:
-        check_not_fuller(output_dir / "comparison.json", [*content["variants"], *content["sums"]], args.only_folds)
     seeds = args.seeds or content["seeds"]
     folds = content["cv_folds"] if args.cv_folds is None else args.cv_folds
     if args.only_folds and not folds:
@@ -84,6 +84,9 @@ def main() -> None:
     shared = content["settings"] | flags_given(rest)
     if taken := sorted(DRIVER_FLAGS & shared.keys()):
         raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
+    settings = {key: value for key, value in shared.items() if key != "data_dir"}
+    if not args.plan:
+        check_not_fuller(output_dir / "comparison.json", names, seeds, folds, args.only_folds, settings)
 
     # ---- Data -----------------------------------------------------------------------------------------------------
     first = resolve(shared | next(iter(content["variants"].values())), str(args.comparison), PROGRAMS)
@@ -166,7 +169,7 @@ def main() -> None:
         **({"only_folds": only} if args.only_folds else {}),
         "seeds": seeds,
         "labels": corpus.label_names,
-        "settings": {key: value for key, value in shared.items() if key != "data_dir"},
+        "settings": settings,
         "machine": " and ".join(sorted({trials.record(trial)["machine"] for trial in every})),
         "libraries": libraries([trials.record(trial) for trial in every]),
         "variants": table,
@@ -270,20 +273,34 @@ def keep_variants(content: dict, names: list[str], path: Path) -> None:
     check_reference(content, path)
 
 
-def check_not_fuller(path: Path, names: list[str], only_folds: list[int] | None) -> None:
-    """Check that the new table has all rows and folds of an earlier one, which it would overwrite.
+def check_not_fuller(
+    path: Path, names: list[str], seeds: list[int], folds: int, only_folds: list[int] | None, settings: dict
+) -> None:
+    """Check that the new table has all that is in an earlier one, which it would overwrite with its predictions.
+
+    Args:
+        path: The earlier comparison.json; may be absent.
+        names: The rows of the new table.
+        settings: The flags that all variants share.
 
     Raises:
-        InputError: if it lacks one.
+        InputError: if a row, a seed or a fold is missing, or the number of folds or a shared flag differs.
     """
     before = read_object(path)
     if "variants" not in before:  # none yet, or damaged: it is made again
         return
-    if lost := [row["name"] for row in before["variants"] if row["name"] not in names]:
-        raise InputError(f"{path}: has {lost[0]!r}, which --variants leaves out; give another --output_dir")
-    folds = before.get("only_folds") or range(before["folds"])
-    if only_folds is not None and (lost := sorted(set(folds) - set(only_folds))):
-        raise InputError(f"{path}: has fold {lost[0]}, which --only_folds leaves out; give another --output_dir")
+    for what, had, has in (
+        ("variant", [row["name"] for row in before["variants"]], names),
+        ("seed", before["seeds"], seeds),
+        ("fold", before.get("only_folds") or range(before["folds"]), only_folds or range(folds)),
+    ):
+        if lost := [each for each in had if each not in has]:
+            raise InputError(f"{path}: has {what} {lost[0]!r}, which is left out here; give another --output_dir")
+    if before["folds"] != folds:
+        raise InputError(f"{path}: is of {before['folds']} folds, not of {folds}; give another --output_dir")
+    earlier, now = before["settings"], json.loads(json.dumps(settings))
+    if changed := sorted(key for key in (earlier | now).keys() - NOT_SETTINGS if earlier.get(key) != now.get(key)):
+        raise InputError(f"{path}: is of another {', '.join(changed)}; give another --output_dir")
 
 
 def check_reference(content: dict, path: Path) -> None:

@@ -175,7 +175,7 @@ def test_some_folds_are_scored_alone(compared, comparison, tmp_path, monkeypatch
         predicted = of_row[[f"probability_{label}" for label in content["labels"]]].to_numpy().argmax(axis=1)
         want = f1_score([gold[i] for i in of_row["row"]], [content["labels"][i] for i in predicted], average="macro")
         assert row["macro_f1"] == pytest.approx(want)
-    with pytest.raises(InputError, match="has fold 0, which --only_folds leaves out"):
+    with pytest.raises(InputError, match="has fold 0, which is left out here"):
         call(run_compare.main, *flags, "--output_dir", folder)
     with pytest.raises(InputError, match="--only_folds 2: with 2 folds they are 0 to 1"):
         call(run_compare.main, "mine.yaml", "--only_folds", 2, "--output_dir", tmp_path / "other")
@@ -267,8 +267,40 @@ def test_some_of_the_variants_are_a_comparison_too(compared, comparison, tmp_pat
     assert row["name"] == "mean"
     with pytest.raises(InputError, match=r"--variants maen: mine\.yaml has mean, first token"):
         call(run_compare.main, "mine.yaml", "--variants", "maen")
-    with pytest.raises(InputError, match="'first token', which --variants leaves out; give another --output_dir"):
+    with pytest.raises(InputError, match="'first token', which is left out here; give another --output_dir"):
         call(run_compare.main, "mine.yaml", "--variants", "mean")
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "says"),
+    [
+        ({"variants": {"mean": {}}}, (), "has variant 'first token', which is left out here; give another"),
+        ({}, ("--seeds", 2, 3), "has seed 1, which is left out here; give another --output_dir"),
+        ({"cv_folds": 0}, (), "has fold 0, which is left out here; give another --output_dir"),
+        ({"cv_folds": 3}, (), "is of 2 folds, not of 3; give another --output_dir"),
+        ({}, ("--learning_rate", "1e-4", "--pooling", "cls"), "is of another learning_rate, pooling; give another"),
+    ],
+)
+def test_a_table_is_not_replaced_by_one_that_lacks_a_part_of_it(
+    change, flags, says, compared, comparison, tmp_path, monkeypatch
+):
+    folder, _ = compared
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    content = yaml.safe_load((comparison / "mine.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | change, sort_keys=False))
+    monkeypatch.chdir(comparison)
+    with pytest.raises(InputError, match=re.escape(f"comparison.json: {says}")):
+        call(run_compare.main, tmp_path / "mine.yaml", *flags)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_table_may_grow(compared):
+    """By a variant and a seed; on another machine, and with the data in another folder."""
+    folder, _ = compared
+    before = figures(folder)
+    settings = before["settings"] | {"use_cpu": False, "cache_dir": "elsewhere"}
+    names = [*(row["name"] for row in before["variants"]), "one more"]
+    run_compare.check_not_fuller(folder / "comparison.json", names, [2, 1], 2, None, settings)
 
 
 def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
