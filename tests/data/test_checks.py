@@ -1,6 +1,7 @@
 """The data check names what is wrong with a corpus; lists of rows for people to look at come back as corrections."""
 
 import csv
+import datetime
 import json
 import logging
 import random
@@ -10,8 +11,10 @@ from dataclasses import replace
 
 import argilla
 import pandas
+import pyarrow.parquet
 import pytest
 from argilla.records._io._json import JsonIO
+from datasets import ClassLabel, Dataset, Features, List, Value
 from support import ESSAYS, ROOT, call
 
 import run_check
@@ -521,6 +524,37 @@ def test_labels_are_written_as_the_file_has_them(rows, column, answer, label, tm
     first, second = map(json.loads, path.read_text().splitlines())
     assert {name: first[name] for name in label} == label
     assert second == {"body": "text 1"} | rows[1]
+
+
+@pytest.mark.parametrize("output", ["new.parquet", "new.jsonl", "new.csv"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_class_that_no_row_had_can_be_given(as_list, output, tmp_path):
+    """The numbers of a `ClassLabel` column mean nothing in a file without its names."""
+    names, source = ["joy", "anger", "fear"], tmp_path / "mine.parquet"
+    kind, labels = ClassLabel(names=names), [0, 1, 1]
+    features = Features(body=Value("string"), mood=List(kind) if as_list else kind)
+    moods = [[label] for label in labels] if as_list else labels
+    Dataset.from_dict({"body": ["a b", "c d", "e f"], "mood": moods}, features=features).to_parquet(source)
+    if as_list and output == "new.csv":
+        with pytest.raises(InputError, match=r"do not fit \.csv .*; want \.jsonl"):
+            applied(tmp_path, source, {"2": "fear"}, output, labels=names)
+        return
+    path, _ = applied(tmp_path, source, {"2": "fear"}, output, labels=names)
+    again = rows_of("train", path, replace(DATA, train_file=str(path)))
+    assert again.labels == [["joy"], ["fear"], ["anger"]]
+
+
+def test_every_column_and_every_type_of_value_is_written(tmp_path):
+    rows = [{"body": "a b", "mood": "joy"}, {"body": "c d", "mood": "anger", "author": "me"}]
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    path, _ = applied(tmp_path, source, {"1": "anger"}, "new.parquet")
+    assert pyarrow.parquet.read_table(path)["author"].to_pylist() == [None, "me"]
+    when = datetime.datetime(2022, 5, 26, 12)
+    table = pyarrow.Table.from_pylist([row | {"when": when} for row in rows])
+    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
+    path, _ = applied(tmp_path, tmp_path / "mine.parquet", {"1": "anger"}, "new.jsonl")
+    assert json.loads(path.read_text().splitlines()[0])["when"] == "2022-05-26 12:00:00"
 
 
 def test_unlabelled_texts_get_the_labels_of_those_that_were_labelled(tmp_path):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError
 from .corpus import Corpus
+from .labels import class_names
 from .load import DataArguments, corpus_arguments, load_corpus
 from .review_list import REMOVE, UNSURE, Said
 from .rows import format_of
@@ -207,7 +208,7 @@ def write_corrected(path: Path, found: Corrected, rows: Rows, split: str, like: 
     partial = path.with_name(f".{uuid4().hex}{path.suffix}")
     problem = None
     try:
-        _write(partial, found, like)
+        _write(partial, found if path.suffix == ".parquet" else _with_names(found, rows), like)
         again = rows_of(split, partial, replace(data_args, label_set=rows.label_names, quoting="auto"))
         if (again.texts, again.labels) != (found.texts, found.labels):
             problem = "texts or labels would change"
@@ -224,7 +225,7 @@ def write_corrected(path: Path, found: Corrected, rows: Rows, split: str, like: 
 # ---- In the form of the file --------------------------------------------------------------------------------------
 def _raw_labels(rows: Rows) -> dict[str, Any]:
     """Return how the file writes each label, by name: the label itself, or a number."""
-    raw: dict[str, Any] = {}
+    raw: dict[str, Any] = {name: number for number, name in enumerate(class_names(rows.table, rows.label_columns[0]))}
     for row, names in zip(rows.table.rows, rows.labels, strict=True):
         value = row.get(rows.label_columns[0])
         values = value if isinstance(value, list) else [value]
@@ -244,6 +245,18 @@ def _as_in_file(rows: Rows, names: list[str], raw: dict[str, Any]) -> dict[str, 
         return {column: hot}
     written = [raw.get(name, name) for name in names]
     return {column: written if values or rows.multi_label else written[0]}
+
+
+def _with_names(found: Corrected, rows: Rows) -> Corrected:
+    """Return the rows with the names of a `ClassLabel` column instead of its numbers, which only parquet explains."""
+    column = rows.label_columns[0]
+    if not class_names(rows.table, column):
+        return found
+    named = [
+        {**row, column: names if isinstance(row.get(column), list) else names[0]} if names else row
+        for row, names in zip(found.rows, found.labels, strict=True)
+    ]
+    return replace(found, rows=named)
 
 
 def _write(path: Path, found: Corrected, like: Path) -> None:

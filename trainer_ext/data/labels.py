@@ -66,7 +66,7 @@ def read_labels(
         }
         return _from_vectors(tables, vectors, list(label_names))
 
-    by_table = {split: _class_names(tables[split], label_columns[0]) for split in labelled}
+    by_table = {split: class_names(tables[split], label_columns[0]) for split in labelled}
     features = list(dict.fromkeys(name for names in by_table.values() for name in names))
     every = [(split, i, value) for split, rows in labelled.items() for i, value in enumerate(rows)]
 
@@ -186,7 +186,7 @@ def _from_vectors(
     return normalised, names, "single_label_classification"
 
 
-def _class_names(table: Table, column: str) -> list[str]:
+def class_names(table: Table, column: str) -> list[str]:
     """Return the label names of a `ClassLabel` column, or of a column of lists of them; else an empty list."""
     feature = (table.features or {}).get(column)
     feature = getattr(feature, "feature", feature)
