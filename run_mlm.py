@@ -214,6 +214,10 @@ def complete_arguments(
         raise InputError(f"--head_warmup_steps is {data_args.head_warmup_steps}; want 0 or more")
     if args.train_sampling_strategy != "random":
         raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: use --tokens_per_batch")
+    if args.dataloader_persistent_workers:
+        raise InputError(
+            "--dataloader_persistent_workers: workers that stay would mask the same tokens in every epoch; leave it out"
+        )
     if args.label_smoothing_factor:
         raise InputError("--label_smoothing_factor is for classes; perplexity would be of smoothed words: leave it out")
     if args.load_best_model_at_end and args.metric_for_best_model is None:

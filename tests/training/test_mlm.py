@@ -597,6 +597,10 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
         (["--train_file", "t.parquet", "--streaming", "--max_steps", "2"], "t.parquet"),
         (["--train_file", "t.txt", "--model_name_or_path", "nowhere"], "nowhere"),
         (["--train_file", "t.txt", "--streaming", "--max_steps", "2", "--max_eval_samples", "2"], "has 2 texts; want"),
+        (
+            ["--train_file", "t.txt", "--dataloader_persistent_workers", "--dataloader_num_workers", "1"],
+            "--dataloader_persistent_workers: workers that stay would mask the same tokens in every epoch",
+        ),
         (["--train_file", "t.txt", "--dataloader_drop_last"], "2 training rows are less than one batch of 8"),
         (["--do_eval"], "without --do_train this script measures perplexity: --do_eval and --validation_file"),
         (["--do_predict", "--train_file", "t.txt"], "without --do_train this script measures perplexity"),

@@ -27,7 +27,10 @@ class PretrainingArguments(CardArguments, TargetArguments):
     """Flags of `run_mlm.py` for the texts to read, their masking and the training."""
 
     _argument_group_name = "Pre-training"
-    _refused_flags = ("fsdp", "fsdp_config", "label_smoothing_factor", "train_sampling_strategy", "length_column_name")
+    _refused_flags = (
+        *("fsdp", "fsdp_config", "label_smoothing_factor", "train_sampling_strategy", "length_column_name"),
+        "dataloader_persistent_workers",
+    )
 
     dataset_name: list[str] = field(
         default_factory=list,
