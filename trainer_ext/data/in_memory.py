@@ -16,6 +16,7 @@ from texts_emodeberta import in_order
 
 from ..errors import InputError
 from .columns import TEXT
+from .delimited import broken
 from .labels import without_fraction
 from .rows import text_columns, text_of
 
@@ -193,8 +194,13 @@ def labels_of(y: Any) -> np.ndarray:
     y = y.to_pandas() if hasattr(y, "to_pandas") else y
     if isinstance(getattr(y, "dtype", None), ExtensionDtype):
         y = y.astype(object)
+    y = list(y) if isinstance(y, Iterator) else y
+    if isinstance(y, list | tuple) and {str} < {
+        str if isinstance(label, str) else type(label) for label in y if label is not None
+    }:
+        y = pd.Series(y, dtype=object).to_numpy()  # numpy would write numbers as strings
     try:
-        labels = column_or_1d(list(y) if isinstance(y, Iterator) else y)
+        labels = column_or_1d(y)
     except (ValueError, TypeError):
         labels = None
     if labels is None or any(isinstance(label, list | tuple | set | dict) for label in labels.tolist()):
@@ -202,6 +208,9 @@ def labels_of(y: Any) -> np.ndarray:
         raise InputError(f"y: {y!r:.60}; want one label per text ({several})")
     if (missing := np.flatnonzero(pd.isna(labels))).size:
         raise InputError(f"y, row {missing[0]}: no label")
+    for row, label in enumerate(labels.tolist()):
+        if wrong := broken(label):
+            raise InputError(f"y, row {row}: the label is {wrong}")
     return labels
 
 
