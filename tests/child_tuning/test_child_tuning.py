@@ -339,6 +339,23 @@ def test_a_bad_batch_is_left_out_of_the_information(bad, entries, position, capl
     assert "the gradients of 1 of 5 batches are not finite, or over 1e+15" in caplog.text
 
 
+@pytest.mark.parametrize("scope", ["encoder", "all"])
+def test_frozen_weights_are_no_part_of_the_share(scope):
+    """They are in the optimizer, as in a plain loop over model.parameters()."""
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict({f"layer{number}": torch.nn.Linear(40, 40) for number in range(4)})
+    for number in range(3):
+        model[f"layer{number}"].requires_grad_(False)
+    child = ChildNetwork(torch.optim.SGD(model.parameters(), lr=1.0), "D", 0.25, scope=scope)
+    rows = torch.randn(8, 40)
+    for layer in model.values():
+        rows = layer(rows)
+    child.find(model, [rows.square().sum()])
+    frozen, trained = child.masks[:6], child.masks[6:]
+    assert not any(mask.any() for mask in frozen)
+    assert sum(int(mask.sum()) for mask in trained) == round(0.25 * (40 * 40 + 40))
+
+
 def test_information_that_no_batch_gives_is_said_so():
     with pytest.raises(ChildTuningError, match="of 2 of 2 batches are not finite"):
         found_child([torch.full((10,), torch.nan)] * 2)
@@ -549,9 +566,13 @@ def test_a_step_that_the_loss_scaler_skips_moves_nothing_and_draws_nothing(targe
 
 def test_a_child_network_is_taken_off_again():
     parameter, child = one_parameter(torch.zeros(100), torch.ones(100), p=0.5)
+    ChildNetwork(child.optimizer, p=1.0).remove()  # it masked nothing
+    with pytest.raises(ChildTuningError, match="this optimizer has a child network, and two would both mask"):
+        ChildNetwork(child.optimizer, "D", 0.5)
     child.remove()
     child.optimizer.step()
     assert torch.equal(parameter.detach(), -torch.ones(100))
+    ChildNetwork(child.optimizer, p=0.5)  # one at a time
 
 
 # ---- Optimizers and loops of others -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterable
 
 import torch
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 MASKS = "child_network.safetensors"
 # A batch with a larger gradient would swamp all others, and the sum of its squares would soon overflow.
 LARGEST_GRADIENT = 2.0**50
+_masked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # those that have an active child network
 
 
 class ChildNetwork:
@@ -70,7 +72,7 @@ class ChildNetwork:
 
     Raises:
         ChildTuningError: for an invalid setting, or an optimizer that changes weights outside of `step` (LOMO in the
-            backward pass, schedule-free ones with target `update`) or that has no hooks (DeepSpeed).
+            backward pass, schedule-free ones with target `update`), has no hooks (DeepSpeed) or has a child network.
     """
 
     def __init__(
@@ -95,6 +97,9 @@ class ChildNetwork:
         self._hooks = []
         if self.active:
             check_optimizer(optimizer, target)
+            if optimizer in _masked:
+                raise ChildTuningError("this optimizer has a child network, and two would both mask; remove() that one")
+            _masked.add(optimizer)
             self._hooks = [
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_step_post_hook(self._after_step),
@@ -102,8 +107,9 @@ class ChildNetwork:
 
     def remove(self) -> None:
         """Remove the hooks, so that the optimizer's steps are no longer masked."""
-        for hook in self._hooks:
-            hook.remove()
+        while self._hooks:
+            self._hooks.pop().remove()
+            _masked.discard(self.optimizer)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the optimizer's parameters, in the order of its groups."""
@@ -217,7 +223,7 @@ class ChildNetwork:
     # ---- The child of D -------------------------------------------------------------------------------------------
     def find(self, model: nn.Module, losses: Iterable[torch.Tensor]) -> None:
         """Choose D's child network in one pass over the data: the share p of entries with the highest Fisher
-        information.
+        information. Entries of frozen parameters do not count.
 
         The Fisher information of a weight is the mean over batches of its squared gradient (Xu et al. 2021, equation 6,
         with batches instead of texts as in their code). This needs as much extra memory as the weights in scope, plus
@@ -272,7 +278,8 @@ class ChildNetwork:
             logger.warning(f"Child-Tuning D: {said}; these batches are left out of the Fisher information")
         if not largest:
             raise ChildTuningError("Child-Tuning D: every gradient in scope is zero; no child network can be found")
-        threshold = highest_share(list(information.values()), self.p, sharded)
+        trained = [information[index] for index, parameter in scoped if parameter.requires_grad]
+        threshold = highest_share(trained, self.p, sharded)
         self.masks = [None] * len(self.parameters())
         self._frozen = [index for index, parameter in scoped if not parameter.requires_grad]
         for index in list(information):
