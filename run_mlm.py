@@ -220,7 +220,8 @@ def complete_arguments(
         )
     if args.label_smoothing_factor:
         raise InputError("--label_smoothing_factor is for classes; perplexity would be of smoothed words: leave it out")
-    if args.load_best_model_at_end and args.metric_for_best_model is None:
+    chooses = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+    if chooses and args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = "eval_perplexity", False
     return output_dir
 

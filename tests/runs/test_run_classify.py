@@ -253,6 +253,12 @@ def test_a_validation_split_can_be_carved_out(in_process):
 # ---- Kill and resume, two processes -------------------------------------------------------------------------------
 
 
+def test_without_validation_rows_nothing_is_evaluated_at_the_start_either(in_process, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(16)))
+    flags = ["--train_file", tmp_path / "rows.csv", "--validation_split_percentage", 0, "--max_steps", 1]
+    assert "eval_loss" not in in_process(*flags, "--eval_on_start", "true", "--eval_strategy", "epoch")
+
+
 def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on, over several epochs; the other
     variants of Child-Tuning are killed and resumed on two processes, in tests/forked.py."""
@@ -372,8 +378,8 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
             "--select best_on_dev",
         ),
         (["--do_predict"], "text,label\nx,joy\ny,fear\n", "want a text classifier"),
-        (["--prediction_loss_only"], "text,label\nx,joy\ny,fear\n", "--prediction_loss_only: what is predicted is"),
-        (["--eval_do_concat_batches", "no"], "text,label\nx,joy\ny,fear\n", "--eval_do_concat_batches: what is"),
+        (["--prediction_loss_only"], "text,label\nx,joy\ny,fear\n", "--prediction_loss_only: not supported"),
+        (["--eval_do_concat_batches", "no"], "text,label\nx,joy\ny,fear\n", "--eval_do_concat_batches: not supported"),
         (["--select", "average", "--save_only_model"], "text,label\nx,joy\ny,fear\n", "needs whole checkpoints"),
         (["--resume_from_checkpoint", "True"], "text,label\nx,joy\ny,fear\n", "no complete checkpoint there"),
         (["--validation_split_percentage", "-5"], "text,label\nx,joy\ny,fear\n", "want 0 to 50"),
@@ -385,6 +391,19 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
         (["--max_seq_length", "2"], "text,label\nx,joy\ny,fear\n", "--max_seq_length is 2; want at least 3"),
         (["--report_to", "comet_ml"], "text,label\nx,joy\ny,fear\n", "--report_to comet_ml: "),
         (["--optim", "stable_adamw"], "text,label\nx,joy\ny,fear\n", "--optim stable_adamw: You need to install"),
+        (["--optim_args", "betas"], "text,label\nx,joy\ny,fear\n", "--optim_args betas: want name=value"),
+        (["--optim", "rmsprop", "--optim_args", "alpha=x"], "text,label\nx,joy\ny,fear\n", "--optim rmsprop: could"),
+        (
+            ["--lr_scheduler_type", "cosine_with_min_lr"],
+            "text,label\nx,joy\ny,fear\n",
+            "--lr_scheduler_type cosine_with_min_lr: One of min_lr or min_lr_rate should be set",
+        ),
+        (
+            ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"cycles": 1}'],
+            "text,label\nx,joy\ny,fear\n",
+            "unexpected keyword argument 'cycles'; want --lr_scheduler_kwargs that fit it",
+        ),
+        (["--save_strategy", "best"], "text,label\nx,joy\ny,fear\n", "say so with --select best_on_dev"),
         (["--output_dir="], "text,label\nx,joy\ny,fear\n", "give --output_dir"),
         (["--max_train_samples", "0"], "text,label\nx,joy\ny,fear\n", "want at least 1"),
         (

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.integrations.neftune import activate_neftune, deactivate_neftune
 
+import run_mlm
 from configuration_emodeberta import EmoDebertaConfig
 from modeling_emodeberta import EmoDebertaForMaskedLM
 from trainer_ext.child_tuning import ChildTuningArguments
@@ -418,8 +419,6 @@ print(best["token"] == logits[0, where].argmax().item())
 
 def test_a_finished_model_is_measured_without_training(pretrained, corpus_file, tmp_path):
     """On the rows that it trained on it does better than on others."""
-    import run_mlm
-
     model, _ = pretrained
     lines = corpus_file.read_text(encoding="utf-8").splitlines()
     (tmp_path / "other.txt").write_text("\n".join(" ".join(reversed(line.split())) for line in lines if line))
@@ -438,9 +437,17 @@ def test_a_finished_model_is_measured_without_training(pretrained, corpus_file, 
     assert perplexity["texts"] < perplexity["other"]
 
 
-def test_rows_without_a_masked_token_are_said_and_not_measured(tokenizer, caplog):
-    import run_mlm
+def test_the_best_checkpoint_is_that_of_the_lowest_perplexity(v3_folder, corpus_file, tmp_path):
+    call(
+        *(run_mlm.main, "--model_name_or_path", v3_folder, "--train_file", corpus_file, *FLAGS, "--max_steps", 2),
+        *("--eval_steps", 1, "--save_strategy", "best", "--keep_checkpoints", "--output_dir", tmp_path / "out"),
+    )
+    state = json.loads((max((tmp_path / "out").glob("checkpoints/*/trainer_state.json"))).read_text())
+    measured = [entry["eval_perplexity"] for entry in state["log_history"] if "eval_perplexity" in entry]
+    assert state["best_metric"] == min(measured)
 
+
+def test_rows_without_a_masked_token_are_said_and_not_measured(tokenizer, caplog):
     rows = Dataset.from_dict({"input_ids": [[1, 9, 2]] * 3})
     never, always = (MaskedTexts(rows, Masking(tokenizer, share)) for share in (1e-9, 1 - 1e-9))
     args = ChildTuningArguments("out", use_cpu=True, eval_strategy="epoch")
@@ -607,8 +614,6 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
     ],
 )
 def test_errors_are_one_line(flags, says, v3_folder, tmp_path, monkeypatch, capsys):
-    import run_mlm as script
-
     (tmp_path / "t.txt").write_text("A text.\nAnother one.\n")
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "t.parquet").write_text("no parquet")
@@ -616,7 +621,7 @@ def test_errors_are_one_line(flags, says, v3_folder, tmp_path, monkeypatch, caps
     start = ["run_mlm.py", "--model_name_or_path", str(v3_folder), "--output_dir", "out", "--use_cpu"]
     monkeypatch.setattr(sys, "argv", [*start, *flags])
     with pytest.raises(SystemExit) as stopped:
-        run_command(script.main)
+        run_command(run_mlm.main)
     assert stopped.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")

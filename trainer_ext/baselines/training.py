@@ -62,7 +62,7 @@ def begin(
     corpus = limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
     check_whole_batch(len(corpus.splits["train"]), None, args)
     if not corpus.is_labelled("validation"):
-        args.eval_strategy = IntervalStrategy.NO
+        args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
     settings = training_settings(model_args, data_args, args) | {
         "training data": digest(corpus.splits["train"].to_list())
     }

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from ..data.corpus import Corpus
@@ -106,7 +107,8 @@ def _check_nothing_read_inside(output_dir: Path, flags: dict[str, Any]) -> None:
 
 
 def check_training(args: TrainingArguments) -> None:
-    """Check the ranges of the library's own flags, and that the packages they need are installed.
+    """Check the ranges of the library's own flags, that the packages they need are installed, and that those of the
+    optimizer and of the learning rate's schedule fit together.
 
     Raises:
         InputError: at the first problem.
@@ -126,11 +128,29 @@ def check_training(args: TrainingArguments) -> None:
             callback()
     except (RuntimeError, ImportError, ValueError) as error:
         raise InputError(f"--report_to {' '.join(args.report_to)}: {first_line(error)}") from error
+    _check_optimizer(args)
+    _check_schedule(args)
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    if args.optim_args and any(part.count("=") != 1 for part in args.optim_args.split(",")):
+        raise InputError(f"--optim_args {args.optim_args}: want name=value, several of them separated by commas")
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ImportError, ValueError) as error:
-        if isinstance(error, ImportError) or "install" in str(error):
+    except (ImportError, TypeError, ValueError) as error:
+        if "need to pass a" not in str(error):  # a model, which there will be
             raise InputError(f"--optim {OptimizerNames(args.optim).value}: {first_line(error)}") from error
+
+
+def _check_schedule(args: TrainingArguments) -> None:
+    name, steps = SchedulerType(args.lr_scheduler_type), {"num_warmup_steps": 10, "num_training_steps": 10**6}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    try:
+        get_scheduler(name, optimizer, **steps, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise InputError(
+            f"--lr_scheduler_type {name.value}: {first_line(error)}; want --lr_scheduler_kwargs that fit it"
+        ) from error
 
 
 def complete_arguments(
@@ -227,7 +247,7 @@ def check_corpus(corpus: Corpus, data_args: DataArguments, run_args: RunArgument
             raise InputError("--early_stopping_patience needs labelled validation rows; give some, or leave it out")
         if run_args.select == "best_on_dev":
             raise InputError("--select best_on_dev needs labelled validation rows; give some, or --select last")
-        args.eval_strategy = IntervalStrategy.NO
+        args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
 
 
 def check_whole_batch(rows: int, tokens_per_batch: int | None, args: TrainingArguments) -> None:
@@ -294,6 +314,8 @@ def _check_combinations(model_args: ModelArguments, run_args: RunArguments, args
         raise InputError("--pretrained_share mixes the checkpoint's weights in; --from_scratch takes none")
     if args.load_best_model_at_end:
         raise InputError("--load_best_model_at_end chooses the epoch on validation; say so with --select best_on_dev")
+    if args.save_strategy == SaveStrategy.BEST and run_args.select == "last":
+        raise InputError("--save_strategy best keeps the best on validation; say so with --select best_on_dev")
     if is_sharded(args):
         check_sharding(args)
         if model_args.lora_rank is not None:
