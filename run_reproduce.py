@@ -106,6 +106,11 @@ class Stage:
     def finished(self) -> bool:
         return (self.output_dir / RESULTS).exists()
 
+    @property
+    def printed(self) -> str:
+        """Return the command for messages, without tokens."""
+        return shlex.join(without_secrets(self.command))
+
     def made_otherwise(self) -> str | None:
         """Return the command that made the finished folder if it is not this stage's; `None` if it is.
 
@@ -133,7 +138,7 @@ def main() -> None:
     for stage in stages:
         state = "done" if stage.finished else f"about {stage.minutes:.0f} min"
         state = "another run" if stage.name in others else state
-        print(f"{state:>13}  {stage.name}: {shlex.join(stage.command)} -> {stage.output_dir}/")
+        print(f"{state:>13}  {stage.name}: {stage.printed} -> {stage.output_dir}/")
     planned = [stage for stage in stages if stage in left or stage.name in others]
     print(f"{len(planned)} of {len(stages)} stages to run, about {_hours(planned, 1.0)} on {minutes_on}")
     if others:
@@ -144,7 +149,7 @@ def main() -> None:
         if stage.name in others:
             raise InputError(
                 f"{stage.output_dir}: was made by {others[stage.name]}; want stage {stage.name}: "
-                f"{shlex.join(stage.command)}; move or remove that folder"
+                f"{stage.printed}; move or remove that folder"
             )
     outputs = stages[0].output_dir.parent
     outputs.mkdir(parents=True, exist_ok=True)
@@ -158,7 +163,8 @@ def main() -> None:
             run_stage(stage, args.data_dir, held)
             spent, expected = spent + time.monotonic() - start, expected + stage.minutes * 60
             if left:
-                logger.info(f"{len(left)} stages left, about {_hours(left, spent / expected)} at this rate")
+                rate = spent / expected if expected else 1.0  # a stage may be said to take no time
+                logger.info(f"{len(left)} stages left, about {_hours(left, rate)} at this rate")
         if submission:
             collect_submission(submission_dir, submission, noted(outputs / STAGES, stages))
 

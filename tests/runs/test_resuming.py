@@ -339,6 +339,26 @@ def test_minutes_of_a_stage_are_its_folders(tmp_path):
     assert run_reproduce.noted(log, [second]) == {}  # it has not ended
 
 
+def test_a_first_stage_may_take_no_time_and_tokens_are_not_shown(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    command = "run_classify.py --hub_token secret"
+    content = {"stages": {"first": stage(command, "outputs/first", 0), "second": stage(command, "outputs/second", 30)}}
+    Path("whole.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def finish(of_stage, *_):
+        of_stage.output_dir.mkdir()
+        (of_stage.output_dir / "all_results.json").write_text("{}")
+
+    monkeypatch.setattr(run_reproduce, "run_stage", finish)
+    caplog.set_level("INFO")
+    planned = call(run_reproduce.main, "whole.yaml")
+    assert "1 stages left, about 0.5 h at this rate" in caplog.messages
+    assert "run_classify.py --hub_token '***' -> outputs/first/" in planned
+    with pytest.raises(InputError, match="want stage first: ") as stopped:
+        call(run_reproduce.main, "whole.yaml")
+    assert "secret" not in planned + caplog.text + str(stopped.value)
+
+
 def test_a_folder_that_another_command_made_is_no_stage(v3_folder, tmp_path, monkeypatch, capsys):
     """The stage's flags and one more, another value, and the same with another recipe."""
     monkeypatch.chdir(tmp_path)
