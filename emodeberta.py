@@ -347,13 +347,13 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         from tqdm.auto import tqdm
 
         from texts_emodeberta import is_text
-        from trainer_ext.data.in_memory import texts_of
+        from trainer_ext.data.in_memory import brief, texts_of
         from trainer_ext.scoring.scorer import score
         from trainer_ext.scoring.text_stream import Row
 
         texts = [data] if isinstance(data, str) else data
         read = texts_of(texts, text_column, self._text_column, self._delimiter())
-        wrong = [None if is_text(text) else f"{text!r:.60}; want a text" for text in read.values]
+        wrong = [None if is_text(text) else f"{brief(text)}; want a text" for text in read.values]
         rows = [Row(None if error else str(text), None, error) for text, error in zip(read.values, wrong, strict=True)]
         if progress is None:
             progress = len(rows) >= _LONG_INPUT and (sys.stderr.isatty() or "ipykernel" in sys.modules)

@@ -89,7 +89,7 @@ class Notes(logging.Handler):
 def main() -> None:
     notes = Notes()
     logging.basicConfig(level=logging.ERROR, handlers=[logging.NullHandler()])
-    for reader in ("labels", "load", "columns"):
+    for reader in ("labels", "load", "columns", "folds"):
         logging.getLogger(f"trainer_ext.data.{reader}").setLevel(logging.INFO)
         logging.getLogger(f"trainer_ext.data.{reader}").addHandler(notes)
     source_args, args = parse(sys.argv[1:])

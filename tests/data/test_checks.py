@@ -1,17 +1,16 @@
 """The data check names what is wrong with a corpus; lists of rows for people to look at come back as corrections."""
 
 import csv
-import datetime
 import json
 import logging
 import random
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from decimal import Decimal
 
 import argilla
 import pandas
-import pyarrow.parquet
 import pytest
 from argilla.records._io._json import JsonIO
 from datasets import ClassLabel, Dataset, Features, List, Value
@@ -526,35 +525,43 @@ def test_labels_are_written_as_the_file_has_them(rows, column, answer, label, tm
     assert second == {"body": "text 1"} | rows[1]
 
 
-@pytest.mark.parametrize("output", ["new.parquet", "new.jsonl", "new.csv"])
-@pytest.mark.parametrize("as_list", [False, True])
-def test_a_class_that_no_row_had_can_be_given(as_list, output, tmp_path):
-    """The numbers of a `ClassLabel` column mean nothing in a file without its names."""
-    names, source = ["joy", "anger", "fear"], tmp_path / "mine.parquet"
-    kind, labels = ClassLabel(names=names), [0, 1, 1]
-    features = Features(body=Value("string"), mood=List(kind) if as_list else kind)
-    moods = [[label] for label in labels] if as_list else labels
-    Dataset.from_dict({"body": ["a b", "c d", "e f"], "mood": moods}, features=features).to_parquet(source)
-    if as_list and output == "new.csv":
-        with pytest.raises(InputError, match=r"do not fit \.csv .*; want \.jsonl"):
-            applied(tmp_path, source, {"2": "fear"}, output, labels=names)
-        return
-    path, _ = applied(tmp_path, source, {"2": "fear"}, output, labels=names)
-    again = rows_of("train", path, replace(DATA, train_file=str(path)))
-    assert again.labels == [["joy"], ["fear"], ["anger"]]
-
-
-def test_every_column_and_every_type_of_value_is_written(tmp_path):
-    rows = [{"body": "a b", "mood": "joy"}, {"body": "c d", "mood": "anger", "author": "me"}]
+def test_a_new_file_of_another_type_has_all_columns_and_values(tmp_path):
     source = tmp_path / "mine.jsonl"
-    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    path, _ = applied(tmp_path, source, {"1": "anger"}, "new.parquet")
-    assert pyarrow.parquet.read_table(path)["author"].to_pylist() == [None, "me"]
-    when = datetime.datetime(2022, 5, 26, 12)
-    table = pyarrow.Table.from_pylist([row | {"when": when} for row in rows])
-    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
-    path, _ = applied(tmp_path, tmp_path / "mine.parquet", {"1": "anger"}, "new.jsonl")
-    assert json.loads(path.read_text().splitlines()[0])["when"] == "2022-05-26 12:00:00"
+    source.write_text('{"body": "one", "mood": "joy"}\n{"body": "two", "mood": "anger", "writer": "a"}\n')
+    for output in ("new.parquet", "new.csv"):
+        path, _ = applied(tmp_path, source, {"1": "anger"}, output)
+        assert rows_of("train", path, DATA).table.columns.keys() == {"body", "mood", "writer"}
+    table = pandas.DataFrame({"body": ["one", "two"], "mood": ["joy", "anger"], "cost": [Decimal("1.50")] * 2})
+    table.assign(day=pandas.Timestamp("2024-01-01 10:00")).to_parquet(tmp_path / "mine.parquet")
+    for output in ("new.jsonl", "new.json"):
+        path, _ = applied(tmp_path, tmp_path / "mine.parquet", {"1": "anger"}, output)
+        row = rows_of("train", path, DATA).table.rows[0]
+        assert row == {"body": "one", "mood": "anger", "cost": "1.50", "day": "2024-01-01T10:00:00"}
+    table.assign(picture=b"x").to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(InputError, match=r"do not fit \.jsonl \(a value is of type bytes\); want \.parquet"):
+        applied(tmp_path, tmp_path / "mine.parquet", {"1": "anger"}, "bytes.jsonl")
+    assert not (tmp_path / "bytes.jsonl").exists()
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("names", [["joy", "anger", "fear"], ["1", "2", "3"]])
+def test_a_class_that_no_row_has_yet_is_written_as_the_others(names, several, tmp_path):
+    mood = ClassLabel(names=names)
+    rows = {"body": ["one", "two"], "mood": [[0, 1], [0]] if several else [0, 1]}
+    features = Features({"body": Value("string"), "mood": List(mood) if several else mood})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "mine.parquet")
+    path, _ = applied(tmp_path, tmp_path / "mine.parquet", {"1": names[2]}, "new.parquet", labels=names)
+    labels = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))["mood"][:]
+    assert labels == ([[2], [0]] if several else [2, 1])
+    for output in ("new.jsonl", "new.csv")[: 1 if several else 2]:
+        path, _ = applied(tmp_path, tmp_path / "mine.parquet", {"1": names[2]}, output, labels=names)
+        labels = [row["mood"] for row in rows_of("train", path, replace(DATA, label_set=names)).table.rows]
+        assert labels == ([[names[2]], [names[0]]] if several else [names[2], names[1]])
+    source = tmp_path / "mine.jsonl"
+    source.write_text('{"body": "one", "mood": 0}\n{"body": "two", "mood": 1}\n')
+    if names[0] == "joy":
+        path, _ = applied(tmp_path, source, {"1": "fear"}, "new.jsonl", replace(DATA, label_set=names), names)
+        assert [json.loads(line)["mood"] for line in path.read_text().splitlines()] == [2, 1]
 
 
 def test_unlabelled_texts_get_the_labels_of_those_that_were_labelled(tmp_path):

@@ -232,7 +232,7 @@ def _worded(value: str) -> bool:
 
 def _mean_words(table: Table, name: str) -> float:
     values = _values(table, name)
-    return sum(len(value.split()) for value in values) / len(values)
+    return sum(len(value.split()) for value in values) / max(len(values), 1)
 
 
 def _reads_as_text(table: Table, name: str) -> bool:

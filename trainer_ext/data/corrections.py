@@ -5,6 +5,8 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -208,7 +210,7 @@ def write_corrected(path: Path, found: Corrected, rows: Rows, split: str, like: 
     partial = path.with_name(f".{uuid4().hex}{path.suffix}")
     problem = None
     try:
-        _write(partial, found if path.suffix == ".parquet" else _with_names(found, rows), like)
+        _write(partial, found.rows if path.suffix == ".parquet" else _by_name(rows, found), like)
         again = rows_of(split, partial, replace(data_args, label_set=rows.label_names, quoting="auto"))
         if (again.texts, again.labels) != (found.texts, found.labels):
             problem = "texts or labels would change"
@@ -219,19 +221,44 @@ def write_corrected(path: Path, found: Corrected, rows: Rows, split: str, like: 
     finally:
         partial.unlink(missing_ok=True)
     if problem:
-        raise InputError(f"{path}: rows of this form do not fit {path.suffix} ({problem}); want .jsonl")
+        other = ".parquet" if path.suffix in (".json", ".jsonl") else ".jsonl"
+        raise InputError(f"{path}: rows of this form do not fit {path.suffix} ({problem}); want {other}")
 
 
 # ---- In the form of the file --------------------------------------------------------------------------------------
 def _raw_labels(rows: Rows) -> dict[str, Any]:
-    """Return how the file writes each label, by name: the label itself, or a number."""
-    raw: dict[str, Any] = {name: number for number, name in enumerate(class_names(rows.table, rows.label_columns[0]))}
+    """Return how the file writes each label, by name: the label itself, or a number.
+
+    Where it writes positions in the label set, labels that no row has yet are written in the same way.
+    """
+    column = rows.label_columns[0]
+    if classes := class_names(rows.table, column):
+        return {name: position for position, name in enumerate(classes)}
+    raw: dict[str, Any] = {}
     for row, names in zip(rows.table.rows, rows.labels, strict=True):
-        value = row.get(rows.label_columns[0])
+        value = row.get(column)
         values = value if isinstance(value, list) else [value]
         if len(values) == len(names) == 1:
             raw.setdefault(names[0], values[0])
+        for each in values:
+            if str(each) in rows.label_names:
+                raw.setdefault(str(each), each)
+    positions = {name: position for position, name in enumerate(rows.label_names)}
+    if raw and all(str(value) == str(positions[name]) for name, value in raw.items()):
+        kind = type(next(iter(raw.values())))
+        return {name: kind(position) for name, position in positions.items()}
     return raw
+
+
+def _by_name(rows: Rows, found: Corrected) -> list[dict[str, Any]]:
+    """Return the new rows with the names of their classes, for a file that cannot say what a position stands for."""
+    column = rows.label_columns[0]
+    if not class_names(rows.table, column):
+        return found.rows
+    return [
+        {**row, column: names if isinstance(row[column], list) else names[0]} if names else row
+        for row, names in zip(found.rows, found.labels, strict=True)
+    ]
 
 
 def _as_in_file(rows: Rows, names: list[str], raw: dict[str, Any]) -> dict[str, Any]:
@@ -247,36 +274,37 @@ def _as_in_file(rows: Rows, names: list[str], raw: dict[str, Any]) -> dict[str, 
     return {column: written if values or rows.multi_label else written[0]}
 
 
-def _with_names(found: Corrected, rows: Rows) -> Corrected:
-    """Return the rows with the names of a `ClassLabel` column instead of its numbers, which only parquet explains."""
-    column = rows.label_columns[0]
-    if not class_names(rows.table, column):
-        return found
-    named = [
-        {**row, column: names if isinstance(row.get(column), list) else names[0]} if names else row
-        for row, names in zip(found.rows, found.labels, strict=True)
-    ]
-    return replace(found, rows=named)
+def _write(path: Path, rows: list[dict[str, Any]], like: Path) -> None:
+    """Write the rows. If both files are parquet, the new one has the old one's column types and metadata.
 
-
-def _write(path: Path, found: Corrected, like: Path) -> None:
-    """Write the rows. If both files are parquet, the new one has the old one's column types and metadata."""
-    names = list(dict.fromkeys(name for row in found.rows for name in row))
+    Raises:
+        InputError: if a value cannot be written to such a file.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".parquet":
         schema = pq.read_schema(like) if format_of(like) == ".parquet" else None
-        rows = [{name: row.get(name) for name in names} for row in found.rows]  # pyarrow takes the first row's names
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+        whole = [{name: row.get(name) for name in names} for row in rows]  # pyarrow takes the columns of the first row
+        pq.write_table(pa.Table.from_pylist(whole, schema=schema), path, compression="zstd")
     elif path.suffix in (".csv", ".tsv"):
         delimiter, line_end = _style(like, names) if like.suffix == path.suffix else ("", "")
         delimiter = delimiter or ("," if path.suffix == ".csv" else "\t")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter=delimiter, lineterminator=line_end or "\n")
             writer.writerow(names)
-            writer.writerows(["" if row.get(name) is None else row[name] for name in names] for row in found.rows)
+            writer.writerows(["" if row.get(name) is None else row[name] for name in names] for row in rows)
     else:
-        lines = [json.dumps(row, ensure_ascii=False, default=str) for row in found.rows]
+        lines = [json.dumps(row, ensure_ascii=False, default=_in_json) for row in rows]
         text = "\n".join(lines) if path.suffix == ".jsonl" else "[\n" + ",\n".join(lines) + "\n]"
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def _in_json(value: object) -> str:
+    """Return a value of parquet that JSON does not have, as text."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    raise InputError(f"a value is of type {type(value).__name__}")
 
 
 def _style(path: Path, names: Sequence[str]) -> tuple[str, str]:

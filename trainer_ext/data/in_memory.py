@@ -19,6 +19,7 @@ from .columns import TEXT
 from .delimited import broken
 from .labels import without_fraction
 from .rows import text_columns, text_of
+from .tables import brief
 
 
 class Texts(NamedTuple):
@@ -64,7 +65,7 @@ def texts_of(data: Any, text_column: Any = None, usual: Any = None, delimiter: s
     if text_column is not None:
         raise InputError(f"text_column {text_column!r}: is for a table; this is of type {kind}")
     if isinstance(data, str | bytes | type) or not hasattr(data, "__iter__"):
-        raise InputError(f"{data!r:.60}; want texts (a list, an array, a Series, a column of a dataset) or a table")
+        raise InputError(f"{brief(data)}; want texts (a list, an array, a Series, a column of a dataset) or a table")
     try:
         texts = in_order(data)
     except ValueError as error:
