@@ -143,7 +143,7 @@ def main() -> None:
             rows = corpus.splits["train"]
             write_out_of_fold(folder, rows["id"][:], rows["text"][:], fused, corpus.label_names)
         write_figures(folder, figures | {"command": command})
-        write_ensemble_card(folder / "README.md", args.output_dir.name, members, figures, command, card)
+        write_ensemble_card(folder / "README.md", args.output_dir.resolve().name, members, figures, command, card)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
         write_json(folder / RESULTS, results)
     print(f"saved to {args.output_dir}/")
@@ -166,8 +166,9 @@ def check_arguments(args: argparse.Namespace, rest: list[str]) -> None:
         if args.names:
             raise InputError("--names is for --members; a recipe names its own")
         return
-    if args.plan:
-        raise InputError("--plan is for a recipe; with --members nothing is trained")
+    for name in ("plan", "results_dir", "trials_dir", "jobs"):
+        if getattr(args, name) != parser().get_default(name):
+            raise InputError(f"--{name} is for a recipe; with --members nothing is trained")
     for folder in args.members:
         if folder.resolve().is_relative_to(args.output_dir.resolve()):
             raise InputError(f"--output_dir {args.output_dir}: {folder} is a member; give another")
@@ -175,6 +176,9 @@ def check_arguments(args: argparse.Namespace, rest: list[str]) -> None:
         raise InputError(f"unknown argument {rest[0]!r}; with --members nothing is trained, see --help")
     if len(args.members) < 2:
         raise InputError("--members: an ensemble needs at least two")
+    seen = [folder.resolve() for folder in args.members]
+    if twice := [str(folder) for folder in args.members if seen.count(folder.resolve()) > 1]:
+        raise InputError(f"--members {' '.join(twice)}: are one folder; want a different model each")
 
 
 def load_target(recipe: FusionRecipe) -> Corpus:

@@ -370,7 +370,8 @@ def test_members_that_lack_weights_are_refused_before_anything_is_written(fused,
     [
         (["--members", "first"], "needs at least two"),
         (["--members", "first", "nowhere"], "nowhere: no config.json and model.safetensors there"),
-        (["--members", "first", "first"], "two members are called 'first'"),
+        (["--members", "first", "cls", "--names", "a", "a"], "two members are called 'a'"),
+        (["--members", "first", "cls", "../{folder}/first", "--names", "a", "b", "c"], "first: are one folder; want"),
         (["--members", "first", "all"], "all: no EmoDeBERTa classifier"),
         (["--members", "first", "cls", "--names", "a"], "--names: 1 for 2 members"),
         (["--members", "first", "cls", "--output_dir", "first"], "holds a finished run"),
@@ -378,6 +379,7 @@ def test_members_that_lack_weights_are_refused_before_anything_is_written(fused,
 )
 def test_bad_members_are_named(arguments, says, fused, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(fused[0])
+    arguments = [argument.format(folder=fused[0].name) for argument in arguments]
     output = [] if "--output_dir" in arguments else ["--output_dir", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["run_fuse.py", *arguments, *output])
     with pytest.raises(InputError) as error:
@@ -702,6 +704,9 @@ def test_a_students_labels_are_what_the_teacher_says(fused, tmp_path):
     [
         (["--members", "first", "cls", "--output_dir", "first", "--overwrite_output_dir"], "first is a member"),
         (["--members", "first", "cls", "--output_dir", "new", "--plan"], "--plan is for a recipe"),
+        (["--members", "first", "cls", "--output_dir", "new", "--results_dir", "x"], "--results_dir is for a recipe"),
+        (["--members", "first", "cls", "--output_dir", "new", "--trials_dir", "x"], "--trials_dir is for a recipe"),
+        (["--members", "first", "cls", "--output_dir", "new", "--jobs", "2"], "--jobs is for a recipe"),
         (["--members", "first", "cls", "--names", "a", "selected", "--output_dir", "new"], "as one of the fusions"),
         (["fuse.yaml", "--names", "a", "--output_dir", "new"], "--names is for --members"),
     ],
