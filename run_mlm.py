@@ -108,6 +108,12 @@ def main() -> None:
         access=model_args.model_access(),
         **({"relative_attention": True} if model_args.relative_attention else {}),
     )
+    has_new_head = "lm_predictions.lm_head" in model.drawn_anew
+    if has_new_head and not trains(args):
+        raise InputError(
+            f"{model_args.model_name_or_path}: has no trained head for masked words, so its perplexity would be of "
+            "random weights; want a model that run_mlm.py made"
+        )
     model.full_logits = False  # `masked_scores` needs only the logits of masked tokens
     tokenizer_name, access = model_args.tokenizer_source()
     tokenizer = load_tokenizer(tokenizer_name, data_args.max_seq_length, model.config, **access)
@@ -136,7 +142,7 @@ def main() -> None:
         "processing_class": tokenizer,
         "tokens_per_batch": data_args.tokens_per_batch,
     }
-    if trains(args) and not resume and data_args.head_warmup_steps and "lm_predictions.lm_head" in model.drawn_anew:
+    if trains(args) and not resume and data_args.head_warmup_steps and has_new_head:
         warm_up_head(shared, data_args, args)
     trainer = PretrainingTrainer(
         args=args,
@@ -175,7 +181,7 @@ def main() -> None:
                     folder,
                     corpus,
                     results,
-                    name=output_dir.name,
+                    name=output_dir.resolve().name,
                     trainer=trainer,
                     provenance=run.provenance,
                     flags=(model_args, data_args),

@@ -610,6 +610,7 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
         ),
         (["--train_file", "t.txt", "--dataloader_drop_last"], "2 training rows are less than one batch of 8"),
         (["--do_eval"], "without --do_train this script measures perplexity: --do_eval and --validation_file"),
+        (["--do_eval", "--validation_file", "t.txt"], "has no trained head for masked words, so its perplexity would"),
         (["--do_predict", "--train_file", "t.txt"], "without --do_train this script measures perplexity"),
     ],
 )
