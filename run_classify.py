@@ -157,7 +157,7 @@ def main(plots: bool = True) -> None:
                 folder,
                 corpus,
                 results,
-                name=output_dir.name,
+                name=output_dir.resolve().name,
                 trainer=trainer,
                 provenance=run.provenance,
                 flags=(model_args, data_args, transfer_args, run_args),

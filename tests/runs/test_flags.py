@@ -32,8 +32,8 @@ from trainer_ext.recipe_file import read_recipe
 from trainer_ext.recipes import RecipeParser
 from trainer_ext.runs.checkpoints import checkpoints
 from trainer_ext.runs.defaults import Defaults
-from trainer_ext.runs.flags import apply_selection, check_corpus
-from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
+from trainer_ext.runs.flags import apply_selection, check_corpus, complete_folders
+from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, RunArguments, training_settings
 from trainer_ext.training import callbacks
 from trainer_ext.training.callbacks import StopEarly
 from trainer_ext.training.warm_start import CheckpointArguments
@@ -155,6 +155,14 @@ def test_processes_that_a_launcher_started_but_nothing_connects_are_refused(pars
         parser.parse(["--output_dir", "out", "--bf16", "false"])
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert parser.parse(["--output_dir", "out", "--bf16", "false"])[-1].world_size == 1
+
+
+def test_a_repository_has_the_name_of_the_folder_that_a_dot_stands_for(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    args = TrainingArguments(".", use_cpu=True, push_to_hub=True)
+    complete_folders(args, CheckpointArguments("owner/model"), RunArguments())
+    assert args.hub_model_id == "mine"
 
 
 # ---- Recipe files that people get wrong, or make to do harm ----------------------------------------------------------

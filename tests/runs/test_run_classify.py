@@ -259,6 +259,15 @@ def test_without_validation_rows_nothing_is_evaluated_at_the_start_either(in_pro
     assert "eval_loss" not in in_process(*flags, "--eval_on_start", "true", "--eval_strategy", "epoch")
 
 
+def test_a_card_has_the_name_of_the_folder_that_a_dot_stands_for(v3_folder, tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"gate {i},{i % 2}\n" for i in range(16)))
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    flags = ("--model_name_or_path", v3_folder, "--train_file", tmp_path / "rows.csv", "--max_steps", 1, "--use_cpu")
+    call(script.main, *flags, "--output_dir", ".")
+    assert "\n# mine\n" in Path("README.md").read_text()
+
+
 def test_a_killed_run_resumes_bit_exact(run_classify, v3_folder, tmp_path):
     """SIGKILL at least two steps after the last checkpoint, dropout and shuffling on, over several epochs; the other
     variants of Child-Tuning are killed and resumed on two processes, in tests/forked.py."""

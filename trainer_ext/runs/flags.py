@@ -88,7 +88,7 @@ def complete_folders(args: TrainingArguments, *parts: Any) -> Path:
     if args.resume_from_checkpoint and not trains(args):
         raise InputError("--resume_from_checkpoint is for a training; give the checkpoint as --model_name_or_path")
     args.output_dir = str(output_dir / CHECKPOINTS)
-    args.hub_model_id = (args.hub_model_id or output_dir.name) if args.push_to_hub else None
+    args.hub_model_id = (args.hub_model_id or output_dir.resolve().name) if args.push_to_hub else None
     args.push_to_hub = False
     if args.resume_from_checkpoint and not is_complete(Path(args.resume_from_checkpoint)):
         raise InputError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: no complete checkpoint there")
