@@ -72,7 +72,7 @@ def main() -> None:
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
     before = [path for path in output_dir.glob("*") if not path.name.startswith(".")]
     if other := [path.name for path in before if path.name != REPORT and ".onnx" not in path.suffixes]:
-        raise InputError(f"{output_dir}: is in use, {other[0]} is of no export; give another --output_dir")
+        raise InputError(f"{output_dir}: is in use ({other[0]} is not part of an export); give another --output_dir")
     if before and not args.overwrite_output_dir:
         raise InputError(f"{output_dir}: holds an export; give another --output_dir, or --overwrite_output_dir")
     check_free(output_dir)

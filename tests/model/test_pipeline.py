@@ -513,7 +513,7 @@ def test_an_export_replaces_nothing_but_an_export(finished, flags, tmp_path):
     shutil.copytree(finished[0], tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
     for folder in (tmp_path / "model", tmp_path):
-        with pytest.raises(InputError, match=r"is in use, .* is of no export; give another --output_dir"):
+        with pytest.raises(InputError, match=r"is in use \(.* is not part of an export\); give another --output_dir"):
             call(run_export.main, tmp_path / "model", "--output_dir", folder, *flags)
     assert sorted(tmp_path.rglob("*")) == before
 
