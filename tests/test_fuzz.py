@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline_emodeberta import EmotionPipeline
@@ -110,6 +110,7 @@ ENDINGS = st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet"
 
 @settings(max_examples=250, **FUZZED)
 @given(CONTENT, ENDINGS, st.booleans(), st.sampled_from(["text", "a,text", "", "a"]))
+@example(b"\0", ".txt", False, "text")
 def test_any_bytes_are_rows_or_a_line_and_two_readers_agree(tmp_path, content, ending, packed, column):
     path = tmp_path / f"x{ending}"
     column = "text" if ".txt" in ending else column  # which is all there is, whatever the flag

@@ -234,6 +234,7 @@ def test_a_message_shows_no_whole_text(content, options, says, write):
         ("a.csv", "texts,label\nx,joy\n", {}, "did you mean 'texts'?"),
         ("a.csv", "text,label\nx,joy\n,fear\n", {}, "a.csv, row 3: text is empty"),
         ("a.csv", "text,label\nx,joy\n  ,fear\n", {}, "a.csv, row 3: text is empty"),
+        ("a.csv", "text,label\nx,joy\n\u200b\x01,fear\n", {}, "a.csv, row 3: text is empty"),
         ("a.csv", "text,label\nx,joy\ny\n", {}, "a.csv, row 3: 1 fields; want 2"),
         ("a.csv", "text,label\nx,joy\n,\ny,fear\n", {}, "a.csv, row 3: text is empty"),
         ("a.tsv", "text\tlabel\nx\tjoy\ta\n", {}, "a.tsv, row 2: 3 fields; want 2"),

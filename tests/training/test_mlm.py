@@ -339,11 +339,11 @@ def test_figures_are_means_over_tokens_not_batches():
 
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory):
-    """Sentences of the project's own essays, one a line; two blank ones and one twice."""
+    """Sentences of the project's own essays, one a line; two with nothing to read and one twice."""
     with open(ESSAYS, newline="", encoding="utf-8") as file:
         texts = [row["text"] for row in csv.DictReader(file, delimiter="\t")][:120]
     path = tmp_path_factory.mktemp("mlm") / "texts.txt"
-    path.write_text("\n".join([*texts[:60], "", *texts[60:], texts[0].upper(), ""]) + "\n", encoding="utf-8")
+    path.write_text("\n".join([*texts[:60], "\u200b\x01", *texts[60:], texts[0].upper(), ""]) + "\n", encoding="utf-8")
     return path
 
 

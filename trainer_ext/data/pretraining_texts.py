@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from texts_emodeberta import is_text
+
 from ..errors import InputError, first_line
 from ..recipes import DEFAULT_ACCESS, KEEP_CHECKPOINTS, CardArguments, HubAccess, flag
 from .delimited import QUOTING_HELP, UnreadableTable, broken
@@ -168,7 +170,7 @@ def load_pretraining_corpus(data: PretrainingArguments, seed: int, access: HubAc
     kept, seen = [], set()
     for row_id, text in rows:
         key = normalised(text) or text.strip()
-        if not key:
+        if not is_text(text):
             corpus.left_out["empty"] += 1
         elif key in seen:
             corpus.left_out["a second time, letters and digits compared"] += 1
@@ -179,7 +181,7 @@ def load_pretraining_corpus(data: PretrainingArguments, seed: int, access: HubAc
         raise InputError(f"{corpus.source}: no texts are left; left out: {dict(corpus.left_out)}")
     if data.validation_file:
         held_out = [text for path in data.validation_file for _, text in _file_texts(path, data)]
-        held_out = [text for text in held_out if text.strip()]
+        held_out = [text for text in held_out if is_text(text)]
     else:
         order = np.random.default_rng(seed).permutation(len(kept))
         count = round(len(kept) * data.validation_split_percentage / 100)
@@ -224,7 +226,7 @@ def _file_texts(
         return [(f"{name}, text {i}", text) for i, text in enumerate(texts, start=1)]
     table = read_file(path)
     texts = [(f"{name}, {place}", row["text"]) for place, row in zip(table.places, table.rows, strict=True)]
-    kept = [(row_id, text) for row_id, text in texts if text.strip()]
+    kept = [(row_id, text) for row_id, text in texts if is_text(text)]
     if corpus is not None and len(kept) < len(texts):
         corpus.left_out[f"{name}: empty line"] += len(texts) - len(kept)
     return kept
@@ -249,7 +251,7 @@ def _stream(corpus: PretrainingCorpus, data: PretrainingArguments, access: HubAc
 
     def keep(row: dict, number: int) -> bool:
         text = row["text"]
-        if not isinstance(text, str) or not text.strip():
+        if not is_text(text):
             corpus.left_out["empty, or no text"] += 1
             return False
         return corpus.guard.keeps(f"{corpus.source}, row {number + 1}", text)

@@ -9,6 +9,8 @@ import datasets
 import pyarrow.parquet
 from datasets import Features, load_dataset
 
+from texts_emodeberta import is_text
+
 from ..errors import InputError, first_line
 from ..recipes import HubAccess, hub_answers
 from .corpus import ATTRIBUTION, SPLITS
@@ -174,8 +176,8 @@ def divide_by_split(tables: dict[str, Table], column: str) -> dict[str, Table]:
 def brief(value: object) -> str:
     """Return a value for a message. Of what may be somebody's text, only the type or the length is told."""
     if isinstance(value, str):
-        is_text = len(value.split()) > _WORDS or len(value) > _CHARACTERS
-        return f"a text of {len(value):,} characters" if is_text else repr(value)
+        long = len(value.split()) > _WORDS or len(value) > _CHARACTERS
+        return f"a text of {len(value):,} characters" if long else repr(value)
     return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
@@ -226,8 +228,9 @@ def read_common_columns(
         text, named = text_of(row, of_text, delimiter)
         if not isinstance(text, str):
             raise InputError(f"{table.where(index)}: {named} is {brief(text)}; want a text")
-        if not text.strip():
-            empty = [i for i, each in enumerate(table.rows) if not str(text_of(each, of_text, delimiter)[0]).strip()]
+        if not is_text(text):
+            texts = [text_of(each, of_text, delimiter)[0] for each in table.rows]
+            empty = [i for i, each in enumerate(texts) if isinstance(each, str) and not is_text(each)]
             raise InputError(f"{table.where(index)}: {named} is empty; want a text{_as_others(table, empty)}")
         if id_column and row.get(id_column) in (None, ""):
             raise InputError(f"{table.where(index)}: no {id_column}; want something that identifies the row")
