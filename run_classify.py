@@ -132,7 +132,6 @@ def main(plots: bool = True) -> None:
     if args.process_index == 0:
         with run.model() as folder:
             save_classifier(folder, trainer.model, tokenizer)
-    args.dataloader_drop_last = False  # the flag is for training; here every row is predicted
     results, probabilities, _ = predict_splits(trainer, encoded, corpus)
     if args.process_index != 0:
         return

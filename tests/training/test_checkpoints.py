@@ -734,6 +734,22 @@ def test_too_few_texts_for_the_processes():
         TokenBudgetSampler([3, 4], 100, 1, seed=0, processes=2, multiple=4)
 
 
+def test_only_training_leaves_out_a_batch_that_is_not_full(tmp_path):
+    config = EmoDebertaConfig(
+        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=2
+    )
+    rows = [{"input_ids": [1, 5 + i, 2], "labels": i % 2} for i in range(7)]
+    args = ChildTuningArguments(
+        output_dir=str(tmp_path), use_cpu=True, dataloader_drop_last=True, per_device_eval_batch_size=4,
+        per_device_train_batch_size=4, report_to=[],
+    )  # fmt: skip
+    trainer = EmotionTrainer(EmoDebertaForSequenceClassification(config), args, train_dataset=rows, eval_dataset=rows)
+    assert [len(batch["labels"]) for batch in trainer.get_train_dataloader()] == [4]
+    assert [len(batch["labels"]) for batch in trainer.get_eval_dataloader()] == [4, 3]
+    assert len(trainer.predict(rows).predictions) == 7
+    assert args.dataloader_drop_last
+
+
 # ---- Precision: measured, remembered, printed, recorded, and kept by what is resumed ---------------------------------
 CPU = torch.device("cpu")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import SaveStrategy, TrainOutput
@@ -21,7 +22,7 @@ from ..errors import InputError
 
 # ---- Resuming --------------------------------------------------------------------------------------------------------
 class ResumableTrainer(Trainer):
-    """A `Trainer` that closes four gaps in how the library resumes.
+    """A `Trainer` that closes four gaps in how the library resumes, and one in what it evaluates.
 
     - Each checkpoint saves the loss sums and the time so far. In the library, the next log, the mean loss and the
       runtime cover only the steps after resuming.
@@ -29,6 +30,7 @@ class ResumableTrainer(Trainer):
       resuming.
     - A run resumed from its last step ends at once. The library takes one more step, unless the epoch ended.
     - The trainer state marks a checkpoint as complete. It is written after every process has saved its random state.
+    - `dataloader_drop_last` leaves out training rows only. In the library, evaluations lose their last batch, too.
     """
 
     _latest: tuple[float | None, float | None] = (None, None)  # gradient norm and learning rate of the latest step
@@ -111,6 +113,14 @@ class ResumableTrainer(Trainer):
 
     def _progress_path(self, checkpoint: str) -> str:
         return os.path.join(checkpoint, f"progress_{self.args.process_index}.json")
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
 
 # ---- Batches of texts of similar length ------------------------------------------------------------------------------
