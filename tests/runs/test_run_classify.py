@@ -27,16 +27,19 @@ import run_mlm
 import run_score
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
+from run_reproduce import read_stages
 from trainer_ext.data.emotion_corpora import WASSA_LABELS
 from trainer_ext.errors import InputError
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES
 from trainer_ext.evaluation.predictions import read_predictions
 from trainer_ext.files import digest
 from trainer_ext.recipes import RecipeParser
-from trainer_ext.runs.checkpoints import checkpoints
+from trainer_ext.runs.checkpoints import checkpoint_digest, checkpoints
 from trainer_ext.runs.defaults import Defaults
+from trainer_ext.runs.flags import complete_arguments
 from trainer_ext.runs.provenance import without_secrets
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, training_settings
+from trainer_ext.runs.trial_archive import TrialArchive
 from trainer_ext.training.warm_start import warm_start
 
 
@@ -582,6 +585,42 @@ def test_trainings_keep_the_names_they_had_before_a_later_flag_came():
         for more in ([], ["--pretrained_share", "0.2"])
     )
     assert mixed == plain | {"pretrained_share": 0.2}
+
+
+# The hash of a stage's training rows, which are not in the repository, by its folder in recipes/wassa2022_full.yaml.
+ROWS_OF_STAGES = {
+    "outputs/transfer": "8874a4cd0e44445a",
+    "outputs/transfer-goemotions": "a2d8e84a38f25004",
+    "outputs/transfer-goemotions-then-xed": "439df51bd514fb8a",
+    "outputs/transfer-balanced": "8874a4cd0e44445a",
+    "outputs/transfer-joined": "e0e0af1a33fa8a8d",
+    "outputs/transfer-after-mlm": "8874a4cd0e44445a",
+}
+
+
+@pytest.mark.parametrize("folder", ROWS_OF_STAGES)
+def test_a_stage_trained_anew_finds_the_published_trials(folder, tmp_path, monkeypatch):
+    """Else the full recipe repeats 70 trainings. What fails here names a flag that belongs in `_LATER`."""
+    monkeypatch.chdir(ROOT)
+    published = TrialArchive(ROOT / "results/fuse/wassa2022_candidates/predictions.parquet").stages
+    _, stages, *_ = read_stages(Path("recipes/wassa2022_full.yaml"))
+    [command] = [stage.command[1:] for stage in stages if str(stage.output_dir) == folder]
+    model_args, *others, run_args, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*command, "--output_dir", folder])
+    complete_arguments(model_args, others[-1], run_args, args)
+    start = model_args.model_name_or_path
+    settings = training_settings(model_args, *others, run_args, args) | {
+        "model_name_or_path": published.get(start, start),
+        "training data": ROWS_OF_STAGES[folder],
+        "number of processes": 1,
+    }
+    (tmp_path / "checkpoints").mkdir()
+    for name, content in {"config.json": {}, "all_results.json": {}, "checkpoints/run.json": settings}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert checkpoint_digest(str(tmp_path)) == published[folder]
+    (tmp_path / "checkpoints/run.json").write_text(json.dumps(settings | {"train_on_validation": False}))
+    assert checkpoint_digest(str(tmp_path)) == published[folder]  # as some versions wrote it
+    (tmp_path / "checkpoints/run.json").write_text(json.dumps(settings | {"train_on_validation": True}))
+    assert checkpoint_digest(str(tmp_path)) != published[folder]
 
 
 # ---- After training: nothing loses the model, and what was fitted reaches all that loads its folder ------------------

@@ -5,6 +5,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,13 @@ from ..files import CHECKPOINTS, RESULTS, SETTINGS, begun_settings, digest, file
 
 # The setting with the number of processes. A checkpoint has a random state for each.
 PROCESSES = "number of processes"
+# Flags that came after the first published trainings. At their defaults they do not count, so that older trainings keep
+# their names. Every new flag that is a setting belongs here.
+_LATER = {
+    "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
+    "text_column_delimiter": " ", "trust_remote_code": False, "early_stopping_patience": None,
+    "train_on_validation": False,
+}  # fmt: skip
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -95,6 +103,11 @@ def mix_weights(module: torch.nn.Module, others: dict[str, torch.Tensor], share:
             weight.lerp_(others[name].to(weight), share)
 
 
+def without_later_flags(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's settings without the flags that came later, where these are at their defaults."""
+    return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
+
+
 def checkpoint_digest(name: str) -> str:
     """Return a string that identifies a checkpoint.
 
@@ -113,6 +126,6 @@ def checkpoint_digest(name: str) -> str:
     if started.exists() and (folder / RESULTS).exists():
         settings = json.loads(started.read_text(encoding="utf-8"))
         if settings:  # an ensemble's folder has none
-            return digest(sorted(settings.items()))
+            return digest(sorted(without_later_flags(settings).items()))
     files = sorted(file for file in (*folder.glob("*.safetensors"), folder / "config.json") if file.is_file())
     return digest([[file.name, file_digest(file)] for file in files])

@@ -37,7 +37,13 @@ from ..precision import Choice
 from ..recipes import KEEP_CHECKPOINTS, CardArguments, flag
 from ..training.callbacks import StopIfDiverged
 from ..training.head import ModelArguments
-from .checkpoints import PROCESSES, checkpoints, checkpoints_of_weights, remove_incomplete_checkpoints
+from .checkpoints import (
+    PROCESSES,
+    checkpoints,
+    checkpoints_of_weights,
+    remove_incomplete_checkpoints,
+    without_later_flags,
+)
 from .provenance import precision, provenance, recipe_digest, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -63,11 +69,6 @@ _NOT_BINDING = {
 }  # fmt: skip
 # These may not change if the best weights are chosen during training.
 _CHOOSING = {"validation_file", "max_eval_samples", "save_steps", "save_strategy"}
-# Flags added later. At their defaults, they are not part of the settings, so that older trainings keep their names.
-_LATER = {
-    "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
-    "text_column_delimiter": " ", "trust_remote_code": False, "early_stopping_patience": None,
-}  # fmt: skip
 
 
 @dataclass
@@ -146,8 +147,7 @@ def training_settings(*parts: Any) -> dict[str, Any]:
     """Return the flags that affect what is learnt, by name, from a script's dataclasses, `TrainingArguments` last."""
     *parts, args = parts
     settings = {key: value for part in parts for key, value in asdict(part).items()} | args.to_dict()
-    left_out = NOT_SETTINGS | {key for key, default in _LATER.items() if settings.get(key) == default}
-    return {key: value for key, value in settings.items() if key not in left_out}
+    return without_later_flags({key: value for key, value in settings.items() if key not in NOT_SETTINGS})
 
 
 # Key in all_results.json for the parts that failed, see [`Run.part`].
@@ -216,7 +216,7 @@ def not_made(folder: Path) -> list[str]:
 
 def changed_settings(before: dict, settings: dict) -> list[str]:
     """Return the names of the settings that differ, among those that affect what is learnt."""
-    now = json.loads(json.dumps(settings))
+    before, now = without_later_flags(before), json.loads(json.dumps(settings))
     ignored = _NOT_BINDING if now.get("load_best_model_at_end") else _NOT_BINDING | _CHOOSING
     return sorted(key for key in ({**before, **now}).keys() - ignored if before.get(key) != now.get(key))
 
