@@ -2,12 +2,12 @@
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import forked
 import pytest
 from support import ROOT
 
@@ -211,10 +211,9 @@ def commands() -> dict[str, set[str]]:
 @cache
 def help_of(program: str) -> str:
     """Return what a program says with --help."""
-    command = [sys.executable, *shlex.split(program), "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    # A module is not started in ROOT: `forked` looks for it in PYTHONPATH alone, as with -P, and ROOT is there.
+    script, cwd = (program.removeprefix("-m "), ROOT.parent) if program.startswith("-m ") else (ROOT / program, ROOT)
+    return forked.run(script, "--help", cwd=cwd).stdout
 
 
 @pytest.mark.parametrize("program", sorted(program for program, flags in commands().items() if flags))
