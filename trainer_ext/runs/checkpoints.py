@@ -16,8 +16,8 @@ from ..files import CHECKPOINTS, RESULTS, SETTINGS, begun_settings, digest, file
 
 # The setting with the number of processes. A checkpoint has a random state for each.
 PROCESSES = "number of processes"
-# Flags that came after the first published trainings. At their defaults they do not count, so that older trainings keep
-# their names. Every new flag that is a setting belongs here.
+# Flags that came after the first published trainings. At their defaults they are left out of a run's settings, so that
+# older trainings keep their names. Every new flag that changes what is learnt belongs here.
 _LATER = {
     "pretrained_share": 0.0, "head_learning_rate": None, "layerwise_lr_decay": 1.0, "quoting": "auto",
     "text_column_delimiter": " ", "trust_remote_code": False, "early_stopping_patience": None,
