@@ -301,8 +301,8 @@ def again_table(first: dict, names: dict[str, str]) -> list[str]:
         scores = [f"{run['files'][file]['validation']['macro_f1']:.3f}" for run in (first, again)]
         rows.append([name, *scores, f"{again['files'][file]['lines_as_before']} of {first['files'][file]['rows']}"])
     return [
-        f"The same recipe again, from nothing and in one go, at commit {again['commit'][:7]}: {minutes:.0f} minutes on "
-        f"{machines}.",
+        f"The same recipe again, from nothing, at commit {again['commit'][:7]}: {minutes:.0f} minutes on {machines}. "
+        f"{again['note']}",
         "",
         *table(["", "dev macro F1, first run", "this run", "equal test predictions"], rows),
     ]
