@@ -25,12 +25,28 @@ try:
     from .gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from .kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
     from .layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse, has_hooks
-    from .packing_emodeberta import Packing, PositionRows, bias_buckets, is_traced, relative_rows, rows_on_gpu
+    from .packing_emodeberta import (
+        Packing,
+        PositionRows,
+        bias_buckets,
+        is_traced,
+        relative_rows,
+        rows_on_cpu,
+        rows_on_gpu,
+    )
 except ImportError:
     from gpu_emodeberta import attend_at_once, by_flash, flash_attention
     from kernels_emodeberta import DisentangledAttention, Dropout, Gelu, attend, shifted
     from layers_emodeberta import EmoDebertaIntermediate, EmoDebertaOutput, Projections, can_fuse, has_hooks
-    from packing_emodeberta import Packing, PositionRows, bias_buckets, is_traced, relative_rows, rows_on_gpu
+    from packing_emodeberta import (
+        Packing,
+        PositionRows,
+        bias_buckets,
+        is_traced,
+        relative_rows,
+        rows_on_cpu,
+        rows_on_gpu,
+    )
 
 logger = logging.get_logger(__name__)
 
@@ -314,14 +330,15 @@ class EmoDebertaEncoder(DebertaV2Encoder):
         if not self.relative_attention:
             return None, [None] * len(self.layer)
         span = len(self.rel_embeddings.weight) // 2
-        reach = min(length, span)  # a bucket's number is never larger than its distance
         positions = (length, span, self.position_buckets, self.max_relative_positions)
-        if in_one_grid(device) and not is_traced():  # reading the cache of projections would take longer than they do
-            rows = rows_on_gpu(*positions, device)
-            return rows, [self.get_rel_embedding()[span - reach : span + reach]] * len(self.layer)
-        rows = relative_rows(*positions, device)
         if is_traced():
+            rows = relative_rows(*positions, device)
             return PositionRows(rows, rows.flip(0)), [self.get_rel_embedding()] * len(self.layer)
+        rows, reach = rows_on_cpu(*positions)
+        if in_one_grid(device):  # reading the cache of projections would take longer than they do
+            reached = self.get_rel_embedding()[span - reach : span + reach]
+            return rows_on_gpu(*positions, device), [reached] * len(self.layer)
+        rows = rows.to(device)
         drops = any(layer.attention.self.pos_dropout.training for layer in self.layer)
         if drops or torch.is_grad_enabled() or self._is_sharded():
             rows = rows - (span - reach)

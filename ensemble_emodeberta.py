@@ -56,6 +56,11 @@ def to_logits(distribution: torch.Tensor, temperature: float = 1.0) -> torch.Ten
     return distribution.clamp(min=torch.finfo(distribution.dtype).tiny).log() / temperature
 
 
+def on_one_device(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the members' tensors on the first one's device; with `device_map`, members may be on several."""
+    return [tensor.to(tensors[0].device) for tensor in tensors]
+
+
 @dataclass
 class EnsembleOutput(ModelOutput):
     """The output of an ensemble.
@@ -74,7 +79,7 @@ class EnsembleOutput(ModelOutput):
 class _EnsemblePreTrainedModel(AttentionChoice, PreTrainedModel):
     config_class = EmoDebertaEnsembleConfig
     config: EmoDebertaEnsembleConfig
-    _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
+    _no_split_modules = ("EmoDebertaModel",)
 
     def __init__(self, config: EmoDebertaEnsembleConfig):
         super().__init__(config)
@@ -130,7 +135,7 @@ class EmoDebertaEnsembleForSequenceClassification(_EnsemblePreTrainedModel):
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= other_tokenizers
-        logits = torch.stack([member(**own).logits for member, own in self.with_inputs(inputs)])
+        logits = torch.stack(on_one_device([member(**own).logits for member, own in self.with_inputs(inputs)]))
         fused = fuse(logits.softmax(dim=-1), self.config.fusion, self.config.weights)
         of_ensemble, loss = to_logits(fused, self.config.temperature), None
         if labels is not None:
@@ -159,7 +164,7 @@ class EmoDebertaEnsembleModel(_EnsemblePreTrainedModel):
         """Return the concatenated text vectors of a batch; inputs are as in the ensemble's classifier above."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         inputs |= other_tokenizers
-        pooled = [member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)]
+        pooled = on_one_device([member.deberta(**own).pooler_output for member, own in self.with_inputs(inputs)])
         outputs = BaseModelOutputWithPooling(pooler_output=torch.cat(pooled, dim=-1))
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()

@@ -347,12 +347,13 @@ def flash_works(device: torch.device, dtype: torch.dtype, size: int) -> bool:
 
 def small_attention(device: torch.device, dtype: torch.dtype, size: int, of_flash: bool) -> list[torch.Tensor]:
     """Return the result of an attention, and the gradients of all that it is given."""
-    heads, generator = 2, torch.Generator().manual_seed(0)
-    packing = Packing.for_gpu((torch.arange(19) < torch.tensor([[19], [7]])).to(device))
+    heads, generator = 2, torch.Generator("cpu").manual_seed(0)
+    packing = Packing.for_gpu(torch.arange(19, device=device) < torch.tensor([[19], [7]], device=device))
     packing.add(None, dtype)
-    rising = torch.arange(2 * packing.length).clamp(6, 57)  # far distances share a row
+    rising = torch.arange(2 * packing.length, device="cpu").clamp(6, 57)  # far distances share a row
     rows = PositionRows(rising.to(device), torch.cat([rising[:-1].flip(0), rising[-1:]]).to(device))
-    parts = [torch.randn(*shape, generator=generator) / size**0.25 for shape in ((26, 6 * size), (64, 4 * size))]
+    shapes = ((26, 6 * size), (64, 4 * size))
+    parts = [torch.randn(*shape, generator=generator, device="cpu") / size**0.25 for shape in shapes]
     parts = [part.to(device, dtype).requires_grad_() for part in parts]
     attend, scales = (flash_attention, (1, 1)) if of_flash else (attend_at_once, (1, 0.5))
     given = (part * scale for part, scale in zip(parts, scales, strict=True))

@@ -134,7 +134,7 @@ def dropout_noise(shape: torch.Size, threshold: int, device: torch.device) -> to
     if device.type != "cpu":
         return torch.rand(shape, device=device).sub_(threshold / 2**16)
     count = math.prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
     return draws.view(torch.int16)[:count].view(shape).to(torch.float32).sub_(threshold - 2**15 - 0.5)
 
 

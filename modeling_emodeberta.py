@@ -75,7 +75,7 @@ def classification_loss(
     Raises:
         ValueError: If the labels' shape or dtype does not fit `problem_type`.
     """
-    logits = logits.float()
+    logits, labels = logits.float(), labels.to(logits.device)
     batch, num_labels = logits.shape
     weight = None if config.class_weights is None else logits.new_tensor(config.class_weights)
     multi_label = config.problem_type == "multi_label_classification"
@@ -117,7 +117,8 @@ class EmoDebertaModel(AttentionChoice, DebertaV2Model):
 
     config_class = EmoDebertaConfig
     config: EmoDebertaConfig
-    _no_split_modules = ("DebertaV2Embeddings", "DebertaV2Layer")
+    # On one device each under `device_map`: layers share what the encoder prepares, and no hook moves that.
+    _no_split_modules = ("DebertaV2Embeddings", "EmoDebertaEncoder", "EmoDebertaModel")
 
     def __init__(self, config: EmoDebertaConfig):
         super(DebertaV2Model, self).__init__(config)  # skips DebertaV2Model's, which would build another encoder
@@ -162,7 +163,7 @@ class EmoDebertaModel(AttentionChoice, DebertaV2Model):
         embedded = self.embeddings(input_ids, token_type_ids, position_ids, attention_mask, inputs_embeds)
         outputs = self.encoder(embedded, attention_mask, output_hidden_states, output_attentions)
         hidden = outputs.last_hidden_state
-        pooled = (first_state if config.pooling == "cls" else masked_mean)(hidden, attention_mask)
+        pooled = (first_state if config.pooling == "cls" else masked_mean)(hidden, attention_mask.to(hidden.device))
         outputs = BaseModelOutputWithPooling(
             last_hidden_state=hidden,
             pooler_output=pooled,

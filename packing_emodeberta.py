@@ -107,10 +107,27 @@ def bias_buckets(length: int, buckets: int, max_distance: int, device: torch.dev
 
 
 @functools.lru_cache(maxsize=256)
+def rows_on_cpu(length: int, span: int, buckets: int, max_position: int) -> tuple[torch.Tensor, int]:
+    """Return what [`relative_rows`] does and how far it reaches, kept for all batches of this length.
+
+    All rows lie between `span - reach` and `span + reach`. The reach is one row per token, up to `span`. It may be more
+    where there are few positions per bucket, since buckets then rise faster than distances: with 256 buckets for 300
+    positions, distance 129 is in bucket 130.
+
+    Returns:
+        `(2 * length - 1,)`, and the reach.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):  # whatever the default device is
+        rows = relative_rows(length, span, buckets, max_position, torch.device("cpu"))
+    return rows, max(min(length, span), span - int(rows.min()), int(rows.max()) + 1 - span)
+
+
+@functools.lru_cache(maxsize=256)
 def rows_on_gpu(length: int, span: int, buckets: int, max_position: int, device: torch.device) -> PositionRows:
     """Return the rows of the reachable part of the relative embedding, kept for all batches of this length."""
+    rows, reach = rows_on_cpu(length, span, buckets, max_position)
     with torch.inference_mode(False):
-        rows = relative_rows(length, span, buckets, max_position, torch.device("cpu")) - (span - min(length, span))
+        rows = rows - (span - reach)
         rising, falling = (torch.cat([part, part[-1:]]).to(device) for part in (rows, rows.flip(0)))
         return PositionRows(rising, falling)
 
@@ -255,7 +272,7 @@ class Packing:
         """
         device, mask = attention_mask.device, attention_mask.bool().cpu()
         batch, length = mask.shape
-        columns = torch.arange(length + aligned)
+        columns = torch.arange(length + aligned, device="cpu")  # as all that follows, whatever the default device is
         first = torch.where(mask, columns[:length], length).amin(1)
         lengths = (torch.where(mask, columns[:length], -1).amax(1) + 1 - first).clamp(min=0)
         order = lengths.argsort(descending=True, stable=True)
@@ -266,7 +283,7 @@ class Packing:
         while done < len(rows):
             longest = -(-rows[done][1] // aligned) * aligned
             count = len(rows) if tokens_per_group is None else max(1, tokens_per_group // longest)
-            chosen = torch.tensor([row for row, _ in rows[done : done + count]])
+            chosen = torch.tensor([row for row, _ in rows[done : done + count]], device="cpu")
             done += len(chosen)
             cells = first[chosen, None] + columns[:longest]
             inside = columns[:longest] < lengths[chosen, None]
@@ -279,8 +296,8 @@ class Packing:
                 group.mask = torch.where(seen, 0.0, MASKED)[:, None]
                 gaps = gaps or not torch.equal(seen, inside)
             if (len(chosen) > 1 and heads > 1) or not inside.all():
-                head = torch.arange(heads)
-                grid = torch.arange(heads * len(chosen) * longest).view(heads, -1)
+                head = torch.arange(heads, device="cpu")
+                grid = torch.arange(heads * len(chosen) * longest, device="cpu").view(heads, -1)
                 ends = lengths[chosen].cumsum(0)[:, None]
                 token = (ends - lengths[chosen, None] + columns[:longest]).where(inside, ends - 1).flatten()
                 group.cells = (token * heads + head[:, None]).flatten()
@@ -289,11 +306,11 @@ class Packing:
                     group.beyond = grid[:, ~inside.flatten()].flatten()
             groups.append(group)
             index.append(tokens)
-        index = torch.cat(index) if index else torch.empty(0, dtype=torch.long)
-        whole = len(index) == batch * length and torch.equal(index, torch.arange(batch * length))
+        index = torch.cat(index) if index else torch.empty(0, dtype=torch.long, device="cpu")
+        whole = len(index) == batch * length and torch.equal(index, torch.arange(batch * length, device="cpu"))
         packing = cls((batch, length), heads, None if whole else index, groups)
         if aligned > 1 and not gaps:
-            packing.bounds = torch.tensor([0, *(count for _, count in rows)]).cumsum(0).to(torch.int32)
+            packing.bounds = torch.tensor([0, *(count for _, count in rows)], device="cpu").cumsum(0).to(torch.int32)
         if device.type != "cpu":
             packing.move(device)
         return packing

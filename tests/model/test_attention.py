@@ -20,12 +20,12 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 import attention_emodeberta
 import gpu_emodeberta
 import layers_emodeberta
-from attention_emodeberta import bias_buckets, relative_rows
+from attention_emodeberta import bias_buckets
 from configuration_emodeberta import EmoDebertaConfig
 from gpu_emodeberta import attend_at_once, flash, flash_attention, flash_works, not_by_flash
 from kernels_emodeberta import Dropout, shifted
 from modeling_emodeberta import EmoDebertaForSequenceClassification, EmoDebertaModel
-from packing_emodeberta import ALIGNED, Packing, rows_on_gpu
+from packing_emodeberta import ALIGNED, Packing, relative_rows, rows_on_cpu, rows_on_gpu
 
 ABSOLUTE = TINY | {"relative_attention": False, "position_biased_input": True, "pos_att_type": []}
 PLAIN = {key: value for key, value in TINY.items() if key not in ("position_buckets", "norm_rel_ebd", "share_att_key")}
@@ -33,6 +33,7 @@ OPTIONS = {
     "v3": TINY,
     "v2-xxlarge": XXLARGE_STYLE,
     "buckets shorter than the text": TINY | {"position_buckets": 8, "max_relative_positions": 32},
+    "buckets that rise faster than distances": TINY | {"position_buckets": 64, "max_relative_positions": 70},
     "no buckets, distances beyond the range": PLAIN | {"max_relative_positions": 10},
     "unshared keys": TINY | {"share_att_key": False},
     "c2p only": TINY | {"pos_att_type": ["c2p"]},
@@ -47,6 +48,7 @@ OPTIONS = {
     "position bias, c2p and p2c": TINY | {"share_att_key": False, "position_bias_buckets": 32},
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CPU = torch.device("cpu")
 LENGTHS = [1, 2, 7, 41, 300]
 
 
@@ -98,15 +100,21 @@ def test_shifted_reads_the_right_entries(m, n):
             assert torch.equal(view[:, r, c], scores[:, r, c - r + m - 1])
 
 
-@pytest.mark.parametrize("length", [1, 5, 130, 512])
-@pytest.mark.parametrize("buckets", [-1, 8, 256])
-def test_reachable_rows_lie_within_the_slice(length, buckets):
-    span = buckets if buckets > 0 else 512
-    rows = relative_rows(length, span, buckets, 512, torch.device("cpu"))
-    reach = min(length, span)
+@pytest.mark.parametrize("length", [1, 5, 18, 130, 170, 512])
+@pytest.mark.parametrize(
+    ("buckets", "positions"),
+    [(-1, 512), (8, 512), (256, 512), (256, 350), (256, 300), (256, 256), (256, 129), (256, 128), (32, 40)],
+)
+def test_reachable_rows_lie_within_the_slice(length, buckets, positions):
+    span = buckets if buckets > 0 else positions
+    rows, reach = rows_on_cpu(length, span, buckets, positions)
+    assert torch.equal(rows, relative_rows(length, span, buckets, positions, CPU))
     assert rows.shape == (2 * length - 1,)
     assert span - reach <= rows.min()
     assert rows.max() < span + reach
+    assert min(length, span) <= reach <= span
+    if positions >= 1.36 * buckets:  # then no bucket's number is larger than its distance
+        assert reach == min(length, span)
 
 
 @pytest.mark.parametrize("length", [*range(1, 20), 63, 64, 65, 127, 128, 129, 512])
@@ -245,6 +253,21 @@ def test_a_hook_may_keep_what_it_saw():
     with torch.no_grad():
         model(**padded_batch(41))
         torch.testing.assert_close(seen["output"], torch.nn.functional.linear(seen["inputs"], dense.weight, dense.bias))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", ["v3", "v2-xxlarge", "position bias, c2p and p2c"])
+def test_the_default_device_does_not_matter(name, train):
+    """What is made for a batch is where the model is."""
+    _, model = both(OPTIONS[name])
+    batch, states = padded_batch(41), []
+    for default in ("cpu", "meta"):
+        rows_on_cpu.cache_clear()
+        rows_on_gpu.cache_clear()
+        torch.manual_seed(0)
+        with torch.device(default), torch.set_grad_enabled(train):
+            states.append(model.train(train)(**batch).last_hidden_state)
+    assert torch.equal(*states)
 
 
 @pytest.mark.parametrize("name", ["v3", "position bias", "position bias, c2p and p2c"])
@@ -459,9 +482,6 @@ def test_autocast_trains_close_to_float32(name, device):
 
 
 # ---- As on a GPU: in one grid, and by `disentangled_flash` -----------------------------------------------------------
-CPU = torch.device("cpu")
-
-
 @pytest.fixture
 def one_grid(monkeypatch):
     monkeypatch.setattr(attention_emodeberta, "in_one_grid", lambda device: True)
@@ -478,6 +498,11 @@ def test_hidden_states_and_gradients_are_the_librarys_in_one_grid(name, one_grid
 def test_any_mask_is_exact_and_texts_may_be_empty_in_one_grid(name, one_grid):
     test_any_mask_is_exact_and_texts_may_be_empty(name, CPU)
     test_a_text_without_tokens_gives_no_nan()
+
+
+@pytest.mark.parametrize("name", ["v3", "position bias, c2p and p2c"])
+def test_the_default_device_does_not_matter_in_one_grid(name, one_grid):
+    test_the_default_device_does_not_matter(name, False)
 
 
 @pytest.mark.parametrize("name", ["v3", "position bias"])
@@ -588,16 +613,32 @@ def test_a_layer_launches_fewer_kernels_than_the_librarys(one_grid, monkeypatch)
     assert ours < 0.7 * library, (ours, library)
 
 
-def test_a_packing_moves_as_it_is():
-    mask = (torch.arange(21) < torch.tensor([[21], [9], [0], [15]])).long()
+def packings() -> list[Packing]:
+    """Of several texts, of none and of one, in one grid and in groups."""
+    with CPU:
+        mask = (torch.arange(21) < torch.tensor([[21], [9], [0], [15]])).long()
     mask[1, 4] = 0
-    packings = [Packing.for_gpu(rows) for rows in (mask, mask[:0], mask[:1])]
-    for packing in (*packings, Packing.of(mask, 3, 40)):
+    return [*(Packing.for_gpu(rows) for rows in (mask, mask[:0], mask[:1], mask[3:])), Packing.of(mask, 3, 40)]
+
+
+def check_equal(packing: Packing, wanted: Packing) -> None:
+    torch.testing.assert_close(vars(packing) | {"groups": None}, vars(wanted) | {"groups": None})
+    for group, of_wanted in zip(packing.groups, wanted.groups, strict=True):
+        torch.testing.assert_close(vars(group) | {"tokens": None}, vars(of_wanted) | {"tokens": None})
+
+
+def test_a_packing_moves_as_it_is():
+    for packing in packings():
         before = copy.deepcopy(packing)
         packing.move(CPU)
-        torch.testing.assert_close(vars(packing) | {"groups": None}, vars(before) | {"groups": None})
-        for group, wanted in zip(packing.groups, before.groups, strict=True):
-            torch.testing.assert_close(vars(group) | {"tokens": None}, vars(wanted) | {"tokens": None})
+        check_equal(packing, before)
+
+
+def test_a_packing_is_the_same_whatever_the_default_device_is():
+    with torch.device("meta"):
+        found = packings()
+    for packing, wanted in zip(found, packings(), strict=True):
+        check_equal(packing, wanted)
 
 
 # ---- Which way ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model, infer_auto_device_map
 from huggingface_hub.errors import StrictDataclassError
 from support import ESSAYS, ROOT, TINY, XXLARGE_STYLE, call
 from tokenizers import BertWordPieceTokenizer
@@ -33,6 +34,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 import run_export
 import run_mlm
+from attention_emodeberta import EmoDebertaEncoder
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import (
@@ -243,6 +245,56 @@ def test_what_library_users_expect_works(model, batch, tmp_path):
     assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == 610
     with torch.no_grad():
         torch.testing.assert_close(model.float()(**batch).logits, logits, atol=0.05, rtol=0)
+
+
+# ---- On several devices ----------------------------------------------------------------------------------------------
+KINDS = ["encoder", "masked words", "classifier", "ensemble"]
+
+
+def of_kind(kind: str, config):
+    if kind == "ensemble":
+        members = EmoDebertaEnsembleConfig(members=[config.to_dict()] * 3, id2label=config.id2label)
+        return EmoDebertaEnsembleForSequenceClassification(members).eval()
+    kinds = {"encoder": EmoDebertaModel, "masked words": EmoDebertaForMaskedLM}
+    return kinds.get(kind, EmoDebertaForSequenceClassification)(config).eval()
+
+
+def divided(model, no_split_modules) -> list[str]:
+    """Encoders on more than one of four devices. The first has too little room for a whole one, the others enough."""
+    whole = next(part for part in model.modules() if isinstance(part, EmoDebertaModel))
+    room = sum(weight.nbytes for weight in whole.parameters())
+    device_of = infer_auto_device_map(model, {0: room} | dict.fromkeys((1, 2, 3), 5 * room // 4), no_split_modules)
+    assert "disk" not in device_of.values()
+    devices = {}
+    for name, part in model.named_modules():
+        if isinstance(part, EmoDebertaEncoder):
+            paths = {(f"{key}." if key else "", at) for key, at in device_of.items()}
+            devices[name] = {at for key, at in paths if f"{name}.".startswith(key) or key.startswith(f"{name}.")}
+    assert all(devices.values())
+    return [name for name, found in devices.items() if len(found) > 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_encoder_is_divided_between_devices(kind, config):
+    """By `device_map="auto"` and its like. Its layers share what is on one device."""
+    model = of_kind(kind, config)
+    assert divided(model, {"DebertaV2Embeddings", "DebertaV2Layer"}), "there would be room"
+    assert not divided(model, model._no_split_modules)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier", "ensemble"])
+def test_parts_may_be_on_several_devices(kind, config, batch, device):
+    model = of_kind(kind, config)
+    inputs = batch if kind == "encoder" else batch | {"labels": torch.tensor([0, 1, 2])}
+    with torch.no_grad():
+        want = model(**inputs)
+        parts = [name for name, _ in (model.members if kind == "ensemble" else model).named_children()]
+        parts = [f"members.{name}" if kind == "ensemble" else name for name in parts]
+        devices = {name: device if index % 2 else "cpu" for index, name in enumerate(parts)}
+        found = dispatch_model(model, devices, main_device="cpu")(**inputs)
+    assert found.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_options_of_published_checkpoints_survive_a_round_trip(tmp_path):

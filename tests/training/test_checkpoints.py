@@ -32,6 +32,7 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraForPreTraining,
+    ElectraForSequenceClassification,
     ElectraModel,
     MPNetConfig,
     MPNetForMaskedLM,
@@ -159,6 +160,26 @@ def test_berts_relatives_compute_the_same_at_step_0(relative_attention, kind, co
     if kind is RobertaForSequenceClassification:  # of the same shape, but who knows the order of its labels
         assert not torch.equal(ours.classifier.out_proj.weight, library.classifier.out_proj.weight)
         assert not torch.equal(ours.classifier.dense.weight, library.classifier.dense.weight)
+
+
+@pytest.mark.parametrize("labels", [3, 5])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (RobertaForSequenceClassification, RobertaConfig(**ROBERTA, num_labels=3)),
+        (ElectraForSequenceClassification, ElectraConfig(**SHAPE, embedding_size=32, num_labels=3)),
+        (MPNetForSequenceClassification, MPNetConfig(**SHAPE, max_position_embeddings=42, num_labels=3)),
+    ],
+)
+def test_no_part_of_a_head_for_another_task_is_used(kind, config, labels, tmp_path, caplog):
+    """Their layers have our names and shapes, but for the number of labels."""
+    library = kind(config)
+    library.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO):
+        ours = warm_start(str(tmp_path), num_labels=labels, classifier_hidden_size=32)
+    assert ours.drawn_anew == {"classifier.dense", "classifier.out_proj"}
+    assert not torch.equal(ours.classifier.dense.weight, library.classifier.dense.weight)
+    assert "with random weights: classifier.dense, classifier.out_proj" in caplog.text
 
 
 def rows_of(path) -> list[dict[str, str]]:

@@ -143,8 +143,8 @@ def warm_start(
             `relative_attention` (for a BERT-shaped checkpoint).
 
     Returns:
-        The model. Its attribute `drawn_anew` is the set of modules that the checkpoint did not have, and `source_type`
-        the `model_type` of the checkpoint.
+        The model. Its attribute `drawn_anew` is the set of modules with random weights instead of the checkpoint's, and
+        `source_type` the `model_type` of the checkpoint.
 
     Raises:
         InputError: if there is no such checkpoint, its architecture is not supported, a setting is out of range, or its
@@ -198,13 +198,15 @@ def warm_start(
             model.drawn_anew.add("lm_predictions.lm_head")
         if any(module.startswith("lm_predictions") for module in model.drawn_anew):
             logger.info(f"{name_or_path}: no usable head for masked words; a new one is tied to the word embeddings")
+    head = {_module(name, "") for name, _ in model.named_parameters() if name.startswith("classifier.")}
     others_head = source.model_type == "emodeberta" and source.id2label != config.id2label
     if source.model_type in _BERT_SHAPED:  # RoBERTa's head has our parameter names, but its label order is unknown
-        others_head = "classifier.out_proj" not in model.drawn_anew
-    if others_head and hasattr(model, "classifier"):
-        logger.info(f"{name_or_path}: its labels differ; the classification head starts with random weights")
+        others_head = not head <= model.drawn_anew
+    if others_head and head:
+        logger.info(f"{name_or_path}: its labels differ; with random weights: {', '.join(sorted(head))}")
         model.classifier = type(model.classifier)(config)
         model.classifier.apply(model._init_weights)
+        model.drawn_anew |= head
     if first := _first_position(source):
         _count_positions_from_0(model, first)
     if source.model_type in _BERT_SHAPED and config.relative_attention:
