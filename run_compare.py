@@ -57,7 +57,15 @@ from trainer_ext.runs.run import NOT_SETTINGS
 from trainer_ext.runs.trial import Trial, one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
 from trainer_ext.runs.trials import Trials, add_trials_dir
-from trainer_ext.runs.variants import CLASSIFY, extra_columns, flags_given, inner_validation, read_variants, resolve
+from trainer_ext.runs.variants import (
+    CLASSIFY,
+    check_teachers,
+    extra_columns,
+    flags_given,
+    inner_validation,
+    read_variants,
+    resolve,
+)
 
 PROGRAMS = CLASSIFY | {"baselines.mtl": mtl.ARGUMENTS}
 
@@ -84,6 +92,8 @@ def main() -> None:
     shared = content["settings"] | flags_given(rest)
     if taken := sorted(DRIVER_FLAGS & shared.keys()):
         raise InputError(f"{args.comparison}: {taken[0]} is not for run_compare.py's variants; see --help")
+    for name, overrides in content["variants"].items():
+        check_teachers(shared | overrides, folds, f"{args.comparison}, {name}")
     settings = {key: value for key, value in shared.items() if key != "data_dir"}
     if not args.plan:
         check_not_fuller(output_dir / "comparison.json", names, seeds, folds, args.only_folds, settings)
@@ -178,10 +188,10 @@ def main() -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "comparison.json", result)
     trials.write_archive(output_dir / ARCHIVE)
-    plot_comparison(output_dir / "comparison.json", output_dir / "comparison.png")
     page = comparison_page(result)
     write_text(output_dir / "comparison.md", page + errors_section(result["errors"]))
     print(page)
+    plot_comparison(output_dir / "comparison.json", output_dir / "comparison.png")
     print(f"written to {output_dir}/")
 
 

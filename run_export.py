@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -42,6 +43,7 @@ ESSAYS = SHIPPED / "examples" / "essays.tsv"
 LARGEST_DIFFERENCE = 1e-4  # between logits, relative to the largest one
 EQUAL_DECISIONS = 0.995
 REPORT = "export.json"
+_WRITTEN = re.compile(r"export\.json|model(_int8)?\.onnx(\.data)?")  # weights of 2 GB and more are in a .data
 
 
 def main() -> None:
@@ -71,7 +73,8 @@ def main() -> None:
     texts = read_texts(args.check_file, args.text_column_name)
     output_dir = args.output_dir or (Path(args.model) / "onnx" if Path(args.model).is_dir() else Path("onnx"))
     before = [path for path in output_dir.glob("*") if not path.name.startswith(".")]
-    if other := [path.name for path in before if path.name != REPORT and ".onnx" not in path.suffixes]:
+    exported = (output_dir / REPORT).is_file()
+    if other := [path.name for path in before if not (exported and _WRITTEN.fullmatch(path.name))]:
         raise InputError(f"{output_dir}: is in use ({other[0]} is not part of an export); give another --output_dir")
     if before and not args.overwrite_output_dir:
         raise InputError(f"{output_dir}: holds an export; give another --output_dir, or --overwrite_output_dir")
@@ -98,10 +101,11 @@ def main() -> None:
             (staging / "model_int8.onnx").unlink()
         reports["model_int8.onnx"] = report
     write_json(staging / REPORT, {"texts": len(texts), "against PyTorch, float32": reports})
-    for path in before:
+    # While a file of an export is in the folder, the report is, too: it tells the next start whose they are.
+    for path in sorted(before, key=lambda path: path.name == REPORT):
         path.unlink()
     open_to_readers(staging)
-    for path in staging.iterdir():
+    for path in sorted(staging.iterdir(), key=lambda path: path.name != REPORT):
         path.rename(output_dir / path.name)
     staging.rmdir()
     release(output_dir)

@@ -53,6 +53,7 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -84,7 +85,7 @@ from trainer_ext.runs.fusion_recipe import (
     cross_validate_student,
     read_fusion_recipe,
 )
-from trainer_ext.runs.provenance import command_line
+from trainer_ext.runs.provenance import command_line, recipe_digest
 from trainer_ext.runs.run import check_usable, staged, start
 from trainer_ext.runs.trial import one_a_fold
 from trainer_ext.runs.trial_archive import ARCHIVE, archives_for
@@ -103,6 +104,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_arguments(args, rest)
     command, card = command_line(), CardArguments(language=args.language, license=args.license)
+    made_by = {"command": command, "recipe": recipe_digest(sys.argv[1:])}
 
     # ---- Members, and what each rule scores (paper, section 2.4; rules: ensemble_emodeberta.py) ---------------------
     if args.members is not None:
@@ -127,8 +129,8 @@ def main() -> None:
         print_figures(figures)
         print_figures({"variants": figures["against_the_ensemble"]})
         results_dir.mkdir(parents=True, exist_ok=True)
-        write_figures(results_dir, figures | {"command": command})  # before the members are trained on all rows
         trials.write_archive(results_dir / ARCHIVE)
+        write_figures(results_dir, figures | made_by)  # before the members are trained on all rows
         print(f"figures in {results_dir}/")
         whole = {name: recipe.on_all_rows(name) for name in picked(figures)}
         trials.train(list(whole.values()), keep_models=True)
@@ -142,7 +144,7 @@ def main() -> None:
         if args.recipe is not None:
             rows = corpus.splits["train"]
             write_out_of_fold(folder, rows["id"][:], rows["text"][:], fused, corpus.label_names)
-        write_figures(folder, figures | {"command": command})
+        write_figures(folder, figures | made_by)
         write_ensemble_card(folder / "README.md", args.output_dir.resolve().name, members, figures, command, card)
         results = {"members": len(members), "rows": figures["rows"], "temperature": figures["temperature"]}
         write_json(folder / RESULTS, results)

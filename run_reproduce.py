@@ -45,8 +45,20 @@ from trainer_ext.errors import InputError, run_command
 from trainer_ext.evaluation.comparison import bootstrap_macro_f1
 from trainer_ext.evaluation.metrics import EmotionMetric
 from trainer_ext.evaluation.predictions import PREDICTIONS, read_predictions
-from trainer_ext.files import RESULTS, SETTINGS, file_digest, handed_on, lock, read_object, shown, write_json
+from trainer_ext.files import (
+    CHECKPOINTS,
+    RESULTS,
+    SETTINGS,
+    begun_settings,
+    file_digest,
+    handed_on,
+    lock,
+    read_object,
+    shown,
+    write_json,
+)
 from trainer_ext.recipe_file import Schema, check_recipe, read_recipe
+from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.provenance import command_line, flags_of, recipe_digest, without_secrets
 from trainer_ext.runs.run import NOT_SETTINGS
 from trainer_ext.runs.trial import machine
@@ -114,7 +126,7 @@ class Stage:
     def made_otherwise(self) -> str | None:
         """Return the command that made the finished folder if it is not this stage's; `None` if it is.
 
-        The contents of the recipes are compared, too.
+        The contents of the recipes are compared, too, and the run that the stage started from.
         """
         if not self.finished:
             return None
@@ -126,7 +138,18 @@ class Stage:
             return said
         if made.get("recipe") not in (None, recipe_digest(self.command[1:])):
             return f"{said}, with another {self.command[1]}"
+        before = begun_settings(self.output_dir / CHECKPOINTS).get("model_name_or_path")
+        if before and (start := self.start()) and before not in (start, checkpoint_digest(start)):
+            return f"{said}, from another {start}"  # the oldest runs noted its path
         return None
+
+    def start(self) -> str | None:
+        """Return the folder of the finished run that the stage starts from; `None` if it starts from none."""
+        _, flags = flags_of(shlex.join(self.command), set())
+        recipe = read_recipe(Path(self.command[1])) if recipe_digest(self.command[1:]) else {}
+        start = (flags.get("model_name_or_path") or [recipe.get("model_name_or_path")])[0]
+        finished = start and all((Path(start) / name).is_file() for name in (RESULTS, "config.json"))
+        return start if finished else None
 
 
 def main() -> None:
@@ -134,23 +157,20 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     minutes_on, stages, submission_dir, submission = read_stages(args.recipe)
     left = [stage for stage in stages if not stage.finished]
-    others = {stage.name: made for stage in stages if (made := stage.made_otherwise())}
+    finished = [stage for stage in stages if stage.finished]
+    others = {stage.name: made for stage in finished if (made := stage.made_otherwise())}
     for stage in stages:
         state = "done" if stage.finished else f"about {stage.minutes:.0f} min"
         state = "another run" if stage.name in others else state
         print(f"{state:>13}  {stage.name}: {stage.printed} -> {stage.output_dir}/")
     planned = [stage for stage in stages if stage in left or stage.name in others]
     print(f"{len(planned)} of {len(stages)} stages to run, about {_hours(planned, 1.0)} on {minutes_on}")
-    if others:
-        print("another run: the folder was made by another command; move or remove it first")
-    if args.plan:
-        return
     for stage in stages:
         if stage.name in others:
-            raise InputError(
-                f"{stage.output_dir}: was made by {others[stage.name]}; want stage {stage.name}: "
-                f"{stage.printed}; move or remove that folder"
-            )
+            print(f"another run: {stage.output_dir} was made by {others[stage.name]}; move or remove it first")
+    if args.plan:
+        return
+    check_made(finished)
     outputs = stages[0].output_dir.parent
     outputs.mkdir(parents=True, exist_ok=True)
     with lock(outputs / ".reproduce.lock", "a stage") as held:
@@ -165,8 +185,23 @@ def main() -> None:
             if left:
                 rate = spent / expected if expected else 1.0  # a stage may be said to take no time
                 logger.info(f"{len(left)} stages left, about {_hours(left, rate)} at this rate")
+        check_made(finished)  # one may have started from a stage that ran again
         if submission:
             collect_submission(submission_dir, submission, noted(outputs / STAGES, stages))
+
+
+def check_made(stages: list[Stage]) -> None:
+    """Check that each finished folder was made by its stage.
+
+    Raises:
+        InputError: if another command, another recipe or another starting checkpoint made it.
+    """
+    for stage in stages:
+        if made := stage.made_otherwise():
+            raise InputError(
+                f"{stage.output_dir}: was made by {made}; want stage {stage.name}: {stage.printed}; "
+                "move or remove that folder"
+            )
 
 
 def _hours(stages: list[Stage], rate: float) -> str:

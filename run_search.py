@@ -145,8 +145,10 @@ def main() -> None:
         ],
     }
     write_json(output_dir / "search.json", result)
+    for each in every:
+        if each.scores:
+            score(each.trials[: len(each.scores)])  # so that the archive has those that earlier starts stopped, too
     trials.write_archive(output_dir / ARCHIVE)
-    plot_search(output_dir / "search.json", output_dir / "search.png")
     write_text(output_dir / "search.md", search_page(result))
     head = (
         f"# run: python run_classify.py best.yaml\n# The winner of a search over {len(every)} configurations. "
@@ -155,6 +157,7 @@ def main() -> None:
     )
     write_text(output_dir / "best.yaml", head + yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
     print(search_page(result))
+    plot_search(output_dir / "search.json", output_dir / "search.png")  # last: without it, nothing else is lost
     print(f"written to {output_dir}/; `python run_classify.py {output_dir}/best.yaml` trains the winner")
 
 

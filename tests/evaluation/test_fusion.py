@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import run_classify
 import run_fuse
+import run_reproduce
 from configuration_emodeberta import EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification, fuse, to_logits
 from modeling_emodeberta import EmoDebertaForSequenceClassification
@@ -521,6 +522,11 @@ def test_a_recipe_trains_members_that_differ_and_fuses_them(comparison, tmp_path
     config = json.loads((tmp_path / "all" / "config.json").read_text())
     assert [member["pooling"] for member in config["members"]] == ["mean", "cls"]
     assert config["temperature"] == figures["temperature"] != 1
+    stage = run_reproduce.Stage("ensemble", ["run_fuse.py", "fuse.yaml", "--fusion", "weighted"], Path("all"), 1)
+    assert stage.made_otherwise() is None
+    (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content | {"tfidf": False}, sort_keys=False))
+    assert stage.made_otherwise().endswith(", with another fuse.yaml")
+    (tmp_path / "fuse.yaml").write_text(yaml.safe_dump(content))
     plan = call(run_fuse.main, "fuse.yaml", "--output_dir", "again", "--plan")
     assert "2 members, 2 folds and all rows: 6 trainings, 6 of them done" in plan
     assert not (tmp_path / "again").exists()
@@ -591,6 +597,10 @@ def test_a_students_teachers_saw_neither_its_fold_nor_the_row(comparison, tmp_pa
         ({"teachers": ["max"]}, r"teachers: \['max'\]; want a list of some of the members \(mean, cls\)"),
         ({"student": {"polling": "cls"}}, "student: unknown key 'polling'; did you mean 'pooling'"),
         ({"student": {"select": "best_on_dev"}}, "student: select best_on_dev is for single models"),
+        (
+            {"members": {"a": {}, "b": {"distill_from": "t"}}},
+            "b: distill_from t: its teachers trained on the scored folds",
+        ),
         ({"members": {"mean": {}}}, "one member; an ensemble needs at least two"),
         ({"settings": {"extra_tests": ["x.csv"]}}, "extra_tests is not for what run_fuse.py's members share"),
         ({"final": {"seed": 2}}, "final: seed is the same for all members"),

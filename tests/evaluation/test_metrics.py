@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -13,13 +14,13 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import font_manager, image
+from matplotlib import font_manager, image, rc_context
 from matplotlib.font_manager import FontProperties
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from trainer_ext.data.corpus import Corpus
 from trainer_ext.errors import InputError
-from trainer_ext.evaluation import plots
+from trainer_ext.evaluation import comparison, plots
 from trainer_ext.evaluation.comparison import (
     GroupCounts,
     bootstrap_macro_f1,
@@ -41,7 +42,13 @@ from trainer_ext.evaluation.decisions import (
 )
 from trainer_ext.evaluation.fusion import compare_fusions
 from trainer_ext.evaluation.metrics import SEVEN_FIGURES, EmotionMetric
-from trainer_ext.evaluation.plots import drawn_as_text, plot_comparison, plot_confusion_matrix, plot_reliability
+from trainer_ext.evaluation.plots import (
+    drawn_as_text,
+    plot_comparison,
+    plot_confusion_matrix,
+    plot_reliability,
+    plot_search,
+)
 from trainer_ext.evaluation.predictions import SYSTEMS, print_results, read_predictions, write_rows
 from trainer_ext.evaluation.validation_fit import fit_on_validation
 from trainer_ext.runs.trial import convert_predictions
@@ -239,6 +246,41 @@ def test_bootstrap_is_reproducible_and_takes_several_classes():
     rare = np.zeros((20, 2), dtype=int)
     rare[0, 0] = 1  # many samples have no positive label at all
     assert bootstrap_macro_f1(rare, rare) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("at_once", [2**24, 1000, 1])
+def test_blocks_of_samples_give_the_figures_of_all_samples_at_once(at_once, monkeypatch):
+    """To the last bit, with a shorter last block, too, and with blocks of one sample."""
+    gold, predicted, writers = simulate(np.random.default_rng(6), 30, 0.1, 4)
+    a, b = (GroupCounts(gold, predicted[pair], writers, 7) for pair in (slice(0, 2), slice(2, 4)))
+    drawn = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=comparison.SAMPLES).astype(float)
+    resampled = [counts.macro_f1(drawn) for counts in (a, b)]
+    stay = np.random.default_rng(0).integers(0, 2, size=(comparison.PERMUTATIONS, 30)).astype(float)
+    values = [counts.values.reshape(30, -1) for counts in (a, b)]
+    moved, shape = stay @ (values[1] - values[0]), a.values.shape[1:]
+    swapped = comparison.mean_macro_f1(values[0].sum(axis=0) + moved, shape)
+    swapped -= comparison.mean_macro_f1(values[1].sum(axis=0) - moved, shape)
+    as_far = (np.abs(swapped) >= abs(b.macro_f1() - a.macro_f1())[0] - 1e-12).sum()
+
+    monkeypatch.setattr(comparison, "_AT_ONCE", at_once)
+    assert (a.resampled == resampled[0]).all()
+    assert paired_difference(a, b)[1] == comparison.interval(resampled[1] - resampled[0])
+    assert randomization_test(a, b) == (1 + as_far) / (1 + comparison.PERMUTATIONS)
+
+
+def test_the_memory_for_samples_does_not_grow_with_the_rows(monkeypatch):
+    monkeypatch.setattr(comparison, "_AT_ONCE", 2**16)
+    gold, predicted, _ = simulate(np.random.default_rng(7), 2000 // ESSAYS, 0.1, 2)
+    first, second = (GroupCounts(gold, of_system[None], None, 7) for of_system in predicted)
+    tracemalloc.start()
+    try:
+        paired_difference(first, second)
+        randomization_test(first, second)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(gold) > 1900
+    assert most < 8e6  # all samples of all rows are 32 MB, all permutations 80 MB
 
 
 # ---- Temperature, thresholds and "not sure" --------------------------------------------------------------------------
@@ -591,6 +633,21 @@ def test_no_name_breaks_a_plot_or_warns(tmp_path):
 
 def test_many_labels_make_a_picture_that_can_be_written(tmp_path):
     assert len(list(draw([f"label {number}" for number in range(90)], tmp_path))) == 3
+
+
+def test_a_recipes_own_value_has_a_tick_though_it_is_not_listed(tmp_path):
+    """Listed values are compared as numbers: 4 epochs are 4.0 to the flag. Of a range, it may be no number at all."""
+    values = [{"batch": 8, "epochs": 4.0, "rate": None}, {"batch": 16, "epochs": 2, "rate": 0.001}]
+    rows = [{"state": "finished", "scores": [0.5, 0.6], "values": each} for each in values]
+    space, nested = {"batch": [16, 32], "epochs": [2, 4, 7]}, {"interval": [0.4, 0.7], "macro_f1": 0.55}
+    space["rate"] = {"low": 0.0001, "high": 0.01, "log": True, "step": None}
+    content = {"configurations": rows, "space": space, "importance": {}, "nested": {"nested": nested}}
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    with rc_context({"svg.fonttype": "none"}):
+        plot_search(tmp_path / "search.json", tmp_path / "search.svg")
+    written = (tmp_path / "search.svg").read_text(encoding="utf-8")
+    assert all(f">{tick}</text>" in written for tick in (16, 32, 8, 2, 4, 7))
+    assert ">4.0</text>" not in written
 
 
 def test_names_are_drawn_as_they_are():

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -30,9 +31,11 @@ from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
+from trainer_ext.evaluation.predictions import read_predictions
 from trainer_ext.release.folder_check import check_files, check_folder
 from trainer_ext.release.handler import EndpointHandler
 from trainer_ext.release.hub import name_model, push_folder, push_space
+from trainer_ext.training.distillation import write_out_of_fold
 
 TEXTS = ["Nobody told us that the river would come.", "She laughed, and so did we."]
 
@@ -96,7 +99,10 @@ def files_of(hub: LoopbackHub, kind: str, name: str, revision: str = "main") -> 
 
 
 def test_a_model_and_an_ensemble_go_up_and_come_down_the_same(hub, client, finished, fused, tmp_path):
-    single, ensemble = finished[0], fused[0] / "all"
+    single, ensemble = finished[0], tmp_path / "ensemble"
+    shutil.copytree(fused[0] / "all", ensemble)
+    labels = read_predictions(ensemble, one_label=False).label_names
+    write_out_of_fold(ensemble, ["e1"], ["a text to train on"], np.full((1, len(labels)), 1 / len(labels)), labels)
     # A busy Hub: one answer of each kind is a failure that passes, one commit is obeyed but its answer is lost.
     hub.faults += [
         Fault("POST", "preupload", 429),
@@ -138,7 +144,9 @@ def test_a_model_and_an_ensemble_go_up_and_come_down_the_same(hub, client, finis
             assert content == (single / path).read_bytes()
     assert b'model="owner/single"' in there["README.md"]
     assert not files_of(hub, "models", "owner/ensemble")  # main is as it was
-    assert "tokenizer_1/tokenizer.json" in files_of(hub, "models", "owner/ensemble", "next")
+    of_ensemble = files_of(hub, "models", "owner/ensemble", "next")
+    assert "tokenizer_1/tokenizer.json" in of_ensemble
+    assert not [path for path in of_ensemble if path.startswith(("predictions", "out_of_fold"))]
 
     code = """
 import json, sys
@@ -779,7 +787,8 @@ def handler(finished):
         ({"inputs": "a text", "parameters": {"tokens_per_batch": "many"}}, "parameters .*many.*not supported"),
         ({"inputs": "a text", "parameters": {"top_k": 0}}, "top_k is 0; want at least 1"),
         ({"inputs": "a text", "parameters": {"function_to_apply": "max"}}, "'max'; want sigmoid, softmax or none"),
-        ({"inputs": "a text", "parameters": {"max_length": 10**30}}, "parameters .*too big"),
+        ({"inputs": "a text", "parameters": {"max_length": 10**30}}, "max_length is 10+; the model reads at most 512"),
+        ({"inputs": "a text", "parameters": {"padding": True, "pad_to_multiple_of": 10**30}}, "parameters .*too big"),
     ],
 )
 def test_a_bad_request_is_told_what_would_be_right(handler, request_body, says):

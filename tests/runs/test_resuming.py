@@ -388,6 +388,40 @@ def test_a_folder_that_another_command_made_is_no_stage(v3_folder, tmp_path, mon
     assert "another run  first" in call(run_reproduce.main, "whole.yaml", "--plan")
 
 
+def test_a_stage_that_started_from_another_run_is_not_done(v3_folder, tmp_path, monkeypatch, capsys):
+    """Trained again in the same way, the first stage counts as the same."""
+    monkeypatch.chdir(tmp_path)
+    flags = [*map(str, ESSAY_FLAGS), "--bf16", "false", "--max_train_samples", "20", "--max_steps", "1"]
+    Path("second.yaml").write_text(yaml.safe_dump({"model_name_or_path": "outputs/first"}))
+
+    def stages(seed: int) -> None:
+        first = ["run_classify.py", *flags, "--model_name_or_path", str(v3_folder), "--seed", str(seed)]
+        commands = {"first": first, "second": ["run_classify.py", "second.yaml", *flags]}
+        lines = {name: stage(" ".join(command), f"outputs/{name}") for name, command in commands.items()}
+        Path("whole.yaml").write_text(yaml.safe_dump({"stages": lines}, sort_keys=False))
+
+    def here(of_stage, *_):
+        call_as("run_classify.py", script.main, *of_stage.command[1:], "--output_dir", str(of_stage.output_dir))
+
+    monkeypatch.setattr(run_reproduce, "run_stage", here)
+    stages(seed=1)
+    call(run_reproduce.main, "whole.yaml")
+    shutil.rmtree("outputs/first")
+    assert "1 of 2 stages to run" in call(run_reproduce.main, "whole.yaml")
+    assert "0 of 2 stages to run" in call(run_reproduce.main, "whole.yaml")
+    shutil.rmtree("outputs/first")
+    stages(seed=2)
+    says = (
+        r"outputs/second: was made by python run_classify\.py second\.yaml .*, from another outputs/first; want stage"
+    )
+    with pytest.raises(InputError, match=says):
+        call(run_reproduce.main, "whole.yaml")
+    planned = call(run_reproduce.main, "whole.yaml", "--plan")
+    assert "done  first" in planned
+    assert "another run  second" in planned
+    assert ", from another outputs/first; move or remove it first" in planned
+
+
 def call_as(program: str, main, *arguments: str) -> None:
     """A script's main() in this process, under the name that its command line gives it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -531,6 +565,21 @@ def test_an_export_waits_for_nobody(finished, tmp_path):
         with pytest.raises(InputError, match=IN_USE):
             call(run_export.main, finished[0], "--output_dir", tmp_path / "onnx")
         other.kill()
+
+
+def test_an_export_replaces_no_model_of_others(finished, tmp_path):
+    """Neither one of another name beside an export, nor one without the report of an export."""
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    for name, report in (("other.onnx", True), ("other.onnx", False), ("model.onnx", False)):
+        (folder / name).write_bytes(b"mine")
+        if report:
+            (folder / "export.json").write_text("{}")
+        with pytest.raises(InputError, match=rf"is in use \({name} is not part of an export\); give another"):
+            call(run_export.main, finished[0], "--output_dir", folder, "--overwrite_output_dir")
+        assert (folder / name).read_bytes() == b"mine"
+        for path in folder.iterdir():
+            path.unlink()
 
 
 READS = ("model_name_or_path", "tokenizer_name", "resume_from_checkpoint")

@@ -336,6 +336,8 @@ def test_a_plan_trains_nothing(comparison, tmp_path, monkeypatch):
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1]}}}, (), "want two or more"),
         ({"variants": {"a": {}}, "sums": {"b": {"variants": ["a"], "seeds": [1, 1]}}}, (), "listed twice"),
         ({"variants": {"a": {}}, "reference": "b"}, (), "mine.yaml: reference 'b'; want one of a"),
+        ({"variants": {"a": {"distill_from": "t"}}}, (), "mine.yaml, a: distill_from t: its teachers trained on the"),
+        ({"variants": {"a": {}}}, ("--distill_from", "t"), "scored folds; use student: of run_fuse.py"),
     ],
 )
 def test_errors_are_one_line(content, flags, says, comparison, tmp_path, monkeypatch, capsys):
@@ -509,8 +511,11 @@ def test_a_choice_of_epoch_is_made_on_writers_of_its_own():
     assert inner_validation({"select": "best_on_dev"}, 5, "x") == {"validation_split_percentage": 20}
     assert inner_validation({"select": "best_on_dev", "validation_split_percentage": 10}, 5, "x") == {}
     assert inner_validation({"select": "average"}, 5, "x") == {}
-    with pytest.raises(InputError, match="the rows that chose its epoch"):
-        inner_validation({"select": "best_on_dev"}, 0, "x")
+    assert inner_validation({"early_stopping_patience": 2}, 5, "x") == {"validation_split_percentage": 20}
+    assert inner_validation({"early_stopping_patience": 0}, 0, "x") == {}  # never stops
+    for flags in ({"select": "best_on_dev"}, {"early_stopping_patience": 2}):
+        with pytest.raises(InputError, match="the rows that chose its epoch"):
+            inner_validation(flags, 0, "x")
 
 
 # ---- Tables -------------------------------------------------------------------------------------------------------

@@ -138,6 +138,33 @@ def test_where_mpnet_cannot_be_had_minilm_is_used_and_a_line_says_so(monkeypatch
     assert line.endswith(f"{MINILM} is used instead, and finds fewer label errors")
 
 
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_people_who_disagree_are_unsure_in_every_export_of_label_studio(form, tmp_path):
+    """JSON-MIN and CSV have a record per annotation. The same row twice in a list of one's own is an error."""
+    said = {"2": ["happy", "angry"], "3": ["angry", "angry"], "4": ["scared", ""], "5": ["", ""], "6": ["remove"]}
+    rows = [
+        {"row": row, "split": "train", "text": f"text {row}", "label": "happy", "corrected": answer, "id": int(row)}
+        | {"annotator": person, "annotation_id": 10 * int(row) + person}
+        for person in (0, 1)
+        for row, answers in said.items()
+        for answer in answers[person : person + 1]
+    ]
+    table, path = pandas.DataFrame(rows), tmp_path / f"export.{form}"
+
+    def write(table):
+        table.to_csv(path, index=False) if form == "csv" else table.to_json(path, orient="records")
+
+    write(table)
+    found = {each.row: (each.text, each.label, each.corrected) for each in read_list(path)}
+    answers = {"2": ["unsure"], "3": ["angry"], "4": ["scared"], "5": [], "6": ["remove"]}
+    assert found == {row: (f"text {row}", "happy", answer) for row, answer in answers.items()}
+    for changed in (table.drop(columns=["annotator", "annotation_id"]), table.copy()):  # which has two texts for row 2
+        changed.loc[changed["row"] == "6", "row"] = "2"
+        write(changed)
+        with pytest.raises(InputError, match=r"row 2 is there twice, see .*export\.\w+, row \d"):
+            read_list(path)
+
+
 # ---- What the other scripts leave ---------------------------------------------------------------------------------
 def test_a_comparisons_held_out_predictions_are_reviewed(compared, comparison, tmp_path):
     folder, _ = compared

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import forked
 import numpy as np
+import optuna
 import pyarrow.parquet
 import pytest
 import yaml
@@ -33,7 +34,7 @@ def searched(tmp_path_factory, comparison):
         shutil.copy(comparison / "mine.csv", folder)
         shutil.copytree(comparison / "outputs", folder / "outputs")
         content = yaml.safe_load((comparison / "mine.yaml").read_text())
-        space = {"pooling": ["mean", "cls"], "learning_rate": ["1e30", 0.001]}
+        space = {"pooling": ["mean", "cls"], "learning_rate": ["1e30", "1e-3"]}  # which YAML reads as text
         content = {"settings": content["settings"], "search": space, "cv_folds": 2}
         (folder / "mine.yaml").write_text(yaml.safe_dump(content))
         return forked.run(ROOT / "run_search.py", "mine.yaml", "--trials", 3, cwd=folder)
@@ -123,6 +124,26 @@ def test_the_best_flags_run_as_they_are_from_another_folder(searched, tmp_path, 
     assert Path(flags["output_dir"]) == best.parent / "best"
     assert flags["train_file"] == str(folder / "mine.csv")
     assert (flags["seed"], flags["select"], flags["num_train_epochs"]) == (1, "last", 3)
+
+
+def test_the_file_of_predictions_keeps_what_earlier_starts_stopped(comparison, tmp_path, monkeypatch):
+    """So that a clone without outputs/ goes on from it."""
+    shutil.copy(comparison / "mine.csv", tmp_path)
+    shutil.copytree(comparison / "outputs", tmp_path / "outputs")
+    settings = yaml.safe_load((comparison / "mine.yaml").read_text())["settings"]
+    content = {"settings": settings, "search": {"pooling": ["mean", "cls"]}, "cv_folds": 2}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    never_good_enough = optuna.pruners.ThresholdPruner(lower=2.0)
+    monkeypatch.setattr(optuna.pruners, "MedianPruner", lambda **_: never_good_enough)
+    call(run_search.main, "mine.yaml", "--trials", 2)
+    first = result_of(Path("results/search/mine"))
+    assert [row["state"] for row in first["configurations"]] == ["finished", "stopped"]
+    call(run_search.main, "mine.yaml", "--trials", 2)
+    shutil.rmtree("outputs")
+    call(run_search.main, "mine.yaml", "--trials", 2)
+    assert result_of(Path("results/search/mine")) == first
+    assert not list(Path("outputs").rglob("log.txt"))
 
 
 # ---- Proposals, stopping and the budget ---------------------------------------------------------------------------
@@ -331,6 +352,8 @@ def test_a_budget_is_a_time():
         ({"settings": {"lerning_rate": 1}}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         ({"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         ({"learning_rate": 0}, "--learning_rate is 0.0; want more than 0"),
+        ({"settings": {"distill_from": "t"}}, "mine.yaml: distill_from t: its teachers trained on the scored folds"),
+        ({"search": {"distill_from": [None, "t"]}}, "search: distill_from t: its teachers trained on the scored folds"),
     ],
     ids=str,
 )

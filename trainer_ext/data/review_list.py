@@ -14,7 +14,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -216,7 +216,8 @@ def _argilla_settings(label_names: Sequence[str], multi_label: bool) -> dict[str
 def read_list(path: Path) -> list[Said]:
     """Return what people said of the rows of a list.
 
-    Where several people answered differently, the answer is `unsure`. Skipped tasks of Label Studio have no answer.
+    Where several people answered differently, the answer is `unsure`. Skipped tasks of Label Studio have no answer. Its
+    JSON-MIN and CSV have one record per annotation; those of one row are put together.
 
     Args:
         path: A list of [`write_list`] with its column `corrected` filled in; an export of Label Studio (JSON, JSON-MIN
@@ -226,7 +227,9 @@ def read_list(path: Path) -> list[Said]:
         InputError: if the file cannot be read, has no such column, or names a row twice.
     """
     table = read_file(path / RECORDS if path.is_dir() else path)
-    said, columns = [], {name for row in table.rows for name in row}
+    columns = {name for row in table.rows for name in row}
+    said: dict[tuple[str, str], Said] = {}
+    answered: dict[tuple[str, str], list[list[str]]] = {}
     for index, row in enumerate(table.rows):
         place = table.where(index)
         if isinstance(row.get("data"), dict):
@@ -242,16 +245,20 @@ def read_list(path: Path) -> list[Said]:
             raise InputError(f"{table.name}: no column {CORRECTED!r}; want a list of emodeberta-review, corrected")
         if data.get("row") in (None, ""):
             raise InputError(f"{place}: no 'row', which names the row of the data; want a list of emodeberta-review")
-        answers = [answer for answer in answers if answer]
-        different = len({tuple(sorted(answer)) for answer in answers}) > 1
         text, label = (None if data.get(name) is None else str(data[name]) for name in ("text", "label"))
-        corrected = [UNSURE] if different else answers[0] if answers else []
-        said.append(Said(place, str(data["row"]), str(data.get("split") or ""), text, label, corrected))
-    seen: dict[tuple[str, str], str] = {}
-    for each in said:
-        if (before := seen.setdefault((each.split, each.row), each.place)) != each.place:
-            raise InputError(f"{each.place}: row {each.row} is there twice, see {before}; want it once")
-    return said
+        found = Said(place, str(data["row"]), str(data.get("split") or ""), text, label, [])
+        before = said.setdefault((found.split, found.row), found)
+        of_a_person = any(row.get(name) not in (None, "") for name in ("annotation_id", "annotator"))
+        if before is not found and not (of_a_person and (before.text, before.label) == (text, label)):
+            raise InputError(f"{place}: row {found.row} is there twice, see {before.place}; want it once")
+        answered.setdefault((found.split, found.row), []).extend(answer for answer in answers if answer)
+    return [replace(each, corrected=_agreed(answered[row])) for row, each in said.items()]
+
+
+def _agreed(answers: list[list[str]]) -> list[str]:
+    """Return the answer of all; none if nobody answered, `unsure` if the answers differ."""
+    different = len({tuple(sorted(answer)) for answer in answers}) > 1
+    return [UNSURE] if different else answers[0] if answers else []
 
 
 def _of_label_studio(task: dict[str, Any], place: str) -> list[list[str]]:

@@ -11,8 +11,8 @@ https://doi.org/10.1186/1471-2105-7-91) scores the choice on rows that had no pa
 predictions of all folds, so this takes no training.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .metrics import SEVEN_FIGURES, EmotionMetric
 # ---- Intervals and tests ---------------------------------------------------------------------------------------------
 SAMPLES = 2000
 PERMUTATIONS = 5000
+_AT_ONCE = 2**24  # numbers of samples times writers in memory at a time: 128 MB
 
 
 class GroupCounts:
@@ -67,6 +68,11 @@ class GroupCounts:
         weights = np.ones((1, len(self))) if weights is None else weights
         return mean_macro_f1(weights @ self.values.reshape(len(self), -1), self.values.shape[1:])
 
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """Return macro F1 of each bootstrap sample of the writers: `(SAMPLES,)`."""
+        return np.concatenate([self.macro_f1(weights) for weights in draw_groups(len(self))])
+
 
 def mean_macro_f1(totals: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Return macro F1 averaged over runs, `(samples,)`, from counts `(samples, 2 * runs * labels)`."""
@@ -76,15 +82,33 @@ def mean_macro_f1(totals: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray
     return (f1.sum(axis=-1) / (occurrences > 0).sum(axis=-1).clip(min=1)).mean(axis=-1)
 
 
-@lru_cache(maxsize=4)
-def draw_groups(number: int) -> np.ndarray:
-    """Return bootstrap weights `(SAMPLES, number)`: how often each group is drawn in each sample.
+def _blocks(samples: int, number: int) -> Iterator[int]:
+    """Yield numbers of samples that add up to `samples`, so that `_AT_ONCE` holds for each with `number` groups."""
+    most = max(1, _AT_ONCE // number)
+    for start in range(0, samples, most):
+        yield min(most, samples - start)
 
-    The weights are the same in every call, so that the samples of two systems are paired.
+
+def draw_groups(number: int) -> Iterable[np.ndarray]:
+    """Return bootstrap weights in blocks `(samples, number)`, `SAMPLES` in all: how often each sample has each group.
+
+    The weights are the same in every call, so that the samples of two systems are paired. They do not depend on the
+    size of the blocks.
     """
-    weights = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=SAMPLES).astype(float)
-    weights.flags.writeable = False
-    return weights
+    return _drawn_once(number) if SAMPLES * number <= _AT_ONCE else _draw(number)
+
+
+def _draw(number: int) -> Iterator[np.ndarray]:
+    generator, shares = np.random.default_rng(0), np.full(number, 1 / number)
+    for size in _blocks(SAMPLES, number):
+        weights = generator.multinomial(number, shares, size=size).astype(float)
+        weights.flags.writeable = False
+        yield weights
+
+
+@lru_cache(maxsize=4)
+def _drawn_once(number: int) -> list[np.ndarray]:
+    return list(_draw(number))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -104,14 +128,13 @@ def bootstrap_macro_f1(
     """
     width = int(max(references.max(), predictions.max())) + 1
     counts = GroupCounts(references, predictions[None], groups, width)
-    return interval(counts.macro_f1(draw_groups(len(counts))))
+    return interval(counts.resampled)
 
 
 def paired_difference(first: GroupCounts, second: GroupCounts) -> tuple[float, tuple[float, float]]:
     """Return macro F1 of `second` minus that of `first`, and its 95% interval from the same samples for both."""
-    weights = draw_groups(len(first))
     found = second.macro_f1() - first.macro_f1()
-    return float(found[0]), interval(second.macro_f1(weights) - first.macro_f1(weights))
+    return float(found[0]), interval(second.resampled - first.resampled)
 
 
 def randomization_test(first: GroupCounts, second: GroupCounts, permutations: int = PERMUTATIONS) -> float:
@@ -128,11 +151,13 @@ def randomization_test(first: GroupCounts, second: GroupCounts, permutations: in
         raise ValueError("the systems have different rows, labels or numbers of runs")
     shape = first.values.shape[1:]
     a, b = (counts.values.reshape(len(counts), -1) for counts in (first, second))
-    stay = np.random.default_rng(0).integers(0, 2, size=(permutations, len(a))).astype(float)
-    moved = stay @ (b - a)
-    differences = mean_macro_f1(a.sum(axis=0) + moved, shape) - mean_macro_f1(b.sum(axis=0) - moved, shape)
     found = abs(second.macro_f1() - first.macro_f1())[0]
-    return float((1 + (np.abs(differences) >= found - 1e-12).sum()) / (1 + permutations))
+    generator, as_far = np.random.default_rng(0), 0
+    for size in _blocks(permutations, len(a)):
+        moved = generator.integers(0, 2, size=(size, len(a))).astype(float) @ (b - a)
+        differences = mean_macro_f1(a.sum(axis=0) + moved, shape) - mean_macro_f1(b.sum(axis=0) - moved, shape)
+        as_far += int((np.abs(differences) >= found - 1e-12).sum())
+    return (1 + as_far) / (1 + permutations)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -180,7 +205,7 @@ def compare(
             {
                 "name": name,
                 "macro_f1": _mean(scores, "macro_f1"),
-                "interval": interval(counts[-1].macro_f1(draw_groups(len(counts[-1])))),
+                "interval": interval(counts[-1].resampled),
                 "macro_f1_by_seed": [score["macro_f1"] for score in scores],
                 "figures": {figure: _mean(scores, figure) for figure in SEVEN_FIGURES},
                 "f1": {label: _mean(scores, f"f1_{label}") for label in label_names},

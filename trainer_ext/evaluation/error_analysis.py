@@ -14,7 +14,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from ..errors import InputError
-from .comparison import GroupCounts, draw_groups, interval
+from .comparison import GroupCounts, interval
 from .decisions import decide
 
 # ---- Errors of models ------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def _by_value(values, gold, decisions, groups, number_of_labels: int) -> list[di
                 gold[here], decisions[:, here], None if groups is None else groups[here], number_of_labels
             )
             row["macro_f1"] = float(counts.macro_f1()[0])
-            row["interval"] = interval(counts.macro_f1(draw_groups(len(counts))))
+            row["interval"] = interval(counts.resampled)
         table.append(row)
     return table
 

@@ -120,8 +120,11 @@ def plot_search(source: Path, target: Path) -> None:
     own, *tried = content["configurations"]
     finished = [row for row in (own, *tried) if row["state"] == "finished"]
     flags = list(content["space"])
-    choices = {flag: list(map(str, values)) for flag, values in content["space"].items() if isinstance(values, list)}
-    with drawn_as_text([*flags, *(each for values in choices.values() for each in values)]) as texts:
+    choices = {flag: list(values) for flag, values in content["space"].items() if isinstance(values, list)}
+    for flag, values in choices.items():
+        if flag in own["values"] and own["values"][flag] not in values:
+            values.append(own["values"][flag])  # the recipe's own value need not be listed
+    with drawn_as_text([*flags, *(str(each) for values in choices.values() for each in values)]) as texts:
         names, shown = texts[: len(flags)], iter(texts[len(flags) :])
         wide = min(4, 1 + len(flags))
         deep = -(-(1 + len(flags)) // wide)
@@ -145,9 +148,11 @@ def plot_search(source: Path, target: Path) -> None:
         for axes, flag, name in zip(panels[1:], flags, names, strict=False):
             points = [(row["values"][flag], row["scores"][-1]) for row in finished if flag in row["values"]]
             if flag in choices:
-                points = [(choices[flag].index(str(value)), score) for value, score in points]
+                points = [(choices[flag].index(value), score) for value, score in points]
                 axes.set_xticks(range(len(choices[flag])), [next(shown) for _ in choices[flag]])
                 axes.set_xlim(-0.5, len(choices[flag]) - 0.5)
+            else:
+                points = [(value, score) for value, score in points if value is not None]  # None: the recipe sets none
             if points:
                 axes.scatter(*zip(*points, strict=True), color=COLORS["first"], s=18)
             if flag not in choices:

@@ -15,10 +15,11 @@ from ..errors import InputError, first_line
 from ..files import CHECKPOINTS, shown
 from ..recipes import DEFAULT_ACCESS, HubAccess, hub_answers
 from ..training.checkpoint_source import PINNED
+from ..training.distillation import OUT_OF_FOLD
 
 # ---- Licences --------------------------------------------------------------------------------------------------------
-# Files that are not part of a model: checkpoints, and predictions with writers and gold labels.
-NOT_PUBLISHED = re.compile(rf"{CHECKPOINTS}/.*|predictions.*\.tsv|(.*/)?(\.|__pycache__).*")
+# Files that are not part of a model: checkpoints, predictions with writers and gold labels, and those of training rows.
+NOT_PUBLISHED = re.compile(rf"{CHECKPOINTS}/.*|predictions.*\.tsv|{re.escape(OUT_OF_FOLD)}|(.*/)?(\.|__pycache__).*")
 
 
 def card_of(folder: Path) -> ModelCardData | None:

@@ -14,7 +14,7 @@ from ..recipe_file import DATA_FLAGS, DRIVER_FLAGS, FusionFile
 from ..training.distillation import write_out_of_fold
 from .trial import Trial, one_a_fold, one_each_two_folds
 from .trials import Trials
-from .variants import check_flags, read_variants
+from .variants import check_flags, check_teachers, read_variants
 
 STUDENT = "student"
 
@@ -92,6 +92,7 @@ def read_fusion_recipe(path: Path, flags: dict) -> FusionRecipe:
     for name, of_one in (members | students).items():
         if of_one.get("select", recipe.shared.get("select")) == "best_on_dev":
             raise InputError(f"{path}, {name}: select best_on_dev is for single models; fix the epochs here")
+        check_teachers(recipe.shared | of_one, recipe.cv_folds, f"{path}, {name}")
     some = f"want a list of some of the members ({', '.join(members)})"
     for what, left_out in recipe.without.items():
         if not set(left_out) < members.keys():

@@ -14,7 +14,7 @@ from ..errors import InputError, first_line
 from ..flag_parser import MINILM
 from ..recipe_file import DATA_FLAGS, DRIVER_FLAGS, Flags, Schema, check_recipe, read_recipe
 from ..training.checkpoint_source import resolve_checkpoint
-from .variants import inner_validation, resolve
+from .variants import check_teachers, inner_validation, resolve
 
 # Flags that are paths, with respect to the working directory. `best.yaml` has them in full.
 _PATHS = {
@@ -199,11 +199,11 @@ def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> Search
         parsed = resolve(settings, source)
     del settings["seed"]
     own = _own_values(parsed)
-    space = file.search or default_space(own)
-    _check_space(space, own, settings, f"{source}, search")
     folds = file.cv_folds if cv_folds is None else cv_folds
     if folds < 2:
         raise InputError(f"--cv_folds {folds}; a search needs 2 folds or more")
+    check_teachers(settings, folds, source)
+    space = _checked_space(file.search or default_space(own), own, settings, folds, f"{source}, search")
     name = path.stem if path else Path(parsed[1].train_file or parsed[1].dataset_name or "search").stem
     # Said in full, so that a best.yaml stays what was scored if a default changes.
     for flag in ("learning_rate", "num_train_epochs"):
@@ -213,8 +213,7 @@ def read_search(path: Path | None, flags: Flags, cv_folds: int | None) -> Search
 
 def _own_values(parsed: tuple[Any, ...]) -> Flags:
     """Return the values of all flags, those that are left to the checkpoint among them, by name."""
-    *parts, training = parsed
-    own = {flag: value for part in parts for flag, value in asdict(part).items()} | training.to_dict()
+    own = _by_name(parsed)
     checkpoint = own["model_name_or_path"]
     try:
         config, _ = PreTrainedConfig.get_config_dict(resolve_checkpoint(checkpoint))
@@ -225,6 +224,11 @@ def _own_values(parsed: tuple[Any, ...]) -> Flags:
     if own["classifier_hidden_size"] is None:
         own["classifier_hidden_size"] = config.get("classifier_hidden_size", 1024) or 0
     return own
+
+
+def _by_name(parsed: tuple[Any, ...]) -> Flags:
+    *parts, training = parsed
+    return {flag: value for part in parts for flag, value in asdict(part).items()} | training.to_dict()
 
 
 def default_space(own: Flags) -> Space:
@@ -251,21 +255,30 @@ def default_space(own: Flags) -> Space:
     }
 
 
-def _check_space(space: Space, own: Flags, settings: Flags, place: str) -> None:
-    """Check that flags exist, may be searched, and take all values of the space.
+def _checked_space(space: Space, own: Flags, settings: Flags, folds: int, place: str) -> Space:
+    """Return the space, checked: flags exist, may be searched, and take all its values.
+
+    YAML takes `1e-5` for text. Listed texts that are a number to their flag become that number.
 
     Raises:
-        InputError: if not.
+        InputError: if a flag or value does not fit.
     """
+    checked: Space = {}
     for flag, values in space.items():
         if flag in _FIXED:
             raise InputError(f"{place}: {flag} is the same for all configurations; put it under settings")
+        meant = []
         for value in values if isinstance(values, list) else (values.low, values.high):
-            resolve({**settings, flag: value}, f"{place}, {flag}")
+            flags = {**settings, flag: value}
+            taken = _by_name(resolve(flags, f"{place}, {flag}")).get(flag)
+            check_teachers(flags, folds, place)
+            meant.append(taken if isinstance(value, str) and isinstance(taken, int | float) else value)
         if flag not in own:
             raise InputError(f"{place}: {flag} changes nothing that is learnt; leave it out")
+        checked[flag] = meant if isinstance(values, list) else values
     if "child_tuning_p" in space and "child_tuning" not in space and own["child_tuning"] == "none":
         raise InputError(f"{place}: child_tuning_p has no effect without Child-Tuning; search child_tuning, too")
+    return checked
 
 
 def parse_budget(text: str) -> float:

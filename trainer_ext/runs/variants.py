@@ -119,16 +119,31 @@ def check_flags(
 
 
 def inner_validation(flags: dict, folds: int, name: str) -> dict:
-    """Return the flags to add for a variant that chooses its best epoch: a validation split of its own training
-    writers.
+    """Return the flags to add for a variant that chooses its best or its last epoch: a validation split of its own
+    training writers.
 
     Raises:
         InputError: without folds, since the variant would be scored on the rows that chose its epoch.
     """
-    if flags.get("select") != "best_on_dev":
+    chooser = "--select best_on_dev" if flags.get("select") == "best_on_dev" else None
+    if patience := flags.get("early_stopping_patience"):
+        chooser = f"--early_stopping_patience {patience}"
+    if chooser is None:
         return {}
     if not folds:
-        raise InputError(
-            f"{name}: --select best_on_dev would be scored on the rows that chose its epoch; use --cv_folds"
-        )
+        raise InputError(f"{name}: {chooser} would be scored on the rows that chose its epoch; use --cv_folds")
     return {} if flags.get("validation_split_percentage") else {"validation_split_percentage": INNER_VALIDATION}
+
+
+def check_teachers(flags: dict, folds: int, name: str) -> None:
+    """Check that a variant does not learn from an ensemble if it is scored by cross-validation.
+
+    The ensemble's members trained on the gold labels of each scored fold, so the score would be too high.
+
+    Raises:
+        InputError: if it does.
+    """
+    if folds and (teacher := flags.get("distill_from")):
+        raise InputError(
+            f"{name}: distill_from {teacher}: its teachers trained on the scored folds; use student: of run_fuse.py"
+        )
