@@ -47,7 +47,7 @@ from trainer_ext.runs.checkpoints import checkpoint_digest
 from trainer_ext.runs.defaults import Defaults
 from trainer_ext.runs.flags import asked_for, check_corpus, complete_arguments, trains, warn_of_clipping
 from trainer_ext.runs.run import CLASSIFY_ARGUMENTS, Run, RunArguments, training_settings
-from trainer_ext.scoring.scorer import evaluate, label_names_of
+from trainer_ext.scoring.scorer import evaluate, labels_of
 from trainer_ext.training.callbacks import watch_epochs
 from trainer_ext.training.distillation import soften_labels
 from trainer_ext.training.head import ModelArguments, head_settings
@@ -70,7 +70,7 @@ def main(plots: bool = True) -> None:
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(parser.precision)
     defaults = Defaults.begin(parser, model_args, data_args, trains(args))
-    output_dir = complete_arguments(model_args, transfer_args, run_args, args)
+    output_dir = complete_arguments(model_args, data_args, transfer_args, run_args, args)
     if args.hub_model_id:
         args.hub_model_id = hub.check_login(args.hub_model_id, args.hub_token)
 
@@ -216,7 +216,8 @@ def read_rows(
 def evaluate_finished(model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, run: Run) -> None:
     """Evaluate a finished model on validation rows (`--do_eval`) and predict test rows (`--do_predict`)."""
     name, access = model_args.model_name_or_path, {"revision": model_args.model_revision, "token": model_args.token}
-    corpus = load_labelled_as(label_names_of(name, **access), data_args, model_args.hub_access())
+    labels, multi_label = labels_of(name, **access)
+    corpus = load_labelled_as(labels, data_args, model_args.hub_access(), multi_label)
     corpus = limit_rows(corpus, None, data_args.max_eval_samples, data_args.max_predict_samples)
     corpus = with_extra_tests(corpus, run_args.extra_tests, data_args)
     corpus = corpus.only_splits(asked_for(run.args, corpus))

@@ -210,6 +210,11 @@ def complete_arguments(
         data_args.dataset_name, data_args.train_file = [], data_args.validation_file  # these are only evaluated
     if data_args.streaming and args.max_steps <= 0 and trains(args):
         raise InputError("--streaming does not know how long the corpus is; give --max_steps")
+    if data_args.streaming and args.dataloader_num_workers:
+        raise InputError(
+            "--dataloader_num_workers: workers would each skip a part of the held-out texts of a stream, and train on "
+            "the rest; leave it out with --streaming"
+        )
     if data_args.streaming and data_args.tokens_per_batch is not None:
         raise InputError("--tokens_per_batch sorts texts by length, which a stream does not let it; leave one out")
     for name in ("tokens_per_batch", "max_train_samples", "max_eval_samples"):

@@ -124,6 +124,16 @@ def test_labels_that_join_other_labels_stop_a_training(check, rows):
     assert [each.level for each in check(rows.assign(label=labels))["labels_joined"]] == ["warning"]
 
 
+@pytest.mark.parametrize("written", [lambda names: str(names), lambda names: str([len(name) for name in names])])
+def test_lists_that_became_text_stop_a_training(check, rows, written):
+    """As pandas writes them into a csv."""
+    labels = rows["label"].tolist()
+    lists = [written([name, labels[i - 1]] if i % 3 == 0 else [name]) for i, name in enumerate(labels)]
+    (finding,) = check(rows.assign(label=lists))["labels_joined"]
+    assert (finding.level, "are lists written as text, as " in finding.message) == ("wrong", True)
+    assert "to_json" in finding.message
+
+
 @pytest.mark.parametrize(
     "names", [("joy", "boy"), ("level 1", "level 2"), ("class a", "class b"), ("-1", "1"), ("😀", "😡")]
 )

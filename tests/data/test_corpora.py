@@ -132,6 +132,37 @@ def test_integers_sort_as_numbers_and_index_given_names(write):
     assert read(path, label_names=["no", "yes"]).splits["train"]["labels"][:] == [1, 0]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize(("names", "label"), [("12345", 0), (["-1", "0", "1"], 2), (["joy", "3"], 0)])
+def test_where_names_are_integers_no_integer_is_a_position(write, name, names, label):
+    row = f'{{"text": "x", "label": {label}}}' if name == "a.jsonl" else f"text,label\nx,{label}\n"
+    assert f"label '{label}' is not one of {', '.join(names)}" in message_of(write(name, row), label_names=list(names))
+
+
+def test_integers_with_zeros_before_them_have_one_order(write):
+    names = [f"{'0' * zeros}{number}" for number in (1, 2) for zeros in (1, 0)]
+    for order in (names, names[::-1]):
+        path = write("a.csv", "text,label\n" + "".join(f"x,{name}\n" for name in order))
+        assert read(path).label_names == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("a.csv", "text,joy,fear\nx,1,0\ny,0,1\n", {"label_column": "joy,fear"}),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": [1, 0]}\n{"text": "y", "label": [0, 1]}\n',
+            {"label_names": ["joy", "fear"]},
+        ),
+    ],
+)
+def test_rows_of_one_class_each_may_be_of_a_model_that_gives_several(write, name, content, options):
+    corpus = read(write(name, content), multi_label=True, **options)
+    assert (corpus.label_names, corpus.multi_label) == (["joy", "fear"], True)
+    assert corpus.classes("train").tolist() == [[1, 0], [0, 1]]
+
+
 def test_one_hot_columns_are_classes(write):
     corpus = read(write("a.csv", "text,joy,fear\nx,1,0\ny,0,1\n"), label_column="joy,fear")
     assert (corpus.label_names, corpus.problem_type) == (["joy", "fear"], "single_label_classification")
@@ -385,6 +416,13 @@ def test_too_few_groups_to_carve_from(write):
         split_off_validation(corpus, 20, seed=0)
 
 
+@pytest.mark.parametrize(("rows", "percentage"), [(5, 10), (4, 10), (2, 20)])
+def test_too_few_rows_of_every_class_to_carve_from(rows, percentage, write):
+    content = "text,label\n" + "".join(f"x{i},{name}\n" for i in range(rows) for name in "abcdef")
+    with pytest.raises(InputError, match=rf"no class has enough rows in train to give {percentage}% of them"):
+        split_off_validation(read(write("a.csv", content)), percentage, seed=0)
+
+
 def test_validation_rows_train_when_asked_to(write):
     files = {
         "train": write("a.csv", "text,label\nx,joy\ny,fear\n"),
@@ -398,6 +436,8 @@ def test_validation_rows_train_when_asked_to(write):
         load_corpus(files={"train": files["train"], "test": files["test"]}, train_on_validation=True)
     with pytest.raises(InputError, match="no labelled validation rows"):
         join_validation(corpus)
+    with pytest.raises(InputError, match=r"--train_on_validation: b\.csv has no training rows to add to"):
+        load_corpus(files={"validation": files["validation"]}, train_on_validation=True)
     for holds_out in ({"cv_folds": 5}, {"validation_split_percentage": 10}):
         with pytest.raises(InputError, match=f"holds nothing out; leave out --{next(iter(holds_out))}"):
             corpus_arguments(DataArguments(train_on_validation=True, **holds_out))

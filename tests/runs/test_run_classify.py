@@ -219,6 +219,12 @@ def test_average_is_the_mean_of_the_last_epochs(in_process, tmp_path):
     for name, weight in load_file(tmp_path / "out" / "model.safetensors").items():
         torch.testing.assert_close(weight, (saved[0][name] + saved[1][name]) / 2)
     assert not torch.equal(saved[0]["classifier.out_proj.weight"], saved[1]["classifier.out_proj.weight"])
+    last = checkpoints(tmp_path / "out")[-1]
+    with pytest.raises(InputError, match=r"--select average needs the checkpoints of all epochs in"):
+        in_process(
+            *("--train_file", path, "--select", "average", "--resume_from_checkpoint", last),
+            *("--output_dir", tmp_path / "other"),
+        )
 
 
 def test_best_on_dev_keeps_the_best_epoch(in_process, tmp_path):
@@ -418,6 +424,8 @@ def test_two_processes_end_with_identical_replicas(v3_folder, tmp_path):
         (["--save_strategy", "best"], "text,label\nx,joy\ny,fear\n", "say so with --select best_on_dev"),
         (["--output_dir="], "text,label\nx,joy\ny,fear\n", "give --output_dir"),
         (["--max_train_samples", "0"], "text,label\nx,joy\ny,fear\n", "want at least 1"),
+        (["--preprocessing_num_workers", "-1"], "text,label\nx,joy\ny,fear\n", "is -1; want 0 or more"),
+        (["--tfidf_baseline"], "text,label\nx,joy\ny,fear\n", "4 folds, and a class has 1 training rows only"),
         (
             ["--dataloader_drop_last"],
             "text,label\nx,joy\ny,fear\n",
@@ -606,7 +614,7 @@ def test_a_stage_trained_anew_finds_the_published_trials(folder, tmp_path, monke
     _, stages, *_ = read_stages(Path("recipes/wassa2022_full.yaml"))
     [command] = [stage.command[1:] for stage in stages if str(stage.output_dir) == folder]
     model_args, *others, run_args, args = RecipeParser(CLASSIFY_ARGUMENTS).parse([*command, "--output_dir", folder])
-    complete_arguments(model_args, others[-1], run_args, args)
+    complete_arguments(model_args, *others, run_args, args)
     start = model_args.model_name_or_path
     settings = training_settings(model_args, *others, run_args, args) | {
         "model_name_or_path": published.get(start, start),
@@ -855,6 +863,15 @@ def test_thresholds_decide_alike_everywhere(several, tmp_path):
     call(run_score.main, *command, "--output", tmp_path / "s")
     scored = [json.loads(line) for line in (tmp_path / "s" / "scores-000000.jsonl").read_text().splitlines()]
     assert [row["label"] for row in scored] == told
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    (tmp_path / "one.csv").write_text("text,anger,fear,joy\nriver 3,0,0,1\n")
+    flags = ("--do_predict", "--model_name_or_path", several, "--use_cpu", "--test_file")
+    call(run_classify.main, *flags, tmp_path / "texts.jsonl", "--output_dir", tmp_path / "unlabelled")
+    predicted = read_predictions(tmp_path / "unlabelled", one_label=False)
+    assert [row.predicted.split(",") if row.predicted else [] for row in predicted.rows] == told
+    columns = ("--label_column_name", ",".join(LABELS))
+    call(run_classify.main, *flags, tmp_path / "one.csv", *columns, "--output_dir", tmp_path / "one")
+    assert read(tmp_path / "one", "all_results.json")["test_rows"] == 1
     card = (several / "README.md").read_text()
     assert f"| fear | {thresholds[1]:.3f} |" in card
     assert "macro F1, at tuned thresholds" in card
@@ -893,7 +910,7 @@ def test_an_answer_that_is_not_sure_has_no_label(one, tmp_path):
     unsure = [row for row in rows if row["label"] is None]
     assert unsure
     assert all(row["error"] is None for row in rows)
-    assert f"{len(unsure)} rows have no label, because the best one is less probable" in printed
+    assert f"{len(unsure)} rows have no label, because none is probable enough" in printed
     assert f"90 rows, {90 - len(unsure)} with a label" in printed
 
 

@@ -596,6 +596,8 @@ def test_a_planted_dev_essay_is_found(data_dir, tmp_path, v3_folder):
         (["--dataset_name", "go_emotions", "other"], "want go_emotions and xed, or one other"),
         (["--train_file", "t.txt", "--streaming"], "give --max_steps"),
         (["--train_file", "t.txt", "--streaming", "--max_steps", "2", "--tokens_per_batch", "9"], "leave one out"),
+        (["--train_file", "t.txt", "--streaming", "--max_steps", "2", "--dataloader_num_workers", "1"], "skip a part"),
+        (["--train_file", "t.txt", "--preprocessing_num_workers", "-1"], "_num_workers is -1; want 0 or more"),
         (["--train_file", "t.txt", "--mlm_probability", "0"], "--mlm_probability is 0.0; want more than 0"),
         (["--train_file", "t.txt", "--include_target_train"], "needs --target_dataset_name"),
         (["--train_file", "t.txt", "--validation_split_percentage", "80"], "want 0 to 50"),

@@ -9,10 +9,10 @@ import numpy as np
 from datasets import Dataset
 from torch.nn import Module
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.corpus import Corpus
-from ..data.folds import check_trainable, hold_out_folds, limit_rows
+from ..data.folds import bootstrap_groups, check_trainable, hold_out_folds, limit_rows, split_off_validation
 from ..data.load import DataArguments, corpus_arguments, load_corpus
 from ..errors import InputError
 from ..evaluation.predictions import (
@@ -47,7 +47,7 @@ def begin(
     """
     logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     logger.info(chosen)
-    output_dir = complete_folders(args, model_args)
+    output_dir = complete_folders(args, model_args, data_args)
     if args.hub_model_id:
         raise InputError("--push_to_hub: a baseline is for comparison and is not published; leave the flag out")
     corpus = load_corpus(
@@ -59,10 +59,15 @@ def begin(
         raise InputError("this system gives a row one label; this corpus has several a row")
     if data_args.cv_folds is not None:
         corpus = hold_out_folds(corpus, data_args.cv_folds, data_args.cv_fold)
+    corpus = split_off_validation(corpus, data_args.validation_split_percentage, args.seed)
     corpus = limit_rows(corpus, data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples)
+    if data_args.bagging:
+        corpus = bootstrap_groups(corpus, args.seed)
     check_whole_batch(len(corpus.splits["train"]), None, args)
     if not corpus.is_labelled("validation"):
         args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+    if args.save_strategy == SaveStrategy.BEST and args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = "loss", False
     settings = training_settings(model_args, data_args, args) | {
         "training data": digest(corpus.splits["train"].to_list())
     }

@@ -25,7 +25,7 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
     if it has a validation split or `percentage` is 0.
 
     Raises:
-        InputError: if the percentage is not between 0 and 50, or there are too few groups.
+        InputError: if the percentage is not between 0 and 50, or there are too few groups or rows.
     """
     if not 0 <= percentage <= 50:
         raise InputError(f"--validation_split_percentage is {percentage}; want 0 to 50")
@@ -47,6 +47,11 @@ def split_off_validation(corpus: Corpus, percentage: float, seed: int) -> Corpus
     else:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         kept, held_out = next(splitter.split(classes, classes, groups))
+    if not len(held_out):
+        raise InputError(
+            f"{corpus.source}: no class has enough rows in train to give {percentage}% of them for validation; name a "
+            "validation file, or a higher percentage"
+        )
     return corpus.with_splits(train=train.select(kept), validation=train.select(held_out))
 
 
@@ -146,8 +151,10 @@ def join_validation(corpus: Corpus) -> Corpus:
     """Return the corpus with the validation rows added to the training rows, and no validation split.
 
     Raises:
-        InputError: if there are no labelled validation rows.
+        InputError: if there are no training rows, or no labelled validation rows.
     """
+    if "train" not in corpus.splits:
+        raise InputError(f"--train_on_validation: {corpus.source} has no training rows to add to; leave it out")
     if not corpus.is_labelled("validation"):
         raise InputError(f"--train_on_validation: {corpus.source} has no labelled validation rows; leave it out")
     joined = concatenate_datasets([corpus.splits["train"], corpus.splits["validation"]])

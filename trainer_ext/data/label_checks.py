@@ -112,7 +112,17 @@ def _numbers(present: Mapping[str, int], column: str, other: str) -> list[Findin
 
 
 def _joined_names(present: Mapping[str, int], column: str) -> list[Finding]:
-    """Return a finding about names that are made of other names, as `joy|anger`."""
+    """Return a finding about names that are made of other names, as `joy|anger` or `['joy', 'anger']`."""
+    listed = [name for name in present if name.startswith("[") and name.endswith("]")]
+    if len(listed) > len(present) / 2:
+        rows = sum(present[name] for name in listed)
+        message = (
+            f"{counted(len(listed), 'label')} of column {column!r} ({counted(rows, 'row')}) "
+            f"{'is a list' if len(listed) == 1 else 'are lists'} written as text, as {shown_name(listed[0])!r}; if a "
+            f"row may have several labels, write the table as JSON lines (in pandas: "
+            f'df.to_json("rows.jsonl", orient="records", lines=True)), which keeps lists'
+        )
+        return [Finding("wrong", "labels_joined", f"{message}; else {_MEANT}")]
     for mark in _JOINTS:
         joined = {name: [part.strip() for part in name.split(mark)] for name in present if mark in name}
         joined = {name: parts for name, parts in joined.items() if all(part in present for part in parts)}

@@ -14,6 +14,7 @@ from .findings import shown_name
 from .tables import Table, check_column
 
 logger = logging.getLogger(__name__)
+_ONE_CLASS, _MULTI_LABEL = "single_label_classification", "multi_label_classification"  # problem types
 _PROBABILITY_TOLERANCE = 1e-3
 _INTEGER = re.compile(r"-?[0-9]+")
 _FLOAT = re.compile(r"[-+]?[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[-+]?[0-9]+(\.|e[-+]?[0-9]+)", re.IGNORECASE)
@@ -23,7 +24,10 @@ _MANY_ROWS = 10  # from this many rows on, a column in which over half of the va
 
 # ---- Labels -------------------------------------------------------------------------------------------------------
 def read_labels(
-    tables: dict[str, Table], label_columns: list[str], label_names: Sequence[str] | None
+    tables: dict[str, Table],
+    label_columns: list[str],
+    label_names: Sequence[str] | None,
+    multi_label: bool = False,
 ) -> tuple[dict[str, list], list[str], str]:
     """Return the labels by split, the label names over all splits, and the problem type.
 
@@ -31,6 +35,7 @@ def read_labels(
         tables: Rows by split.
         label_columns: One column, or several numeric columns with one label each.
         label_names: The label set in order, or `None` for all labels that occur.
+        multi_label: Whether rows may have several classes even if each of these has one, or their labels are not given.
 
     Raises:
         InputError: if a label is missing or malformed, is not in the label set, or is named twice.
@@ -52,7 +57,7 @@ def read_labels(
             continue
         labelled[split] = raw
     if not labelled and label_names and tables.keys() == {"test"}:  # unlabelled rows to predict
-        return {}, list(label_names), "single_label_classification"
+        return {}, list(label_names), _MULTI_LABEL if multi_label else _ONE_CLASS
     if not labelled:
         raise InputError(f"no split has the label column {','.join(label_columns)!r}")
 
@@ -64,7 +69,7 @@ def read_labels(
             split: [[_number(value, tables[split], i) for value in row] for i, row in enumerate(rows)]
             for split, rows in labelled.items()
         }
-        return _from_vectors(tables, vectors, list(label_names))
+        return _from_vectors(tables, vectors, list(label_names), multi_label)
 
     by_table = {split: class_names(tables[split], label_columns[0]) for split in labelled}
     features = list(dict.fromkeys(name for names in by_table.values() for name in names))
@@ -88,7 +93,7 @@ def read_labels(
                         "the numbers of its labels, each once"
                     )
                 vectors[split].append([_number(number, tables[split], i) for number in value])
-            return _from_vectors(tables, vectors, list(label_names or map(str, range(width))))
+            return _from_vectors(tables, vectors, list(label_names or map(str, range(width))), multi_label)
         values = {
             split: [[name_of(label, split, i) for label in row] for i, row in enumerate(rows)]
             for split, rows in labelled.items()
@@ -105,7 +110,7 @@ def read_labels(
                 for name in row:
                     vector[_index_of(name, index, tables[split], i)] = 1.0
                 hot[split].append(vector)
-        return hot, names, "multi_label_classification"
+        return hot, names, _MULTI_LABEL
 
     _report_spaces(tables, every)
     values = {split: [name_of(value, split, i) for i, value in enumerate(rows)] for split, rows in labelled.items()}
@@ -121,7 +126,7 @@ def read_labels(
         split: [_index_of(name, index, tables[split], i) for i, name in enumerate(rows)]
         for split, rows in values.items()
     }
-    return ids, names, "single_label_classification"
+    return ids, names, _ONE_CLASS
 
 
 def _are_hidden(values: list, others: list) -> bool:
@@ -162,19 +167,16 @@ def _width(rows: list[list], label_names: Sequence[str] | None) -> int | None:
 
 
 def _from_vectors(
-    tables: dict[str, Table], vectors: dict[str, list[list[float]]], names: list[str]
+    tables: dict[str, Table], vectors: dict[str, list[list[float]]], names: list[str], multi_label: bool
 ) -> tuple[dict[str, list], list[str], str]:
-    """Turn one-hot rows into classes, keep distributions, and treat other 0/1 rows as several classes per row."""
+    """Turn one-hot rows into classes unless `multi_label`, keep distributions, and treat other 0/1 rows as several
+    classes per row."""
     every = [row for rows in vectors.values() for row in rows]
     hot = all(value in (0.0, 1.0) for row in every for value in row)
-    if hot and all(sum(row) == 1 for row in every):
-        return (
-            {s: [row.index(1.0) for row in rows] for s, rows in vectors.items()},
-            names,
-            "single_label_classification",
-        )
+    if hot and not multi_label and all(sum(row) == 1 for row in every):
+        return {s: [row.index(1.0) for row in rows] for s, rows in vectors.items()}, names, _ONE_CLASS
     if hot:
-        return vectors, names, "multi_label_classification"
+        return vectors, names, _MULTI_LABEL
     for split, rows in vectors.items():
         for index, row in enumerate(rows):
             if min(row) < 0 or abs(sum(row) - 1) > _PROBABILITY_TOLERANCE:
@@ -183,7 +185,7 @@ def _from_vectors(
                     "(none below 0, sum 1), or 0 and 1 only"
                 )
     normalised = {s: [[value / sum(row) for value in row] for row in rows] for s, rows in vectors.items()}
-    return normalised, names, "single_label_classification"
+    return normalised, names, _ONE_CLASS
 
 
 def class_names(table: Table, column: str) -> list[str]:
@@ -208,7 +210,7 @@ def _number(value: object, table: Table, index: int) -> float:
 
 
 def _label(value: object, table: Table, index: int, names: Sequence[str] | None, positions: bool = False) -> str:
-    """Return the name of a label; if the names are known, an integer that is not one of them is a position among them.
+    """Return the name of a label; if names are known and none is an integer, an integer is a position among them.
 
     Args:
         positions: Whether every integer is a position, as in a `ClassLabel` column, even if a name is written like it.
@@ -236,7 +238,7 @@ def _label(value: object, table: Table, index: int, names: Sequence[str] | None,
             f"{table.where(index)}: label is {text}; want a name or an integer (if the column is a score, name "
             "another with --label_column_name)"
         )
-    if names and (is_position or text not in names) and _INTEGER.fullmatch(text):
+    if names and _INTEGER.fullmatch(text) and (is_position or not any(map(_INTEGER.fullmatch, names))):
         if not 0 <= int(text) < len(names):
             raise InputError(f"{table.where(index)}: label is {text}; want 0 to {len(names) - 1} ({', '.join(names)})")
         return names[int(text)]
@@ -250,7 +252,7 @@ def without_fraction(text: str) -> str:
 
 def _sorted_labels(names: set[str]) -> list[str]:
     numeric = all(_INTEGER.fullmatch(name) for name in names)
-    return sorted(names, key=int) if numeric else sorted(names)
+    return sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
 
 
 def _index_of(name: str, index: dict[str, int], table: Table, row: int) -> int:

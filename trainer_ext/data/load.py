@@ -168,6 +168,7 @@ def load_corpus(
     id_column: str | None = None,
     split_column: str | None = None,
     label_names: Sequence[str] | None = None,
+    multi_label: bool = False,
     extra_columns: Sequence[str] = (),
     quoting: str = "auto",
     access: HubAccess = DEFAULT_ACCESS,
@@ -194,6 +195,7 @@ def load_corpus(
         id_column: Column with row ids, by default the row number.
         split_column: Column of the train file that names each row's split.
         label_names: The label set in order, by default all labels of all splits, sorted.
+        multi_label: Whether rows may have several classes even if each of these has one, or their labels are not given.
         extra_columns: Other columns to keep, as strings, for example for an error analysis.
         quoting: For csv and tsv, see `trainer_ext.data.delimited.delimited_rows`.
         access: How to reach the Hub, for a Hub dataset.
@@ -230,7 +232,7 @@ def load_corpus(
         split: read_common_columns(table, text_column, group_column, id_column, extra_columns, text_delimiter)
         for split, table in tables.items()
     }
-    labels, names, problem_type = read_labels(tables, label_column.split(","), label_names)
+    labels, names, problem_type = read_labels(tables, label_column.split(","), label_names, multi_label)
     for split, values in labels.items():
         columns[split]["labels"] = values
     credited = " ".join(dict.fromkeys(table.attribution for table in tables.values() if table.attribution)) or None
@@ -278,9 +280,13 @@ def _check_label_column(label_column: str, text_column: str, *others: str | None
 
 
 def load_labelled_as(
-    label_names: Sequence[str], data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS
+    label_names: Sequence[str], data_args: DataArguments, access: HubAccess = DEFAULT_ACCESS, multi_label: bool = False
 ) -> Corpus:
     """Return the corpus of the flags, with labels in the order of a model's labels.
+
+    Args:
+        label_names, data_args, access: The model's labels, the flags, and how to reach the Hub.
+        multi_label: Whether the model may give a text several labels.
 
     Raises:
         InputError: as `load_corpus`, or if a label is unknown to the model.
@@ -289,7 +295,7 @@ def load_labelled_as(
     built_in = described["dataset_name"] in ("wassa2022", *BUILT_IN)
     if not built_in:
         described["label_names"] = list(label_names)
-    corpus = load_corpus(**described)
+    corpus = load_corpus(**described, multi_label=multi_label)
     if corpus.label_names != list(label_names):
         ours, theirs = (", ".join(names) for names in (label_names, corpus.label_names))
         raise InputError(f"{corpus.source}: its labels are {theirs}; the model's are {ours}")
@@ -352,7 +358,7 @@ def load_extra_test(
     )
     for column in label_columns:
         check_column(table, column)
-    labels, _, problem_type = read_labels({"test": table}, label_columns, corpus.label_names)
+    labels, _, problem_type = read_labels({"test": table}, label_columns, corpus.label_names, corpus.multi_label)
     if problem_type != corpus.problem_type:
         have = "one class" if problem_type == "single_label_classification" else "several classes"
         raise InputError(f"{source}: its rows have {have}, unlike those that are trained on")

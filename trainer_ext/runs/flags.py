@@ -79,6 +79,8 @@ def complete_folders(args: TrainingArguments, *parts: Any) -> Path:
     output_dir = Path(args.output_dir)
     if output_dir.resolve() == Path(model_name_or_path).resolve():
         raise InputError(f"--output_dir {output_dir}: is --model_name_or_path, which stays as it is; give another")
+    if (flags.get("preprocessing_num_workers") or 0) < 0:
+        raise InputError(f"--preprocessing_num_workers is {flags['preprocessing_num_workers']}; want 0 or more")
     if flags["overwrite_output_dir"]:
         _check_nothing_read_inside(output_dir, flags | {"resume_from_checkpoint": args.resume_from_checkpoint})
     if not trains(args) and args.world_size > 1:
@@ -154,7 +156,11 @@ def _check_schedule(args: TrainingArguments) -> None:
 
 
 def complete_arguments(
-    model_args: ModelArguments, transfer_args: TransferArguments, run_args: RunArguments, args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    transfer_args: TransferArguments,
+    run_args: RunArguments,
+    args: TrainingArguments,
 ) -> Path:
     """Do what [`complete_folders`] does, check the flags of run_classify.py together, and set `Trainer`'s arguments.
 
@@ -164,7 +170,7 @@ def complete_arguments(
     Raises:
         InputError: if a flag is out of range, or flags exclude each other.
     """
-    output_dir = complete_folders(args, model_args, transfer_args, run_args)
+    output_dir = complete_folders(args, model_args, data_args, transfer_args, run_args)
     _check_ranges(run_args)
     _check_batches(run_args, args)
     _check_combinations(model_args, run_args, args)
@@ -229,6 +235,11 @@ def check_corpus(corpus: Corpus, data_args: DataArguments, run_args: RunArgument
         raise InputError(f"--card_examples: {corpus.source} is for {corpus.licence}; leave it out")
     if run_args.tfidf_baseline and corpus.multi_label:
         raise InputError("--tfidf_baseline compares single-label classifiers; leave it out for several classes a row")
+    if run_args.tfidf_baseline and (fewest := min(filter(None, corpus.class_counts("train").values()))) < 4:
+        raise InputError(
+            f"--tfidf_baseline chooses its regularisation in 4 folds, and a class has {fewest} training rows only; "
+            "leave it out"
+        )
     if run_args.early_stopping_patience and args.eval_strategy == IntervalStrategy.NO:
         raise InputError("--early_stopping_patience needs evaluations on the way; give --eval_strategy epoch")
     run_args.calibrate = run_args.calibrate and data_args.cv_folds is None and corpus.is_labelled("validation")
@@ -325,6 +336,12 @@ def _check_combinations(model_args: ModelArguments, run_args: RunArguments, args
     if run_args.select == "average" and model_args.lora_rank is not None:
         raise InputError(
             "--select average and --lora_rank: the mean of low-rank factors is another model's; leave one out"
+        )
+    resumed, own = Path(args.resume_from_checkpoint or ""), Path(args.output_dir)
+    if run_args.select == "average" and resumed.name and resumed.resolve().parent != own.resolve():
+        raise InputError(
+            f"--resume_from_checkpoint {resumed}: --select average needs the checkpoints of all "
+            f"epochs in {own}; resume in that folder, or give another --select"
         )
     if run_args.select == "average" and args.save_only_model:
         raise InputError("--select average needs whole checkpoints; leave out --save_only_model")

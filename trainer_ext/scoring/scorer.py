@@ -163,7 +163,7 @@ def load_pipeline(
         revision, token: As in the library's `from_pretrained`.
 
     Raises:
-        InputError: if a file cannot be read, or weights are missing.
+        InputError: if a file cannot be read, weights are missing, or texts cannot be padded.
     """
     hub = {"revision": revision, "token": token}
     path = resolve_checkpoint(name, HubAccess(**hub))
@@ -175,14 +175,22 @@ def load_pipeline(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub)
         if tokenizer.model_max_length > 10**6:  # it does not say; RoBERTa's positions start at 2
             tokenizer.model_max_length = max(getattr(config, "max_position_embeddings", 0) - 2, 0) or 512
+        of_model = model.config.get_text_config()
+        if tokenizer.pad_token is None:  # as of GPT-2 and Llama
+            number = of_model.pad_token_id
+            tokenizer.pad_token = tokenizer.eos_token if number is None else tokenizer.convert_ids_to_tokens(number)
+            tokenizer.padding_side = "right"  # where it moves no other token
+            if tokenizer.pad_token is None:
+                raise InputError(f"{name}: its tokenizer has no token to pad with, nor one for the end of a text")
+        if getattr(of_model, "pad_token_id", 0) is None:  # it classifies by the last token that is another
+            of_model.pad_token_id = tokenizer.pad_token_id
         return EmotionPipeline(model=model.eval(), tokenizer=tokenizer, device=device, **hub)
 
 
 def open_classifier(
     name: str, revision: str | None, token: str | None
-) -> tuple[tuple[list[str], str, bool], Callable[..., EmotionPipeline]]:
-    """Return a classifier's labels, its version and whether it may give none, and what loads it in a `dtype` on a
-    `device`.
+) -> tuple[tuple[list[str], str], Callable[..., EmotionPipeline]]:
+    """Return a classifier's labels and its version, and what loads it in a `dtype` on a `device`.
 
     Raises:
         InputError: as [`read_classifier_config`].
@@ -191,8 +199,7 @@ def open_classifier(
     if not Path(name).is_dir():
         revision = version  # that and no later one
     labels = [config.id2label[label] for label in range(config.num_labels)]
-    abstains = getattr(config, "abstain_below", None) is not None  # the library's own have none
-    return (labels, version, abstains), partial(load_pipeline, name, config, revision=revision, token=token)
+    return (labels, version), partial(load_pipeline, name, config, revision=revision, token=token)
 
 
 def score(
@@ -286,8 +293,8 @@ class Processes:
         self.count, self.first = self._state.num_processes, self._state.is_main_process
         self._model = model
 
-    def classifier(self) -> tuple[list[str], str, bool]:
-        """Return the labels and the version of the classifier, and whether it may give none."""
+    def classifier(self) -> tuple[list[str], str]:
+        """Return the labels and the version of the classifier."""
         described, self._load = open_classifier(*self._model)
         return described
 
@@ -317,8 +324,8 @@ class Processes:
 
 
 # ---- Evaluation without training -------------------------------------------------------------------------------------
-def label_names_of(name: str, revision: str | None = None, token: str | None = None) -> list[str]:
-    """Return the labels of a finished classifier, in the order of its logits.
+def labels_of(name: str, revision: str | None = None, token: str | None = None) -> tuple[list[str], bool]:
+    """Return a finished classifier's labels in the order of its logits, and whether it may give a text several.
 
     Args:
         name: Output folder of run_classify.py or run_fuse.py, or a Hub id.
@@ -327,7 +334,9 @@ def label_names_of(name: str, revision: str | None = None, token: str | None = N
     Raises:
         InputError: if there is no classifier.
     """
-    return open_classifier(name, revision, token)[0][0]
+    config, _ = read_classifier_config(name, revision, token)
+    names = [config.id2label[label] for label in range(config.num_labels)]
+    return names, config.problem_type == "multi_label_classification"
 
 
 def evaluate(
@@ -341,7 +350,7 @@ def evaluate(
     """Return a finished classifier's figures and probabilities on every split but train, computed in float32.
 
     Args:
-        name, revision, token: As in [`label_names_of`].
+        name, revision, token: As in [`labels_of`].
         corpus: A corpus with the classifier's labels.
 
     Returns:
@@ -358,7 +367,7 @@ def evaluate(
     config, _ = read_classifier_config(name, revision, token)
     several = config.problem_type == "multi_label_classification"
     labelled = [split for split in evaluated(corpus) if corpus.is_labelled(split)]
-    if labelled and several != corpus.multi_label:
+    if several != corpus.multi_label:
         gives, has = ("several classes", "one") if several else ("one class", "several")
         raise InputError(f"{name}: gives a row {gives}, and the rows of {corpus.source} have {has}")
     classify = load_pipeline(name, config, torch.float32, device, revision, token)
