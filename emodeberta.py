@@ -147,7 +147,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         chosen = read_object(folder / SETTINGS).get("defaults", {})
         text, label = (chosen.get(flag) if column is None else column for flag, column in named.items())
         classifier._text_column = text
-        classifier._name_classes(integer_labels(train, label, classifier._names))
+        classifier.classes_ = np.array(integer_labels(train, label, classifier._names))
         return classifier
 
     def fit(self, X: Any, y: Any, **other: Any) -> "EmotionClassifier":
@@ -183,7 +183,10 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
                 self._run(Path(folder) / "model", named, Path(folder), plots=False)
                 self._load(str(Path(folder) / "model"))
         self._text_column = read.column
-        self._name_classes(classes, in_this_order=True)
+        names = list(map(label_name, classes.tolist()))
+        if other := sorted({*names} ^ {*self._names}):
+            raise InputError(f"the model's labels are {', '.join(self._names)}; {other[0]!r} is in one of the two")
+        self.classes_, self._columns = np.array(list(classes)), list(map(self._names.index, names))
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -227,18 +230,7 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         self._names = [config.id2label[label] for label in range(config.num_labels)]
         self._several = config.problem_type == "multi_label_classification"
         self._text_column: Any = None
-        self._name_classes(self._names)
-
-    def _name_classes(self, classes: Any, in_this_order: bool = False) -> None:
-        """Set `classes_` to the user's labels, and say which of the model's labels each one is."""
-        from trainer_ext.data.in_memory import label_name
-
-        by_name = {label_name(label): label for label in classes}
-        if other := sorted(by_name.keys() ^ set(self._names)):
-            raise InputError(f"the model's labels are {', '.join(self._names)}; {other[0]!r} is in one of the two")
-        order = by_name if in_this_order else self._names
-        self.classes_ = np.array([by_name[name] for name in order])
-        self._columns = [self._names.index(name) for name in order]
+        self.classes_, self._columns = np.array(self._names), list(range(len(self._names)))
 
     # ---- Predict --------------------------------------------------------------------------------------------------
     def predict(
@@ -326,11 +318,13 @@ class EmotionClassifier(ClassifierMixin, BaseEstimator):
         """Return the share of texts whose label is right, 0 to 1. A text without a label counts as wrong.
 
         Raises:
-            InputError: if a label is not one of `classes_`.
+            InputError: if a label is not one of `classes_`, or the model may give a text several labels.
         """
         from trainer_ext.data.in_memory import label_name, texts_and_labels
 
         check_is_fitted(self)
+        if self._several:
+            raise InputError("score: is for one label per text; for several, run_classify.py --do_eval gives figures")
         read, y = texts_and_labels(X, y, "score", self._text_column, self._delimiter())
         known, given = set(map(label_name, self.classes_.tolist())), list(map(label_name, y.tolist()))
         if other := sorted(set(given) - known):

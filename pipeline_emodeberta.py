@@ -45,8 +45,9 @@ class EmotionPipeline(TextClassificationPipeline):
     is refused, because its texts are in one of its columns: `classify(df["text"])`. So is a set, which has no order.
 
     Texts longer than the tokenizer's `model_max_length` are cut. An input that is empty or not a text gets
-    `{"label": None, "score": None, "error": …}`. So does a text for which the model returns NaN. Warnings give their
-    number. An ensemble's texts are tokenized once per tokenizer and sorted once. Threads may share a pipeline.
+    `{"label": None, "score": None, "error": …}`. So does a text for which the model returns NaN, and with
+    `truncation=False` one that is longer than the model's positions. Warnings give their number. An ensemble's texts
+    are tokenized once per tokenizer and sorted once. Threads may share a pipeline.
 
     Args:
         stride: Read a text longer than the tokenizer's `model_max_length` in windows that overlap by this many tokens,
@@ -110,7 +111,10 @@ class EmotionPipeline(TextClassificationPipeline):
         top_k = kwargs.get("top_k")
         if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
             raise ValueError(f"top_k is {top_k!r}; want at least 1, or None for all labels")
-        limit = self._limit(getattr(self, "_preprocess_params", {}) | preprocess)
+        preprocessed = getattr(self, "_preprocess_params", {}) | preprocess
+        limit, most = self._limit(preprocessed), self._most()
+        if most is not None and (preprocessed.get("max_length") or 0) > most:
+            raise ValueError(f"max_length is {limit}; the model reads at most {most} tokens")
         room = limit - self.tokenizer.num_special_tokens_to_add()
         if room < 1:
             raise ValueError(f"max_length is {limit}; the special tokens alone are {limit - room}")
@@ -165,6 +169,12 @@ class EmotionPipeline(TextClassificationPipeline):
     def _limit(self, preprocess: dict) -> int:
         """Return how many tokens of a text are read."""
         return preprocess.get("max_length") or self.tokenizer.model_max_length
+
+    def _most(self) -> int | None:
+        """Return how many tokens the model has positions for, or `None` if it needs none or does not say."""
+        configs = [model.config for model in getattr(self.model, "members", [self.model])]
+        biased = [config for config in configs if getattr(config, "position_biased_input", False)]
+        return min((config.max_position_embeddings for config in biased), default=None)
 
     def preprocess(self, inputs, **options):
         """Return the tokens of one text, or of another input that the library's pipeline takes."""
@@ -268,12 +278,16 @@ class EmotionPipeline(TextClassificationPipeline):
         outputs.
 
         Outputs are on CPU: `logits` `(rows, labels)` and, if `members`, `member_logits` `(rows, members, labels)`.
+        Rows of more tokens than the model has positions for are in no batch.
         """
         if tokens_per_batch is None:
             tokens_per_batch = 8192 // self.model.dtype.itemsize if self.device.type == "cpu" else 65536
         names = ("logits", "member_logits") if members else ("logits",)
         by_tokenizer = [[len(ids) for ids in of_tokenizer["input_ids"]] for of_tokenizer in encoded]
-        for batch in token_budget_batches(list(map(max, *by_tokenizer, by_tokenizer[0])), tokens_per_batch):
+        lengths, most = list(map(max, *by_tokenizer, by_tokenizer[0])), self._most()
+        fitting = [position for position, length in enumerate(lengths) if most is None or length <= most]
+        for chosen in token_budget_batches([lengths[position] for position in fitting], tokens_per_batch):
+            batch = [fitting[place] for place in chosen]
             inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
             for number, (tokenizer, values_of) in enumerate(zip(self.tokenizers, encoded, strict=True)):
                 rows = {name: [values[position] for position in batch] for name, values in values_of.items()}
@@ -285,7 +299,7 @@ class EmotionPipeline(TextClassificationPipeline):
     def _classify(
         self, texts: Iterable, preprocess: dict, tokens_per_batch: int | None, postprocess: dict
     ) -> Iterator[Any]:
-        texts, seen, cut, bad, undecided = iter(texts), 0, 0, 0, 0
+        texts, seen, cut, bad, too_long, undecided = iter(texts), 0, 0, 0, 0, 0
         listed = ("top_k" in postprocess or "thresholds" in postprocess) and not postprocess.get("return_members")
 
         def error(position: int, problem: str) -> Any:
@@ -314,7 +328,10 @@ class EmotionPipeline(TextClassificationPipeline):
                 for position, output in zip(of_text, outputs, strict=True):
                     windows[position].append(output)
                 for position, of_one in zip(usable, windows, strict=True):
-                    if all(tensor.isfinite().all() for output in of_one for tensor in output.values()):
+                    if None in of_one:
+                        too_long += 1
+                        results[position] = error(position, f"more than the {self._most()} tokens that the model reads")
+                    elif all(tensor.isfinite().all() for output in of_one for tensor in output.values()):
                         results[position] = self.postprocess(self._joined(of_one), **postprocess)
                     else:
                         undecided += 1
@@ -326,6 +343,9 @@ class EmotionPipeline(TextClassificationPipeline):
             logger.warning(f"{cut} of {seen} texts are longer than {self._limit(preprocess)} tokens and were cut")
         if bad:
             logger.warning(f"{bad} of {seen} inputs are empty or not texts, and have an error instead of a label")
+        if too_long:
+            most = f"the {self._most()} tokens that the model reads"
+            logger.warning(f"{too_long} of {seen} texts are longer than {most}, and have an error instead of a label")
         if undecided:
             logger.warning(f"for {undecided} of {seen} inputs the model gives no number; they have an error instead")
 

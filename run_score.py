@@ -81,15 +81,14 @@ def main() -> None:
         summarise(*scored, args)
 
 
-def run(args: argparse.Namespace, name: str, engine: Any) -> tuple[ScoreFolder, int, bool] | None:
+def run(args: argparse.Namespace, name: str, engine: Any) -> tuple[ScoreFolder, int] | None:
     """Write the shards of what `name` names, or print its labels if there is no `--output`.
 
     Args:
         engine: A [`trainer_ext.scoring.scorer.Processes`] or a [`trainer_ext.scoring.cluster.Cluster`].
 
     Returns:
-        The folder, the number of shards in all, and whether the model gives no label that is not probable enough.
-        `None` if labels were printed.
+        The folder and the number of shards in all. `None` if labels were printed.
     """
     source = open_source(
         name,
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace, name: str, engine: Any) -> tuple[ScoreFolder, 
         raise InputError(
             f"{name}: --engine ray reads files and folders, also of object stores; download it, or score it without"
         )
-    labels, version, abstains = engine.classifier()
+    labels, version = engine.classifier()
     begun = ScoreFolder.begun(args.output) if args.output else {}
     precision = choose_precision(args, begun) or engine.faster_precision()
     dtype = DTYPES[precision["name"]]
@@ -130,7 +129,7 @@ def run(args: argparse.Namespace, name: str, engine: Any) -> tuple[ScoreFolder, 
     folder = ScoreFolder(args.output, source, {"name": args.model, "version": version}, labels, settings, about)
     if engine.count > 1 and engine.first:
         print(f"{engine.count} processes share the shards", file=sys.stderr)
-    return folder, write_shards(folder, args, dtype, engine), abstains
+    return folder, write_shards(folder, args, dtype, engine)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -308,12 +307,11 @@ def write_shards(folder: ScoreFolder, args: argparse.Namespace, dtype: str, engi
     return number + 1
 
 
-def summarise(folder: ScoreFolder, shards: int, abstains: bool, args: argparse.Namespace) -> None:
+def summarise(folder: ScoreFolder, shards: int, args: argparse.Namespace) -> None:
     """Write the manifest and print a summary of the scores, or which part is done if others are missing.
 
     Args:
         shards: How many there are in all.
-        abstains: Whether the model gives no label that is not probable enough.
 
     Raises:
         InputError: if shards are missing or damaged that should be there.
@@ -324,14 +322,12 @@ def summarise(folder: ScoreFolder, shards: int, abstains: bool, args: argparse.N
     if manifest is None:
         print(f"part {args.part[0] + 1} of {args.part[1]} is done; {folder.folder}/ does not have all parts yet")
         return
-    scored = manifest["rows"] - manifest["errors"]
-    unsure = scored - sum(manifest["label_counts"].values()) if abstains else 0
-    scored -= unsure
-    print(f"{manifest['rows']:,} rows, {scored:,} with a label:", end=" ")
-    counts = ", ".join(f"{name} {count / max(scored, 1):.1%}" for name, count in manifest["label_counts"].items())
+    labelled = manifest["labelled"]
+    print(f"{manifest['rows']:,} rows, {labelled:,} with a label:", end=" ")
+    counts = ", ".join(f"{name} {count / max(labelled, 1):.1%}" for name, count in manifest["label_counts"].items())
     print(one_line(counts))
-    if unsure:
-        print(f"{unsure:,} rows have no label, because the best one is less probable than the model's abstain_below")
+    if unsure := manifest["rows"] - manifest["errors"] - labelled:
+        print(f"{unsure:,} rows have no label, because none is probable enough for the model")
     if manifest["errors"]:
         print(f"{manifest['errors']:,} rows have an error instead of a label; the first: {manifest['first_error']}")
     if manifest["truncated"]:

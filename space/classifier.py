@@ -56,11 +56,13 @@ class Classifier:
             device=device,
             dtype=chosen.dtype,
         )
+        if not hasattr(self._pipeline, "tokenizers"):
+            raise ValueError("it lacks the code of this project; want a model of run_classify.py or run_fuse.py")
         config = self._pipeline.model.config
         # Visitors must not learn where a folder is on this machine.
         self.name = Path(name).name if Path(name).is_dir() else name
         self.labels = [config.id2label[label] for label in range(config.num_labels)]
-        # The library's own classifiers have neither of the two. A label that reaches its threshold is sure enough.
+        # An ensemble has neither of the two. A label that reaches its threshold is sure enough.
         own, thresholds = (getattr(config, name, None) for name in ("abstain_below", "label_thresholds"))
         own = min(0.4, *thresholds or [0.4]) if own is None else own
         self.abstain_below = own if abstain_below is None else abstain_below

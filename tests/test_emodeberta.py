@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import has_fit_parameter
 from support import ESSAYS, ROOT
+from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 import emodeberta
 import run_classify
@@ -202,6 +203,26 @@ def test_a_text_may_have_several_labels(table, flags, tmp_path, monkeypatch):
         assert given == [name for name, value in zip(classifier.classes_, row, strict=True) if value > 0.5]
     assert classifier.predict(rows["text"].iloc[0]) == labels[0]
     assert classifier.predict(rows)["emotion"].tolist() == labels.tolist()
+    for y in (["dark"] * 30, table["mood"]):
+        with pytest.raises(InputError, match="score: is for one label per text"):
+            classifier.score(rows, y)
+
+
+def test_another_classifiers_labels_keep_their_names(tokenizer, table, tmp_path):
+    """Also names that a training would read as others."""
+    names = ["0.0", "1.0", "joy "]
+    config = DebertaV2Config(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        id2label=dict(enumerate(names)), initializer_range=1.0,
+    )  # fmt: skip
+    DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    classifier = EmotionClassifier.from_pretrained(tmp_path, device="cpu")
+    assert classifier.classes_.tolist() == names
+    texts = table["words"].to_list()
+    labels = classifier.predict(texts)
+    assert labels.tolist() == [names[best] for best in classifier.predict_proba(texts).argmax(axis=1)]
+    assert classifier.score(texts, labels) == 1
 
 
 # ---- Predicting ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Escape names that a user chose (labels, variants, columns, ids, folders), so that they are shown as plain text.
+"""Escape names that a user chose (labels, variants, columns, ids, folders), so that they are shown as plain text, and
+hide the keys in addresses of object stores.
 
 All code that writes such a name into Markdown, a plot, a table's header or a message uses these functions. The demo,
 which does not import the project, uses `html.escape`.
@@ -17,15 +18,23 @@ _SPECIAL = re.compile(
 _ENTITY = re.compile(r"&(?=[#\w])")
 _TAG = re.compile(r"<(?![\d\s.=])")  # not "<0.001"
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]+")  # line breaks among them
+# The password of an address, also with a slash in it, but not a port. Azure has keys among the parameters, too.
+_KEY = re.compile(r"(\w+://[^/@:\s]*:)(?!\d*/)[^@\s]*(?=@)|([?&](?:client_secret|sig)=)[^&\s]*")
 _BROKEN = re.compile("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def without_keys(text: str) -> str:
+    """Return the text with the keys in its addresses (as in `s3://id:key@bucket`) replaced by asterisks."""
+    return _KEY.sub(r"\1\2***", text)
 
 
 def one_line(text: str) -> str:
     """Return the text with each run of control characters (line breaks, tabs and others) replaced by one space.
 
-    Lone surrogates, and marks that change the direction of the text around them, become U+FFFD.
+    Lone surrogates, and marks that change the direction of the text around them, become U+FFFD. The keys in addresses
+    are hidden.
     """
-    return _BROKEN.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub(" ", text))
+    return without_keys(_BROKEN.sub("\N{REPLACEMENT CHARACTER}", _CONTROL.sub(" ", text)))
 
 
 def in_markdown(text: str) -> str:

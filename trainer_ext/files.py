@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout, lock_descriptor
 from tqdm.auto import tqdm
 
 from .errors import InputError
+from .escape import without_keys
 
 LOCK = ".lock"  # in an output folder; hidden files are not published
 _PATIENCE = 1.0  # seconds, since another process may hold the lock only to check whether the folder is free
@@ -23,12 +24,16 @@ SETTINGS = "run.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: first a temporary file in the same folder, then a rename."""
+    """Write a text file atomically: first a temporary file in the same folder, then a rename.
+
+    Lone surrogates, such as those of a path that is not UTF-8, are written as escapes. In JSON, these are the same
+    characters when read again.
+    """
     partial = path.with_name(
         f".{path.name}.{uuid4().hex}"
     )  # unique, since processes on several machines may write this file
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -169,12 +174,12 @@ def digest(values: object) -> str:
 
 
 def shown(argument: str) -> str:
-    """Return an argument (or the name of a model or corpus) without absolute paths of this machine."""
+    """Return an argument (or the name of a model or corpus) without absolute paths of this machine and keys."""
     flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     path = Path(value)
     if path.is_absolute():
         value = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f".../{path.name}"
-    return flag + equals + value
+    return without_keys(flag + equals + value)
 
 
 def free_folder(folder: Path) -> Path:

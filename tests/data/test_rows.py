@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -99,6 +100,10 @@ FILES = {
     "JSON lines with CR and blank lines": ("a.jsonl", JSON_LINES.replace("\n", "\r\r").encode()),
     "a list over many reads": ("a.json.gz", gzip.compress(json.dumps(OBJECTS, indent=40_000).encode("utf-16"))),
 }
+PARQUET = io.BytesIO()
+pyarrow.parquet.write_table(pyarrow.Table.from_pylist(OBJECTS), PARQUET)
+for suffix, content in ((b".csv", TABLE.encode()), (b".jsonl", JSON_LINES.encode()), (b".parquet", PARQUET.getvalue())):
+    FILES[f"a {suffix.decode()} whose name is not UTF-8"] = (os.fsdecode(b"caf\xe9" + suffix), content)
 FILES["the separator as Excel says it"] = ("a.csv", b"sep=;\r\n" + FILES["semicolons"][1])
 
 

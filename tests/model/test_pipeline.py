@@ -18,17 +18,19 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 from support import ROOT, TINY, XXLARGE_STYLE, call
-from transformers import TextClassificationPipeline
+from transformers import AutoTokenizer, TextClassificationPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import pipeline_emodeberta as module
 import run_export
 from configuration_emodeberta import EmoDebertaConfig
+from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from texts_emodeberta import beginning, token_budget_batches, truncated
 from trainer_ext.errors import InputError
 from trainer_ext.release.folder_check import check_files
+from trainer_ext.release.handler import EndpointHandler
 from trainer_ext.training.warm_start import warm_start
 
 TEXTS = [f"{'the river took the road and ' * (i * 7 % 23)}nobody {i}" for i in range(60)]
@@ -97,6 +99,42 @@ def test_a_text_is_read_whole_on_request(option, classify, parts, tokenizer, mon
         want = float(parts["model"](torch.tensor(ids)).logits.softmax(dim=-1).max())
     for results in (classify([long], truncation=option), EmotionPipeline(**parts, truncation=option)([long])):
         assert results[0]["score"] == pytest.approx(want, abs=1e-5)
+
+
+def test_no_text_is_read_beyond_the_models_positions(tokenizer):
+    torch.manual_seed(0)
+    config = EmoDebertaConfig(**ABSOLUTE | {"max_position_embeddings": 24}, num_labels=3)
+    parts = {"model": EmoDebertaForSequenceClassification(config).eval(), "tokenizer": tokenizer, "device": "cpu"}
+    classify, short, long = EmotionPipeline(**parts), "nobody told us", TEXTS[3]
+    for options in ({"max_length": 25}, {"max_length": 25, "truncation": False}, {"max_length": 25, "stride": 4}):
+        with pytest.raises(ValueError, match="max_length is 25; the model reads at most 24 tokens"):
+            classify([short, long], **options)
+        with pytest.raises(ValueError, match="max_length is 25; the model reads at most 24 tokens"):
+            EmotionPipeline(**parts, **options)
+    assert classify(long, max_length=24)[0]["label"]
+    problem = {"label": None, "score": None, "error": "input 1: more than the 24 tokens that the model reads"}
+    for options in ({}, {"top_k": None}):
+        (wanted,) = classify([short], **options)
+        first, second, third, empty = classify([short, long, short, ""], truncation=False, **options)
+        assert first == close(wanted)
+        assert second == ([problem] if options else problem)
+        assert third == close(wanted)
+        assert "want a text" in str(empty)
+
+
+def test_an_ensemble_reads_what_each_of_its_members_reads(fused):
+    """Of the three, one has positions, for 512 tokens."""
+    model = EmoDebertaEnsembleForSequenceClassification.from_pretrained(fused[0] / "all").eval()
+    tokenizer = AutoTokenizer.from_pretrained(fused[0] / "all")
+    classify = EmotionPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    assert classify("the river " * 600, max_length=512)[0]["label"]
+    with pytest.raises(ValueError, match="max_length is 513; the model reads at most 512 tokens"):
+        classify("the river", max_length=513)
+
+
+def test_an_endpoint_calls_such_a_length_a_bad_request(finished):
+    with pytest.raises(ValueError, match="max_length is 1024; the model reads at most 512 tokens"):
+        EndpointHandler(str(finished[0]))({"inputs": "the river", "parameters": {"max_length": 1024}})
 
 
 class Map(torch.utils.data.Dataset):

@@ -4,8 +4,10 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +26,15 @@ from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 from support import ESSAYS, ROOT, call
-from transformers import AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoTokenizer,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 import run_score
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
@@ -32,9 +42,10 @@ from modeling_emodeberta import EmoDebertaForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
 from trainer_ext.errors import InputError
 from trainer_ext.precision import Choice
+from trainer_ext.runs.provenance import as_command, command_line
 from trainer_ext.scoring import scorer
 from trainer_ext.scoring.cluster import _opened, _read, plan
-from trainer_ext.scoring.score_folder import ScoreFolder
+from trainer_ext.scoring.score_folder import FORMATS, ScoreFolder
 from trainer_ext.scoring.text_stream import open_source
 
 SCRIPT = ROOT / "run_score.py"
@@ -144,17 +155,54 @@ def test_a_model_with_several_labels_a_text_and_one_of_the_library(tokenizer, es
     torch.manual_seed(0)
     config = DebertaV2Config(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        num_labels=4, problem_type="multi_label_classification", max_position_embeddings=64,
+        num_labels=4, problem_type="multi_label_classification", max_position_embeddings=64, initializer_range=1.0,
     )  # fmt: skip
-    DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    network = DebertaV2ForSequenceClassification(config)
+    network.classifier.bias.data -= 3
+    network.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "x.txt").write_text("\n".join([*essays[:20], ""]))
-    call(run_score.main, "--model", tmp_path / "model", tmp_path / "x.txt", "--output", tmp_path / "out")
+    (tmp_path / "x.txt").write_text("".join(f"{text}\n" for text in [*essays[:20], ""]))
+    said = call(run_score.main, "--model", tmp_path / "model", tmp_path / "x.txt", "--output", tmp_path / "out")
+    labelled = 0
     for row in shards(tmp_path / "out").to_pylist():
         if row["error"]:
             assert row["label"] is None
         else:
             assert row["label"] == [f"LABEL_{i}" for i in range(4) if row[f"probability_LABEL_{i}"] > 0.5]
+            labelled += bool(row["label"])
+    assert 0 < labelled < 20
+    assert f"21 rows, {labelled} with a label:" in said
+    assert f"{20 - labelled} rows have no label, because none is probable enough for the model" in said
+
+
+@pytest.mark.parametrize("pads", ["no", "in the tokenizer", "in the model"])
+def test_a_model_without_a_token_for_padding_gives_each_texts_own_scores(pads, essays, tmp_path):
+    """As GPT-2 and Llama, which classify by the last token of a text."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel()
+    inner.train_from_iterator(essays, trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>", "<pad>"]))
+    padding = {"pad_token": "<pad>"} if pads == "in the tokenizer" else {"padding_side": "left"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", **padding)
+    torch.manual_seed(0)
+    shape = {"vocab_size": 300, "n_positions": 66, "n_embd": 16, "n_layer": 1, "n_head": 2, "num_labels": 3}
+    padded = {"pad_token_id": 1 if pads == "in the model" else None, "eos_token_id": 0, "bos_token_id": 0}
+    network = GPT2ForSequenceClassification(GPT2Config(**shape, **padded, initializer_range=0.5)).eval()
+    network.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "x.txt").write_text("\n".join(text[: 1 + 3 * row] for row, text in enumerate(essays[:20])))
+    flags = ("--model", tmp_path / "model", tmp_path / "x.txt", "--output", tmp_path / "out", "--dtype", "float32")
+    call(run_score.main, *flags)
+    for text, row in zip(essays, shards(tmp_path / "out").to_pylist(), strict=False):
+        ids = tokenizer([text[: 1 + 3 * row["row"]]], truncation=True, max_length=64, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            wanted = network(ids).logits[0].softmax(dim=-1).tolist()
+        assert [row[f"probability_LABEL_{i}"] for i in range(3)] == pytest.approx(wanted, abs=1e-5)
+
+    if pads == "no":
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(tmp_path / "model")
+        with pytest.raises(InputError, match="its tokenizer has no token to pad with, nor one for the end of a text"):
+            call(run_score.main, *flags[:-3], tmp_path / "other")
 
 
 def test_it_is_a_filter(finished, essays, tmp_path):
@@ -402,6 +450,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(finished, essays, tmp_path)
         (["--output", "x.csv"], "x.csv: is a file"),
         (["--output", "cut"], "cut: is in use"),
         (["--input", "-", "--id_column_name", "key"], "a text a line and no columns"),
+        (["--input", "x.txt", "--id_column_name", "key"], "x.txt: no column 'key'; it has text"),
         (["--input", "cut", "--output", "cut/scores"], "cut/scores: is inside the input cut"),
         (["--model", "headless"], "headless: its weights lack classifier.out_proj.bias"),
     ],
@@ -409,6 +458,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(finished, essays, tmp_path)
 def test_errors_are_one_line(finished, v3_folder, flags, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_texts(tmp_path / "x.csv", ["one"])
+    (tmp_path / "x.txt").write_text("one\n")
     (tmp_path / "empty").mkdir()
     (tmp_path / "encoder").symlink_to(v3_folder)
     (tmp_path / "cut").mkdir()
@@ -423,6 +473,61 @@ def test_errors_are_one_line(finished, v3_folder, flags, says, tmp_path, monkeyp
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out/scores*"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_paths_may_have_bytes_that_are_not_utf8(form, finished, tmp_path):
+    """Read and written, and the scores are found again."""
+    name, out = os.fsdecode(b"caf\xe9.csv"), os.fsdecode(b"\xe9")
+    write_texts(tmp_path / name, ["one", "", "two"])
+    flags = ("--model", finished[0], "--input", name, "--output", out, "--format", form, "--rows_per_shard", 2)
+    first, again = (forked.run(SCRIPT, *flags, cwd=tmp_path) for _ in range(2))
+    assert "3 rows, 2 with a label" in first.stdout
+    assert first.stdout == again.stdout
+    assert "saved to \\udce9/" in first.stdout
+    assert "Traceback" not in first.stderr + again.stderr
+    about = manifest(tmp_path / out)
+    assert f"--input {shlex.quote(name)}" in about["command"]
+    assert [file["file"] for file in about["input"]] == ["caf\\udce9.csv"]
+    assert about["first_error"] == "caf\\udce9.csv, row 3: the text is empty"
+    assert len(about["shards"]) == len(list((tmp_path / out).glob("scores-*"))) == 2
+
+
+def test_keys_in_an_address_are_never_shown(finished, tmp_path):
+    for address, shown in (
+        ("hdfs://me:hush@nowhere/x.csv", "hdfs://me:***@nowhere/x.csv"),
+        ("s3://me:quite/hush@bucket/x.csv", "s3://me:***@bucket/x.csv"),
+    ):
+        flags = ("--model", finished[0], "--input", address, "--output", "out")
+        done = forked.run(SCRIPT, *flags, cwd=tmp_path, check=False)
+        assert done.returncode == 2
+        assert f"error: {shown}: cannot be read" in done.stderr
+        assert not re.search("quite|hush", done.stdout + done.stderr)
+        assert not list(tmp_path.rglob("scores*"))
+    write_texts(tmp_path / "x.csv", ["one"])
+    address = f"file://{tmp_path}/x.csv?sig=hush"
+    done = forked.run(SCRIPT, "--model", finished[0], "--input", address, "--output", "out", cwd=tmp_path)
+    assert "x.csv?sig=***" in manifest(tmp_path / "out")["command"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"hush" not in written + (done.stdout + done.stderr).encode()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://me:secret@bucket/x", "s3://me:***@bucket/x"),
+        ("s3://me:q2/s+e=@bucket/x?region=eu", "s3://me:***@bucket/x?region=eu"),
+        ("abfs://:key@account/x", "abfs://:***@account/x"),
+        ("abfs://box@account.dfs.core.windows.net/x?sv=1&sig=a%2F&se=2", None),
+        ("abfs://box@account.dfs.core.windows.net/x", None),
+        ("hdfs://node:8020/me@home/x", None),
+    ],
+)
+def test_records_and_errors_hide_keys_and_nothing_else(address, shown):
+    shown = shown or address.replace("a%2F", "***")
+    with as_command("run_score.py", {"model": "m", "input": address}):
+        assert shlex.split(command_line())[2:] == ["--model=m", f"--input={shown}"]
+    assert str(InputError(f"{address}: cannot be read")) == f"{shown}: cannot be read"
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "3", "a/b"])

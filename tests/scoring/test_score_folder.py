@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import json
 import logging
@@ -22,7 +23,7 @@ from support import ESSAYS, ROOT, call
 import run_score
 from texts_emodeberta import is_text
 from trainer_ext.errors import InputError
-from trainer_ext.scoring import scorer, text_stream
+from trainer_ext.scoring import input_files, scorer
 from trainer_ext.scoring.text_stream import TextSource, UnreadableFile, open_source
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -91,6 +92,47 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path, caplog):
     rows = list(source)
     assert [row.text for row in rows] == [*(text for text, _ in WANTED), "one", "two"]
     assert [row.file for row in rows] == [0, 1, 1, 2, 2]
+
+
+def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path, caplog):
+    """But hidden ones, and what Spark leaves behind beside its data."""
+    inside, linked = tmp_path / "in", tmp_path / "linked"
+    for folder in (inside / "_old" / "more", inside / ".git", linked):
+        folder.mkdir(parents=True)
+    write(inside / "a.csv", WANTED[:1])
+    write(linked / "b.jsonl", WANTED[1:])
+    for path in (inside / "_a.csv", inside / "_old" / "more" / "c.jsonl", inside / ".git" / "d.csv"):
+        write(path, WANTED)
+    (inside / "_SUCCESS").touch()
+    (inside / "more").symlink_to(linked)
+    for link, target in ((inside / "itself", inside), (inside / "above", tmp_path), (linked / "above", tmp_path)):
+        link.symlink_to(target)
+    os.mkfifo(inside / "pipe.csv")
+    with caplog.at_level(logging.WARNING):
+        source = open_source(str(inside))
+    assert [file["file"] for file in source.files] == ["a.csv", "more/b.jsonl"]
+    assert [row.text for row in source] == [text for text, _ in WANTED]
+    (said,) = caplog.messages
+    assert said.endswith("in: left out 2 files with an underscore before their name or folder, as _a.csv")
+
+    (inside / "gone.csv").symlink_to("nowhere.csv")
+    with pytest.raises(InputError, match=r"gone\.csv: cannot be read \(.*No such file"):
+        open_source(str(inside))
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    write(tmp_path / "in" / "a.csv", WANTED)
+    for path, mode in ((tmp_path, 0o755), (tmp_path / "in", 0o755), (tmp_path / "in" / "closed", 0)):
+        path.chmod(mode)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    os.seteuid(user or 65534)  # root may read every folder
+    try:
+        with pytest.raises(InputError, match=r"^in/closed: cannot be read \(.*Permission denied"):
+            open_source("in")
+    finally:
+        os.seteuid(user)
 
 
 BROKEN = {
@@ -190,7 +232,7 @@ def test_what_is_not_there_is_named(name, tmp_path, monkeypatch):
 
 
 def test_an_address_that_gives_no_answer_is_an_error_within_seconds(monkeypatch):
-    monkeypatch.setattr(text_stream, "_PATIENCE", 0.5)
+    monkeypatch.setattr(input_files, "_PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         names = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS_ACCESS_KEY_ID": "a"}
         for name, value in (names | {"AWS_SECRET_ACCESS_KEY": "b"}).items():
@@ -305,6 +347,24 @@ def test_what_is_damaged_is_scored_again_and_that_is_said(kind, whole, copied, c
     caplog.clear()
     call(run_score.main, *flags)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links_has_scores_too(number, whole, tmp_path, monkeypatch):
+    """As exFAT and the mounts of buckets."""
+
+    def refuse(*paths):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    flags = [*whole[0], "--output", tmp_path / "out"]
+    for damage in (lambda: None, shard(tmp_path / "out", 1).unlink, (tmp_path / "out" / "manifest.json").unlink):
+        damage()
+        assert "50 rows, 50 with a label" in call(run_score.main, *flags)
+        assert content(tmp_path / "out") == content(whole[1])
+        assert not list((tmp_path / "out").glob(".manifest*"))
+    with pytest.raises(InputError, match="holds scores with another --format"):
+        call(run_score.main, *flags, "--format", "csv")
 
 
 def test_a_damaged_shard_of_another_part_leaves_nothing_complete(copied, whole):

@@ -25,7 +25,7 @@ from axe_playwright_python.sync_playwright import Axe
 from gradio_client import Client, handle_file
 from playwright.sync_api import expect, sync_playwright
 from support import ESSAYS, ROOT, note_of_times
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, DebertaV2Config, DebertaV2ForSequenceClassification
 
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from pipeline_emodeberta import EmotionPipeline
@@ -775,6 +775,21 @@ def test_the_space_asks_for_the_versions_that_are_tested():
     asked = [line for line in (ROOT / "space" / "requirements.txt").read_text().splitlines() if line[0] != "#"]
     asked.append("gradio==" + re.search(r"^sdk_version: (.+)$", (ROOT / "space" / "README.md").read_text(), re.M)[1])
     assert set(asked) <= pinned
+
+
+def test_a_space_with_a_model_of_others_says_what_it_wants(tokenizer, monkeypatch, tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    DebertaV2ForSequenceClassification(DebertaV2Config(**shape, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "space")
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(ValueError, match="it lacks the code of this project; want a model of run_classify"):
+            importlib.import_module("classifier").Classifier(str(tmp_path))
+    finally:
+        torch.set_num_threads(threads)
+        for name in ("classifier", "language", "precision"):
+            sys.modules.pop(name, None)
 
 
 def test_a_space_without_its_model_says_so(tmp_path):

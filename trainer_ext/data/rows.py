@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, BinaryIO, TextIO
 
@@ -240,9 +242,13 @@ def _not_json(error: Exception) -> str:
 
 
 # ---- Parquet ------------------------------------------------------------------------------------------------------
-def parquet_file(path: PurePath, filesystem: FileSystem | None = None) -> pyarrow.parquet.ParquetFile:
-    """Open a parquet file, of an object store if its `filesystem` is given."""
-    return pyarrow.parquet.ParquetFile(path if filesystem is None else str(path), filesystem=filesystem)
+@contextmanager
+def parquet_file(path: PurePath, filesystem: FileSystem | None = None) -> Iterator[pyarrow.parquet.ParquetFile]:
+    """Open a parquet file within a `with` block, of an object store if its `filesystem` is given."""
+    # As bytes, since the name may not be UTF-8.
+    source = pyarrow.OSFile(os.fsencode(path)) if filesystem is None else filesystem.open_input_file(str(path))
+    with source, pyarrow.parquet.ParquetFile(source) as file:
+        yield file
 
 
 def _parquet(path: PurePath, check: Callable, filesystem: FileSystem | None, first: int) -> Iterator[Record]:

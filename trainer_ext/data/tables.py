@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet
 from datasets import Features, load_dataset
 
 from texts_emodeberta import is_text
@@ -15,7 +14,7 @@ from ..errors import InputError, first_line
 from ..recipes import HubAccess, hub_answers
 from .corpus import ATTRIBUTION, SPLITS
 from .delimited import UnreadableTable, broken
-from .rows import cells, format_of, no_column, read_rows, readable, text_columns, text_lines, text_of
+from .rows import cells, format_of, no_column, parquet_file, read_rows, readable, text_columns, text_lines, text_of
 
 _SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -86,7 +85,8 @@ def read_file(path: str | Path, quoting: str = "auto", header: bool = True) -> T
             "to_json(..., orient='records'))"
         )
     if format_of(path) == ".parquet":
-        schema = pyarrow.parquet.read_schema(path)
+        with parquet_file(path) as file:
+            schema = file.schema_arrow
         about = schema.metadata or {}
         table.attribution = about.get(ATTRIBUTION, b"").decode("utf-8", "replace") or None
         if b"huggingface" in about:

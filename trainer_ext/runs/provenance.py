@@ -40,7 +40,7 @@ def provenance(args: "TrainingArguments", chosen: "Choice") -> dict:
 
 
 def command_line() -> str:
-    """Return the command line without tokens and without absolute paths, so that it can be published in a card.
+    """Return the command line without tokens, keys and absolute paths, so that it can be published in a card.
 
     Absolute paths become relative. Outside the working directory, only their last part is kept.
     """

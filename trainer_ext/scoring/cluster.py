@@ -196,8 +196,8 @@ class Cluster:
                 f"{f'{self.gpus:g} GPUs; give fewer --num_gpus_per_worker' if self.gpus else 'a CPU'}"
             )
 
-    def classifier(self) -> tuple[list[str], str, bool]:
-        """Return the labels and the version of the classifier, and whether it may give none."""
+    def classifier(self) -> tuple[list[str], str]:
+        """Return the labels and the version of the classifier."""
         from .scorer import open_classifier
 
         described, self._load = open_classifier(*self._model)

@@ -57,7 +57,10 @@ class _Manifest(Schema, extra="ignore"):
 
 
 class _Shard(Schema, extra="ignore"):
-    """The keys of a shard's record. `digest` is a checksum of the others; records of earlier versions lack it."""
+    """The keys of a shard's record. `digest` is a checksum of the others.
+
+    Records of earlier versions lack it, and `labelled`, the number of rows with a label or several.
+    """
 
     file: str
     first_row: int
@@ -66,6 +69,7 @@ class _Shard(Schema, extra="ignore"):
     first_error: str | None
     truncated: int
     label_counts: dict[str, int]
+    labelled: int = 0
     sha256: str
     files: int
     fingerprint: str
@@ -152,15 +156,20 @@ class ScoreFolder:
         """Write a manifest if there is none. If several processes start at once, one of them does."""
         if self._claimed:
             return
-        partial = self.folder / f".{MANIFEST}.{uuid4().hex}"
+        path, begun = self.folder / MANIFEST, self._about | {"complete": False}
+        partial = path.with_name(f".{MANIFEST}.{uuid4().hex}")
         try:
-            write_json(partial, self._about | {"complete": False})
-            os.link(partial, self.folder / MANIFEST)
-        except FileExistsError:
-            self._check()
-            before = self.manifest()
-            if before is None or before["complete"]:  # damaged, or no longer
-                write_json(self.folder / MANIFEST, self._about | {"complete": False})
+            write_json(partial, begun)
+            try:
+                os.link(partial, path)
+            except OSError:  # there is one, or the file system has no hard links
+                if path.exists():
+                    self._check()
+                    before = self.manifest()
+                    if before is None or before["complete"]:  # damaged, or no longer
+                        write_json(path, begun)
+                else:
+                    partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
         self._claimed = True
@@ -286,6 +295,7 @@ class ScoreFolder:
             "first_error": errors[0] if errors else None,
             "truncated": int(scores.truncated.sum()),
             "label_counts": counts,
+            "labelled": sum(map(bool, labels)),
             "sha256": checksum,
             "files": files,
             "fingerprint": self._fingerprint(files),
@@ -323,12 +333,14 @@ class ScoreFolder:
         first_error = next((record["first_error"] for record in records if record["first_error"]), None)
         total = {key: sum(record[key] for record in records) for key in ("rows", "errors", "truncated")}
         counts = {name: sum(record["label_counts"][name] for record in records) for name in self.labels}
+        most = [min(record["rows"] - record["errors"], sum(record["label_counts"].values())) for record in records]
         shown = ("file", "first_row", "rows", "errors", "sha256")
         manifest = self._about | {
             "complete": True,
             **total,
             "first_error": first_error,
             "label_counts": counts,
+            "labelled": sum(record.get("labelled", at_most) for record, at_most in zip(records, most, strict=True)),
             "shards": [{key: record[key] for key in shown} for record in records],
         }
         write_json(self.folder / MANIFEST, manifest)
@@ -371,11 +383,11 @@ def _digest(record: dict) -> str:
 
 def write_table(table: pa.Table, path: Path, kind: str) -> None:
     """Write a table to a file in one of `FORMATS`."""
-    if kind == "parquet":
-        pyarrow.parquet.write_table(table, path, compression="zstd")
-    elif kind == "csv":
-        pyarrow.csv.write_csv(table, path)
-    else:
-        with open(path, "w", encoding="utf-8") as file:
+    with open(path, "wb") as file:  # pyarrow opens no path that is not UTF-8
+        if kind == "parquet":
+            pyarrow.parquet.write_table(table, file, compression="zstd")
+        elif kind == "csv":
+            pyarrow.csv.write_csv(table, file)
+        else:
             for row in table.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())

@@ -4,18 +4,14 @@ A row that cannot be read is a row all the same: it has an error instead of a te
 """
 
 import hashlib
-import logging
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from pathlib import Path, PurePath, PurePosixPath
-from textwrap import shorten
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSystem
 
 from texts_emodeberta import is_text
 
@@ -36,13 +32,11 @@ from ..data.rows import (
 )
 from ..errors import InputError, first_line
 from ..files import file_state
+from .input_files import input_files, not_read
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-logger = logging.getLogger(__name__)
-_STORES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "hf", "file")
-_PATIENCE = 8  # seconds, for the first answer of an object store
 READ_CHARACTERS = 2**16  # of a text; no model reads as many tokens, and a shard's texts are in memory at once
 
 
@@ -151,7 +145,7 @@ class TextSource:
             with parquet_file(self._paths[number], self._filesystem) as file:
                 return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         except (OSError, pyarrow.ArrowException) as error:
-            raise _not_read(self._paths[number], error) from error
+            raise not_read(self._paths[number], error) from error
 
     def check_unchanged(self, number: int) -> None:
         """Check that a file has not changed since it was described: by size and times, and else by its SHA-256.
@@ -169,7 +163,7 @@ class TextSource:
         except (FileNotFoundError, InputError):
             record, state = None, ()
         except (OSError, pyarrow.ArrowException) as error:  # which says nothing of what was read before
-            raise _not_read(path, error) from error
+            raise not_read(path, error) from error
         if record != self.files[number]:
             raise UnreadableFile(
                 f"{readable(path)}: changed while it was read; start again in the same way when nobody writes to it",
@@ -190,33 +184,33 @@ class TextSource:
         except UnreadableTable as error:
             raise UnreadableFile(f"{readable(path)}: {error}", number) from error
         except (OSError, pyarrow.ArrowException) as error:
-            raise _not_read(path, error) from error
+            raise not_read(path, error) from error
         return described
 
     def _file_rows(self, number: int, group: int = 0) -> Iterator[Row]:
         path = self._paths[number]
-        name, columns = readable(path.name), ["text"]
+        name, columns = readable(path.name), []
+        text_column = "text" if format_of(path) == ".txt" else self.text_column
 
         def choose(names: list[str]) -> list[str]:
-            columns[:] = self._text_columns(names, name)
+            columns[:] = self._text_columns(names, name, text_column)
             return self._with_id(columns)
 
-        known = {} if format_of(path) == ".txt" else {"quoting": self.quoting, "check": choose}
-        for record in read_rows(path, filesystem=self._filesystem, group=group, **known):
+        for record in read_rows(path, quoting=self.quoting, check=choose, filesystem=self._filesystem, group=group):
             yield self._row(record, columns, name, number)
 
     def _dataset_rows(self, dataset: "IterableDataset", name: str) -> Iterator[Row]:
         count, columns = 0, []
         for batch in dataset.with_format("arrow").iter(batch_size=1024):
-            columns = columns or self._text_columns(batch.column_names, name)
+            columns = columns or self._text_columns(batch.column_names, name, self.text_column)
             for values, problem in cells(batch.select(self._with_id(columns))):
                 count += 1
                 yield self._row(Record(count, f"row {count}", values, problem), columns, name, 0)
 
-    def _text_columns(self, present: list[str], name: str) -> list[str]:
+    def _text_columns(self, present: list[str], name: str, text_column: str) -> list[str]:
         if self.id_column and self.id_column not in present:
             raise no_column(name, self.id_column, present)
-        return text_columns(name, self.text_column, present)
+        return text_columns(name, text_column, present)
 
     def _with_id(self, columns: list[str]) -> list[str]:
         return list(dict.fromkeys([*columns, *([self.id_column] if self.id_column else [])]))
@@ -270,20 +264,13 @@ def open_source(
         if id_column:
             raise InputError(f"--id_column_name {id_column}: standard input has a text a line and no columns")
         return TextSource("standard input", [], None, text_column, None)
-    filesystem, path, found = _stored(name) if "://" in name else _local(name)
-    if found is None:
+    filesystem, path, paths = input_files(name)
+    if not paths:
         if format_of(path) in FORMATS or name[0] in "./~" or name.count("/") > 1:
             raise InputError(f"{readable(name)}: no such file or folder")
         source = _hub_source(name, text_column, id_column, config_name, split, cache_dir, token)
         return replace(source, text_delimiter=text_delimiter)
-    paths = [each for each in found if format_of(each) in FORMATS]
-    if not paths and found == [path]:
-        raise InputError(f"{readable(path)}: unknown file type {readable(path.suffix)!r}; want {', '.join(FORMATS)}")
-    if not paths:
-        raise InputError(f"{readable(path)}: no file to read in there; want {', '.join(FORMATS)}")
-    if others := [each.relative_to(path) for each in found if format_of(each) not in FORMATS]:
-        logger.warning(f"{readable(path)}: left out {len(others)} files of other types, as {readable(others[0])}")
-    names = [path.name] if found == [path] else [each.relative_to(path) for each in paths]
+    names = [path.name] if paths == [path] else [each.relative_to(path) for each in paths]
     source = TextSource(readable(name), [{"file": readable(each)} for each in names], None, text_column, id_column)
     source = replace(source, quoting=quoting, text_delimiter=text_delimiter, _paths=paths, _filesystem=filesystem)
     described = list(each(source.describe, range(len(paths))))
@@ -294,49 +281,6 @@ def open_source(
         rows=None if None in rows else sum(rows),
         _as_described=[state for _, _, state in described],
     )
-
-
-def _local(name: str) -> tuple[None, Path, list[Path] | None]:
-    """Return a path of this machine and the files there in order, `None` if there is nothing."""
-    path = Path(name)
-    if not path.is_dir():
-        return None, path, [path] if path.is_file() else None
-    found = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
-    return None, path, found
-
-
-def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath]]:
-    """Return the object store of an address, the path in it, and the files there in order.
-
-    Raises:
-        InputError: if it cannot be reached, or there is nothing.
-    """
-    if address.partition("://")[0] not in _STORES:
-        raise InputError(f"{address}: no address of a store; want s3://, gs://, abfs://, hdfs:// or hf://, or a file")
-    answer: Future[tuple[FileSystem, str, FileType]] = Future()
-
-    def ask() -> None:
-        try:
-            filesystem, place = FileSystem.from_uri(address)
-            answer.set_result((filesystem, place, filesystem.get_file_info(place).type))
-        except Exception as error:  # many kinds, of many stores
-            answer.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()  # without a network, some stores try for many minutes
-    try:
-        filesystem, place, kind = answer.result(_PATIENCE)
-        inside = filesystem.get_file_info(FileSelector(place, recursive=True)) if kind == FileType.Directory else []
-    except TimeoutError as error:
-        raise InputError(f"{address}: no answer in {_PATIENCE} seconds; want a network, and keys") from error
-    except Exception as error:
-        raise _not_read(address, error) from error
-    if kind == FileType.NotFound:
-        raise InputError(f"{address}: no such file or folder")
-    path = PurePosixPath(place)
-    if kind == FileType.File:
-        return filesystem, path, [path]
-    found = sorted(PurePosixPath(each.path) for each in inside if each.type == FileType.File)
-    return filesystem, path, [each for each in found if not _hidden(each.relative_to(path))]
 
 
 def _hub_source(
@@ -384,17 +328,9 @@ def _describe(
     return {"file": name, "bytes": size, "sha256": digest.hexdigest()}, rows, state
 
 
-def _not_read(name: object, error: Exception) -> InputError:
-    return InputError(f"{readable(name)}: cannot be read ({shorten(first_line(error), 300)})")
-
-
 def _state(path: PurePath, filesystem: FileSystem | None) -> tuple[int, ...]:
     """Return the size and times of a file. If they are the same later, it is not read again."""
     if filesystem is None:
         return file_state(Path(path))
     info = filesystem.get_file_info(str(path))
     return info.size, info.mtime_ns
-
-
-def _hidden(path: PurePath) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
