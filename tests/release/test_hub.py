@@ -788,7 +788,10 @@ def handler(finished):
         ({"inputs": "a text", "parameters": {"top_k": 0}}, "top_k is 0; want at least 1"),
         ({"inputs": "a text", "parameters": {"function_to_apply": "max"}}, "'max'; want sigmoid, softmax or none"),
         ({"inputs": "a text", "parameters": {"max_length": 10**30}}, "max_length is 10+; the model reads at most 512"),
-        ({"inputs": "a text", "parameters": {"padding": True, "pad_to_multiple_of": 10**30}}, "parameters .*too big"),
+        (
+            {"inputs": "a text", "parameters": {"truncation": False, "padding": True, "pad_to_multiple_of": 10**30}},
+            "parameters .*too big",
+        ),
     ],
 )
 def test_a_bad_request_is_told_what_would_be_right(handler, request_body, says):
