@@ -3,6 +3,8 @@
 Shipped inside every saved model, where `pipeline("text-classification", model=…, trust_remote_code=True)` finds it.
 """
 
+import math
+import operator
 import re
 import threading
 from collections.abc import Collection, Iterable, Iterator
@@ -26,6 +28,7 @@ logger = logging.get_logger(__name__)
 
 # Number of texts that are sorted together. A stream is read this far ahead and no further.
 WINDOW = 2048
+TOO_LONG = "more tokens than the model reads"
 # Options of the tokenizers that a call may also have.
 TOKENIZER_OPTIONS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
 TOKENIZER_OPTIONS += ("return_token_type_ids", "split_special_tokens", "truncation", "verbose")
@@ -112,8 +115,8 @@ class EmotionPipeline(TextClassificationPipeline):
         if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
             raise ValueError(f"top_k is {top_k!r}; want at least 1, or None for all labels")
         preprocessed = getattr(self, "_preprocess_params", {}) | preprocess
-        limit, most = self._limit(preprocessed), self._most()
-        if most is not None and (preprocessed.get("max_length") or 0) > most:
+        limit, most = self._limit(preprocessed), min(self._most())
+        if (preprocessed.get("max_length") or 0) > most:
             raise ValueError(f"max_length is {limit}; the model reads at most {most} tokens")
         room = limit - self.tokenizer.num_special_tokens_to_add()
         if room < 1:
@@ -170,11 +173,16 @@ class EmotionPipeline(TextClassificationPipeline):
         """Return how many tokens of a text are read."""
         return preprocess.get("max_length") or self.tokenizer.model_max_length
 
-    def _most(self) -> int | None:
-        """Return how many tokens the model has positions for, or `None` if it needs none or does not say."""
-        configs = [model.config for model in getattr(self.model, "members", [self.model])]
-        biased = [config for config in configs if getattr(config, "position_biased_input", False)]
-        return min((config.max_position_embeddings for config in biased), default=None)
+    def _most(self) -> list[float]:
+        """Return by tokenizer for how many of its tokens the model has positions; infinite if it needs none, or does
+        not say."""
+        members = getattr(self.model, "members", [self.model])
+        tokenizer_of = getattr(self.model.config, "tokenizer_of_member", None) or [0] * len(members)
+        most = [math.inf] * (max(tokenizer_of) + 1)
+        for number, member in zip(tokenizer_of, members, strict=True):
+            if getattr(member.config, "position_biased_input", False):
+                most[number] = min(most[number], member.config.max_position_embeddings)
+        return most
 
     def preprocess(self, inputs, **options):
         """Return the tokens of one text, or of another input that the library's pipeline takes."""
@@ -285,7 +293,8 @@ class EmotionPipeline(TextClassificationPipeline):
         names = ("logits", "member_logits") if members else ("logits",)
         by_tokenizer = [[len(ids) for ids in of_tokenizer["input_ids"]] for of_tokenizer in encoded]
         lengths, most = list(map(max, *by_tokenizer, by_tokenizer[0])), self._most()
-        fitting = [position for position, length in enumerate(lengths) if most is None or length <= most]
+        read = (all(map(operator.le, of_row, most)) for of_row in zip(*by_tokenizer, strict=True))
+        fitting = [position for position, fits in enumerate(read) if fits]
         for chosen in token_budget_batches([lengths[position] for position in fitting], tokens_per_batch):
             batch = [fitting[place] for place in chosen]
             inputs: dict[str, Any] = {"output_member_logits": True} if members else {}
@@ -330,7 +339,7 @@ class EmotionPipeline(TextClassificationPipeline):
                 for position, of_one in zip(usable, windows, strict=True):
                     if None in of_one:
                         too_long += 1
-                        results[position] = error(position, f"more than the {self._most()} tokens that the model reads")
+                        results[position] = error(position, TOO_LONG)
                     elif all(tensor.isfinite().all() for output in of_one for tensor in output.values()):
                         results[position] = self.postprocess(self._joined(of_one), **postprocess)
                     else:
@@ -344,8 +353,9 @@ class EmotionPipeline(TextClassificationPipeline):
         if bad:
             logger.warning(f"{bad} of {seen} inputs are empty or not texts, and have an error instead of a label")
         if too_long:
-            most = f"the {self._most()} tokens that the model reads"
-            logger.warning(f"{too_long} of {seen} texts are longer than {most}, and have an error instead of a label")
+            logger.warning(
+                f"{too_long} of {seen} texts have more tokens than the model reads, and an error instead of a label"
+            )
         if undecided:
             logger.warning(f"for {undecided} of {seen} inputs the model gives no number; they have an error instead")
 

@@ -21,6 +21,7 @@ if __name__ == "__main__":
     check_flags("run_classify")  # --help and wrong flags end here; the imports below take seconds
 
 import logging
+import shlex
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, set_seed
@@ -165,7 +166,9 @@ def main(plots: bool = True) -> None:
                 fit=fit,
             )
     print_results(results, evaluated(corpus))
-    print(f"\nsaved to {output_dir}/\nuse it: python run_score.py --model {output_dir} --input TEXTS --output SCORES")
+    column = data_args.text_column_name or "text"
+    asked = ["--model", str(output_dir), *(["--text_column_name", column] if column != "text" else [])]
+    print(f"\nsaved to {output_dir}/\nuse it: python run_score.py {shlex.join(asked)} --input TEXTS --output SCORES")
     if args.hub_model_id:
         texts = unshown_texts(corpus, run_args.card_examples)
         hub.push_run(output_dir, args, publish_restricted=run_args.publish_restricted, texts=texts)

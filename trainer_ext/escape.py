@@ -19,7 +19,7 @@ _ENTITY = re.compile(r"&(?=[#\w])")
 _TAG = re.compile(r"<(?![\d\s.=])")  # not "<0.001"
 _CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]+")  # line breaks among them
 # The password of an address, also with a slash in it, but not a port. Azure has keys among the parameters, too.
-_KEY = re.compile(r"(\w+://[^/@:\s]*:)(?!\d*/)[^@\s]*(?=@)|([?&](?:client_secret|sig)=)[^&\s]*")
+_KEY = re.compile(r"(\b\w+://[^/@:\s]*:)(?!\d{2,5}/)[^@\s]*(?=@)|([?&](?:client_secret|sig)=)[^&\s]*")
 _BROKEN = re.compile("[\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 

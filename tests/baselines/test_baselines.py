@@ -155,13 +155,16 @@ def test_t5_trains_predicts_and_goes_on(small_t5, tmp_path, monkeypatch):
 
 def test_t5_carves_validation_rows_and_draws_writers(small_t5, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = "".join(f"{'gate' if i % 2 else 'river'} {i},{'joy' if i % 2 else 'fear'},{i // 2}\n" for i in range(40))
+    rows = "".join(
+        f"{'gate' if i % 2 else 'river'} {i},{'joy' if i % 2 else 'fear'},{int(i**0.5)}\n" for i in range(40)
+    )
     (tmp_path / "rows.csv").write_text("text,label,writer\n" + rows)
     flags = ("--model_name_or_path", small_t5, "--train_file", "rows.csv", "--group_column_name", "writer", "--use_cpu")
     asked = ("--validation_split_percentage", 20, "--bagging", "--save_strategy", "best", "--eval_strategy", "steps")
     call(t5.main, *flags, *asked, "--eval_steps", 1, "--max_steps", 2, "--keep_checkpoints", "--output_dir", "out")
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
-    assert (results["train_rows"], results["validation_rows"]) == (32, 8)
+    assert results["validation_rows"] == 8
+    assert results["train_rows"] != 32, "writers with other numbers of rows are drawn"
 
 
 @pytest.mark.parametrize(

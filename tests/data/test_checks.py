@@ -134,6 +134,10 @@ def test_lists_that_became_text_stop_a_training(check, rows, written):
     assert "to_json" in finding.message
 
 
+def test_labels_in_brackets_are_no_lists(check, rows):
+    assert "labels_joined" not in check(rows.assign(label=[f"[{name}]" for name in rows["label"]]))
+
+
 @pytest.mark.parametrize(
     "names", [("joy", "boy"), ("level 1", "level 2"), ("class a", "class b"), ("-1", "1"), ("😀", "😡")]
 )

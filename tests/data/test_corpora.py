@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import runpy
 import subprocess
@@ -192,11 +193,15 @@ def test_lists_of_names_are_several_classes_and_lists_of_numbers_a_distribution(
     assert corpus.splits["train"]["labels"][:] == [[0.5, 0.5], [1, 0]]
 
 
-def test_an_unlabelled_test_split_stays_unlabelled(write):
+def test_an_unlabelled_test_split_stays_unlabelled(write, caplog):
+    caplog.set_level(logging.INFO)
     train = write("a.jsonl", '{"text": "x", "label": "joy"}\n{"text": "y", "label": "fear"}\n')
     for content in ('{"text": "z"}', '{"text": "z", "label": ""}', '{"text": "z", "label": -1}'):
+        caplog.clear()
         corpus = load_corpus(files={"train": train, "test": write("t.jsonl", content)})
         assert corpus.splits["test"].column_names == ["id", "text"]
+        said = ["no column 'label', so its rows are predicted only"] if "label" not in content else []
+        assert [message.partition("t.jsonl: ")[2] for message in caplog.messages] == said
     corpus = load_corpus(files={"train": train, "test": write("t.csv", "text,label\nx,-1\ny,\n")})
     assert corpus.splits["test"].column_names == ["id", "text"]
     assert corpus.label_names == ["fear", "joy"]

@@ -31,6 +31,8 @@ from texts_emodeberta import beginning, token_budget_batches, truncated
 from trainer_ext.errors import InputError
 from trainer_ext.release.folder_check import check_files
 from trainer_ext.release.handler import EndpointHandler
+from trainer_ext.scoring.scorer import score
+from trainer_ext.scoring.text_stream import Row
 from trainer_ext.training.warm_start import warm_start
 
 TEXTS = [f"{'the river took the road and ' * (i * 7 % 23)}nobody {i}" for i in range(60)]
@@ -112,7 +114,7 @@ def test_no_text_is_read_beyond_the_models_positions(tokenizer):
         with pytest.raises(ValueError, match="max_length is 25; the model reads at most 24 tokens"):
             EmotionPipeline(**parts, **options)
     assert classify(long, max_length=24)[0]["label"]
-    problem = {"label": None, "score": None, "error": "input 1: more than the 24 tokens that the model reads"}
+    problem = {"label": None, "score": None, "error": "input 1: more tokens than the model reads"}
     for options in ({}, {"top_k": None}):
         (wanted,) = classify([short], **options)
         first, second, third, empty = classify([short, long, short, ""], truncation=False, **options)
@@ -120,6 +122,9 @@ def test_no_text_is_read_beyond_the_models_positions(tokenizer):
         assert second == ([problem] if options else problem)
         assert third == close(wanted)
         assert "want a text" in str(empty)
+    rows = [Row(short, None, None), Row(long, None, None)]
+    assert np.isnan(score(classify, rows, None).probabilities).any(axis=1).tolist() == [False, True]
+    assert [row.error for row in rows] == [None, "more tokens than the model reads"]
 
 
 def test_an_ensemble_reads_what_each_of_its_members_reads(fused):
@@ -130,6 +135,9 @@ def test_an_ensemble_reads_what_each_of_its_members_reads(fused):
     assert classify("the river " * 600, max_length=512)[0]["label"]
     with pytest.raises(ValueError, match="max_length is 513; the model reads at most 512 tokens"):
         classify("the river", max_length=513)
+    for tokenizer, most in zip(classify.tokenizers, (1024, 512), strict=True):  # the second is that of the member
+        tokenizer.model_max_length = most
+    assert classify("the river " * 600)[0]["label"]
 
 
 def test_an_endpoint_calls_such_a_length_a_bad_request(finished):

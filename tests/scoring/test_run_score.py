@@ -517,6 +517,8 @@ def test_keys_in_an_address_are_never_shown(finished, tmp_path):
     [
         ("s3://me:secret@bucket/x", "s3://me:***@bucket/x"),
         ("s3://me:q2/s+e=@bucket/x?region=eu", "s3://me:***@bucket/x?region=eu"),
+        ("s3://me:/w2@bucket/x", "s3://me:***@bucket/x"),
+        ("s3://me:7/w2@bucket/x", "s3://me:***@bucket/x"),
         ("abfs://:key@account/x", "abfs://:***@account/x"),
         ("abfs://box@account.dfs.core.windows.net/x?sv=1&sig=a%2F&se=2", None),
         ("abfs://box@account.dfs.core.windows.net/x", None),

@@ -105,14 +105,17 @@ def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path, caplog):
         write(path, WANTED)
     (inside / "_SUCCESS").touch()
     (inside / "more").symlink_to(linked)
-    for link, target in ((inside / "itself", inside), (inside / "above", tmp_path), (linked / "above", tmp_path)):
+    again = [inside / "above", inside / "itself", inside / "same", inside / "more" / "above"]
+    for link, target in zip(again, (tmp_path, inside, linked, tmp_path), strict=True):
         link.symlink_to(target)
+    (inside / "lost+found").mkdir(mode=0)
     os.mkfifo(inside / "pipe.csv")
     with caplog.at_level(logging.WARNING):
         source = open_source(str(inside))
     assert [file["file"] for file in source.files] == ["a.csv", "more/b.jsonl"]
     assert [row.text for row in source] == [text for text, _ in WANTED]
-    (said,) = caplog.messages
+    *circles, said = caplog.messages
+    assert circles == [f"{link}: left out, since it is linked and read already" for link in again]
     assert said.endswith("in: left out 2 files with an underscore before their name or folder, as _a.csv")
 
     (inside / "gone.csv").symlink_to("nowhere.csv")
@@ -123,7 +126,11 @@ def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path, caplog):
 def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "in" / "closed").mkdir(parents=True)
     write(tmp_path / "in" / "a.csv", WANTED)
-    for path, mode in ((tmp_path, 0o755), (tmp_path / "in", 0o755), (tmp_path / "in" / "closed", 0)):
+    for name in ("_aside", "lost+found"):
+        (tmp_path / "disk" / name).mkdir(parents=True)
+    write(tmp_path / "disk" / "a.csv", WANTED)
+    modes = {".": 0o755, "in": 0o755, "in/closed": 0, "disk": 0o755, "disk/_aside": 0, "disk/lost+found": 0}
+    for path, mode in ((tmp_path / name, mode) for name, mode in modes.items()):
         path.chmod(mode)
     monkeypatch.chdir(tmp_path)
     user = os.geteuid()
@@ -131,6 +138,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     try:
         with pytest.raises(InputError, match=r"^in/closed: cannot be read \(.*Permission denied"):
             open_source("in")
+        assert [file["file"] for file in open_source("disk").files] == ["a.csv"]
     finally:
         os.seteuid(user)
 

@@ -218,8 +218,9 @@ def _lengths(rows: _Rows, max_seq_length: int, count_tokens: Callable[[list[str]
     found.append(Finding(level, "lengths", f"{message}{examples(named)}; {about}", named))
     if level == "warning":
         wanted = min(512, 64 * int(np.ceil(most / 64)))
-        if wanted > max_seq_length:
-            kept = f"--max_seq_length {wanted}: {(counts <= wanted).mean():.1%} of the texts then stay whole"
+        whole = (counts <= wanted).mean()
+        if wanted > max_seq_length and whole > (counts <= max_seq_length).mean():
+            kept = f"--max_seq_length {wanted}: {whole:.1%} of the texts then stay whole"
             found.append(Finding("flag", "max_seq_length", kept))
     return found
 

@@ -25,6 +25,7 @@ _DATE = re.compile(
     r"|([0-9]{1,2}\.? )?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?,? ([0-9]{1,2},? )?[0-9]{4}",
     re.IGNORECASE,
 )
+_LIST = re.compile(r"\[\s*(['\"\d-].*)?\]")  # as Python or JSON writes it
 _ACCENTS = frozenset(map(chr, range(0x300, 0x370)))
 _MOST_NAMES = 500  # to compare with one another
 _MISSING = {"nan", "null", "na", "n/a", "#n/a", "<na>", "?", "-", "--", "undefined", "nil", "missing", "unlabeled"}
@@ -113,7 +114,7 @@ def _numbers(present: Mapping[str, int], column: str, other: str) -> list[Findin
 
 def _joined_names(present: Mapping[str, int], column: str) -> list[Finding]:
     """Return a finding about names that are made of other names, as `joy|anger` or `['joy', 'anger']`."""
-    listed = [name for name in present if name.startswith("[") and name.endswith("]")]
+    listed = list(filter(_LIST.fullmatch, present))
     if len(listed) > len(present) / 2:
         rows = sum(present[name] for name in listed)
         message = (

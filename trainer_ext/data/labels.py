@@ -45,7 +45,8 @@ def read_labels(
             raise InputError(f"label {shown_name(twice[0])!r} is named twice; want each once")
     labelled: dict[str, list] = {}
     for split, table in tables.items():
-        if split == "test" and not all(column in table.columns for column in label_columns):
+        if split == "test" and (missing := [column for column in label_columns if column not in table.columns]):
+            logger.info(f"{table.name}: no column {missing[0]!r}, so its rows are predicted only")
             continue
         for column in label_columns:
             check_column(table, column)

@@ -72,23 +72,33 @@ def _local(name: str) -> tuple[None, Path, list[Path] | None]:
         raise not_read(error.filename or path, error) from error
 
 
-def _inside(folder: Path, around: tuple[Path, ...] = ()) -> Iterator[Path]:
+def _inside(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder and its subfolders that are not hidden, and links to files that do not exist.
 
-    Args:
-        around: The real paths of the folders that it was reached through. If it is one of them, or above one, it is a
-            link that goes in a circle, and nothing is yielded.
+    Linked folders come last. Those that were read before, or that go in a circle, are left out with a warning.
     """
-    real = folder.resolve()
-    if any(each.is_relative_to(real) for each in around):
-        return
-    for each in folder.iterdir():
-        if each.name.startswith("."):
+    folders: list[tuple[Path, tuple[Path, ...]]] = [(folder, ())]  # each with the real folders around it
+    links, read = [], set()
+    while folders or links:
+        here, around = folders.pop() if folders else links.pop(0)
+        real = here.resolve()
+        if real in read or any(each.is_relative_to(real) for each in around):
+            logger.warning(f"{readable(here)}: left out, since it is linked and read already")
             continue
-        if each.is_dir():
-            yield from _inside(each, (*around, real))
-        elif each.is_file() or not each.exists():  # and not a pipe, which would wait for a writer
-            yield each
+        read.add(real)
+        try:
+            found = sorted(here.iterdir())
+        except PermissionError:
+            if any(part.startswith("_") for part in here.relative_to(folder).parts):
+                continue  # its files would be set aside
+            raise
+        for each in found:
+            if each.name.startswith(".") or (each.name == "lost+found" and each.is_dir()):
+                continue
+            if each.is_dir():
+                (links if each.is_symlink() else folders).append((each, (*around, real)))
+            elif each.is_file() or not each.exists():  # and not a pipe, which would wait for a writer
+                yield each
 
 
 def _stored(address: str) -> tuple[FileSystem, PurePosixPath, list[PurePosixPath]]:

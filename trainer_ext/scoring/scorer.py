@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from configuration_emodeberta import EmoDebertaConfig, EmoDebertaEnsembleConfig
 from ensemble_emodeberta import EmoDebertaEnsembleForSequenceClassification
 from modeling_emodeberta import EmoDebertaForSequenceClassification
-from pipeline_emodeberta import WINDOW, EmotionPipeline
+from pipeline_emodeberta import TOO_LONG, WINDOW, EmotionPipeline
 from texts_emodeberta import truncated
 
 from ..data.corpus import Corpus
@@ -178,7 +178,8 @@ def load_pipeline(
         of_model = model.config.get_text_config()
         if tokenizer.pad_token is None:  # as of GPT-2 and Llama
             number = of_model.pad_token_id
-            tokenizer.pad_token = tokenizer.eos_token if number is None else tokenizer.convert_ids_to_tokens(number)
+            known = number is not None and 0 <= number < len(tokenizer)
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(number) if known else tokenizer.eos_token
             tokenizer.padding_side = "right"  # where it moves no other token
             if tokenizer.pad_token is None:
                 raise InputError(f"{name}: its tokenizer has no token to pad with, nor one for the end of a text")
@@ -220,7 +221,7 @@ def score(
     config = classify.model.config
     several, ensemble = config.problem_type == "multi_label_classification", hasattr(classify.model, "members")
     probabilities = np.full((len(rows), config.num_labels), np.nan, dtype=np.float32)
-    cut = np.zeros(len(rows), dtype=bool)
+    cut, read = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     disagreement = np.zeros(len(rows), dtype=np.float32) if ensemble else None
     for start in range(0, len(rows), WINDOW):
         window = rows[start : start + WINDOW]
@@ -233,6 +234,7 @@ def score(
         cut[usable] = truncated(encoded) | np.array([rows[place].cut for place in usable])
         for positions, outputs in classify.batches(encoded, tokens_per_batch, ensemble):
             places, logits = usable[positions], outputs["logits"].float()
+            read[places] = True
             probabilities[places] = (logits.sigmoid() if several else logits.softmax(dim=-1)).numpy()
             if ensemble:
                 differs = outputs["member_logits"].argmax(dim=-1) != logits.argmax(dim=-1, keepdim=True)
@@ -241,7 +243,8 @@ def score(
                 progress.update(len(places) * step)
     for place in np.flatnonzero(np.isnan(probabilities).any(axis=1)):
         if rows[place].error is None:
-            rows[place] = rows[place]._replace(error="the model gives no number (NaN); try another --dtype")
+            problem = "the model gives no number (NaN); try another --dtype" if read[place] else TOO_LONG
+            rows[place] = rows[place]._replace(error=problem)
     # The library's own classifiers have neither of the two.
     thresholds, abstain_below = getattr(config, "label_thresholds", None), getattr(config, "abstain_below", None)
     return Scores(probabilities, several, cut, disagreement, thresholds, abstain_below)
