@@ -115,7 +115,7 @@ def test_no_file_of_a_folder_is_left_out_without_a_word(tmp_path, caplog):
     assert [file["file"] for file in source.files] == ["a.csv", "more/b.jsonl"]
     assert [row.text for row in source] == [text for text, _ in WANTED]
     *circles, said = caplog.messages
-    assert circles == [f"{link}: left out, since it is linked and read already" for link in again]
+    assert circles == [f"{link}: left out, since it links back to what is read already" for link in again]
     assert said.endswith("in: left out 2 files with an underscore before their name or folder, as _a.csv")
 
     (inside / "gone.csv").symlink_to("nowhere.csv")

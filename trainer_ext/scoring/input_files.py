@@ -83,7 +83,7 @@ def _inside(folder: Path) -> Iterator[Path]:
         here, around = folders.pop() if folders else links.pop(0)
         real = here.resolve()
         if real in read or any(each.is_relative_to(real) for each in around):
-            logger.warning(f"{readable(here)}: left out, since it is linked and read already")
+            logger.warning(f"{readable(here)}: left out, since it links back to what is read already")
             continue
         read.add(real)
         try:
